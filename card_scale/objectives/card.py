@@ -1,0 +1,222 @@
+"""CARD (arXiv 2601.22031): next-token prediction from a corrupted prefix, masks in a soft tail, context-aware weights.
+
+Every position is predicted, masked or not, from the corrupted tokens strictly before it; the weight of a prediction
+falls with the masks close before it. The cost over plain autoregressive training is what stands in this file.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+
+from card_scale.errors import ConfigurationError
+from card_scale.objectives import noise
+from card_scale.objectives.base import Objective, ObjectiveBatch, clean_next_token_batch
+
+MASKINGS = ("soft_tail", "uniform")
+SMALLEST_BETA = 1e-6
+"""Below it a position without masks would drown all others in float32."""
+
+
+def soft_tail_mask(noise_level: torch.Tensor, uniforms: torch.Tensor, tail_factor: float = 1.5) -> torch.Tensor:
+    """Masks concentrated in the tail, harder to guess than scattered ones but with clean tokens left among them.
+
+    ``noise_level`` [B] in [0, 1], ``uniforms`` [B, L] in [0, 1) → bool [B, L] with exactly
+    N = max(1, floor(L * noise_level)) masks in each row, all within the last
+    W = min(L, max(N, floor(tail_factor * N))) positions: those with the N smallest uniforms there, ties to the lower
+    position. Both products are taken in float64. Raises ValueError if L is 0, where no mask fits.
+    """
+    length = _length(uniforms)
+    count = _mask_count(noise_level, length)
+    window = torch.maximum(count, (tail_factor * count).floor()).clamp(max=length)
+    return _mask_smallest(uniforms, count, window)
+
+
+def uniform_mask(noise_level: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The ablation of the soft tail: as many masks, anywhere.
+
+    ``noise_level`` [B] in [0, 1], ``uniforms`` [B, L] → bool [B, L] with exactly N = max(1, floor(L * noise_level))
+    masks in each row, those with the N smallest uniforms. Raises ValueError if L is 0.
+    """
+    length = _length(uniforms)
+    count = _mask_count(noise_level, length)
+    return _mask_smallest(uniforms, count, torch.full_like(count, length))
+
+
+def context_weights(masked: torch.Tensor, decay: float = 0.5, beta: float = 1.0) -> torch.Tensor:
+    """Weight of the prediction made at each input position, from the masks at and before it.
+
+    ``masked`` bool [B, L] → float32 [B, L]: 1 / (beta + S_j) with S_j = C_j + (1 - decay) * S_{j-1} and
+    C_j = masked_j * (1 + masked_{j-1}), so a mask after a mask counts double. Input position j predicts token j + 1, so
+    the weight sees nothing the prediction does not. Without masks the weight is 1 / beta.
+    """
+    current = masked.to(torch.float32)
+    ambiguity = current.clone()
+    ambiguity[:, 1:] += current[:, 1:] * current[:, :-1]
+
+    # The recurrence by doubling: after a pass, each position holds the sum over twice as many predecessors. Passes that
+    # could only add what float32 cannot see next to beta are left out (decay 0.5: five passes whatever the length).
+    # Multiplication and addition stay two operations: fused on some elements only, they would let a weight's last bit
+    # depend on its place in the batch.
+    keep = 1.0 - decay
+    length = masked.shape[1]
+    largest = 2.0 * min(float(length), 1.0 / decay if decay > 0 else math.inf)
+    reach = 1
+    while reach < length and largest * keep**reach > beta * 2.0**-26:
+        further = ambiguity.clone()
+        further[:, reach:] += ambiguity[:, :-reach] * keep**reach
+        ambiguity = further
+        reach *= 2
+    return (ambiguity + beta).reciprocal()
+
+
+class MaskedTail(NamedTuple):
+    """A block of masks at the end of clean tokens, as parallel decoding sees it."""
+
+    batch: ObjectiveBatch
+    output_positions: torch.Tensor
+    """int64 [count + 1]: the output that predicts the k-th token of the block, k = 1 ... count + 1; it follows k - 1
+    masks."""
+
+
+@dataclass(frozen=True)
+class CardObjective(Objective):
+    """CARD and its ablations. Raises ConfigurationError, naming the key, for values outside the stated ranges."""
+
+    name: ClassVar[str] = "card"
+    attention: ClassVar[str] = "causal"
+
+    tail_factor: float = 1.5
+    """Width of the masked tail as a multiple of the number of masks, at least 1; 1 is a solid block."""
+    decay: float = 0.5
+    """How fast the effect of a mask on later weights fades, in [0, 1]; 1 looks at the last input only."""
+    beta: float = 1.0
+    """Above 0; the weight without masks is 1 / beta."""
+    reweight: bool = True
+    """False gives every position weight 1."""
+    masking: str = "soft_tail"
+    """``soft_tail``, or ``uniform`` for masks anywhere."""
+    min_noise: float = 0.0
+    """Noise levels are uniform in [min_noise, max_noise)."""
+    max_noise: float = 1.0
+    mask_id: int = 4
+    """Token id of [MASK]."""
+
+    def __post_init__(self) -> None:
+        _check_number("tail_factor", self.tail_factor, 1, math.inf)
+        _check_number("decay", self.decay, 0, 1)
+        _check_number("beta", self.beta, SMALLEST_BETA, math.inf)
+        _check_number("min_noise", self.min_noise, 0, 1)
+        _check_number("max_noise", self.max_noise, self.min_noise, 1)
+        if not isinstance(self.reweight, bool):
+            raise ConfigurationError(f"objective.reweight is {self.reweight!r}; valid are true and false")
+        if self.masking not in MASKINGS:
+            raise ConfigurationError(f"objective.masking is {self.masking!r}; valid are {', '.join(MASKINGS)}")
+
+    def corrupt(
+        self, tokens: torch.Tensor, sample_ids: torch.Tensor, epochs: torch.Tensor, seed: int
+    ) -> ObjectiveBatch:
+        """The training batch of ``tokens`` int64 [B, L + 1], a pure function of its arguments.
+
+        Each sample has its own noise level. The first input is never masked, since the model needs one clean token to
+        start from. Raises ConfigurationError if L is 1, where no other input is left.
+        """
+        draw = noise.uniforms(seed, sample_ids, epochs, 1, noise.Stream.NOISE_LEVEL)[:, 0].double()
+        noise_level = (self.min_noise + (self.max_noise - self.min_noise) * draw).to(torch.float32)
+        masked = self._masked(tokens, noise_level, seed, sample_ids, epochs, noise.Stream.MASK)
+        weights = context_weights(masked, self.decay, self.beta) if self.reweight else None
+        return self._with_masks(tokens, masked, noise_level, weights)
+
+    def clean(self, tokens: torch.Tensor) -> ObjectiveBatch:
+        """``tokens`` int64 [B, L + 1] without masks and with weight 1: the exact likelihood, left to right."""
+        return clean_next_token_batch(tokens)
+
+    def at_noise_level(
+        self, tokens: torch.Tensor, sample_ids: torch.Tensor, noise_level: torch.Tensor, seed: int
+    ) -> ObjectiveBatch:
+        """An evaluation batch at given noise levels, every weight 1 so that its mean loss is the plain cross-entropy.
+
+        ``tokens`` int64 [B, L + 1], ``sample_ids`` int64 [B], ``noise_level`` float [B] in [0, 1]. A sample has the
+        same uniforms at every level, step and epoch, so that two evaluations differ by what is compared, not by the
+        draw. Raises ConfigurationError if L is 1.
+        """
+        epochs = torch.zeros_like(sample_ids)
+        masked = self._masked(tokens, noise_level, seed, sample_ids, epochs, noise.Stream.EVALUATION)
+        return self._with_masks(tokens, masked, noise_level.to(torch.float32), None)
+
+    def masked_tail(self, tokens: torch.Tensor, count: int) -> MaskedTail:
+        """``tokens`` int64 [B, L + 1] with the last ``count`` inputs masked, every weight 1.
+
+        This is what the first forward pass over a block of K = count + 1 tokens sees in parallel decoding: clean
+        tokens, then K - 1 masks. Raises ValueError unless 0 <= count <= L - 1.
+        """
+        length = tokens.shape[1] - 1
+        if not 0 <= count <= length - 1:
+            raise ValueError(f"count must be from 0 to {length - 1} for {length} inputs, got {count}")
+        positions = torch.arange(length, device=tokens.device)
+        masked = (positions >= length - count).repeat(tokens.shape[0], 1)
+        share = count / (length - 1) if count else 0.0
+        noise_level = torch.full((tokens.shape[0],), share, dtype=torch.float32, device=tokens.device)
+        return MaskedTail(self._with_masks(tokens, masked, noise_level, None), positions[length - 1 - count :])
+
+    def _masked(
+        self,
+        tokens: torch.Tensor,
+        noise_level: torch.Tensor,
+        seed: int,
+        sample_ids: torch.Tensor,
+        epochs: torch.Tensor,
+        stream: noise.Stream,
+    ) -> torch.Tensor:
+        """bool [B, L]: the masked inputs, never the first."""
+        maskable = tokens.shape[1] - 2
+        if maskable < 1:
+            raise ConfigurationError(f"model.length is {tokens.shape[1] - 1}; objective.name card needs at least 2")
+        draws = noise.uniforms(seed, sample_ids, epochs, maskable, stream)
+        if self.masking == "soft_tail":
+            masked = soft_tail_mask(noise_level, draws, self.tail_factor)
+        else:
+            masked = uniform_mask(noise_level, draws)
+        return torch.nn.functional.pad(masked, (1, 0), value=False)
+
+    def _with_masks(
+        self, tokens: torch.Tensor, masked: torch.Tensor, noise_level: torch.Tensor, weights: torch.Tensor | None
+    ) -> ObjectiveBatch:
+        """The next-token batch of ``tokens`` with [MASK] at ``masked``; weight 1 where no weights are given."""
+        clean = clean_next_token_batch(tokens)
+        return clean._replace(
+            inputs=clean.inputs.masked_fill(masked, self.mask_id),
+            masked=masked,
+            noise_level=noise_level,
+            weights=clean.weights if weights is None else weights,
+        )
+
+
+def _length(uniforms: torch.Tensor) -> int:
+    """Number of positions, which must not be 0."""
+    if uniforms.shape[1] == 0:
+        raise ValueError("at least one position is needed to place a mask, got uniforms of shape [B, 0]")
+    return uniforms.shape[1]
+
+
+def _mask_count(noise_level: torch.Tensor, length: int) -> torch.Tensor:
+    """float64 [B]: max(1, floor(length * noise_level)), an integer value."""
+    return (length * noise_level.double()).floor().clamp(min=1, max=length)
+
+
+def _mask_smallest(uniforms: torch.Tensor, count: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """bool [B, L]: the ``count`` smallest uniforms among the last ``window`` positions of each row."""
+    position = torch.arange(uniforms.shape[1], device=uniforms.device)
+    outside = position < uniforms.shape[1] - window.unsqueeze(1)
+    order = uniforms.masked_fill(outside, 2.0).argsort(dim=1, stable=True)
+    chosen = position < count.unsqueeze(1)
+    return torch.empty_like(chosen).scatter_(1, order, chosen)
+
+
+def _check_number(key: str, value: object, low: float, high: float) -> None:
+    """Raises ConfigurationError unless ``value`` is a finite number from ``low`` to ``high``."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and low <= value <= high):
+        valid = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
+        raise ConfigurationError(f"objective.{key} is {value!r}; valid is a finite number {valid}")

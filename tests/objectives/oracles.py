@@ -1,0 +1,48 @@
+"""Independent restatements of the objectives in plain Python floats (float64), one position at a time."""
+
+import math
+
+
+def soft_tail_mask(noise_level: float, uniforms: list[float], tail_factor: float) -> list[bool]:
+    length = len(uniforms)
+    count = max(1, math.floor(length * noise_level))
+    window = min(length, max(count, math.floor(tail_factor * count)))
+    candidates = sorted(range(length - window, length), key=lambda position: (uniforms[position], position))
+    chosen = set(candidates[:count])
+    return [position in chosen for position in range(length)]
+
+
+def uniform_mask(noise_level: float, uniforms: list[float]) -> list[bool]:
+    length = len(uniforms)
+    count = max(1, math.floor(length * noise_level))
+    chosen = set(sorted(range(length), key=lambda position: (uniforms[position], position))[:count])
+    return [position in chosen for position in range(length)]
+
+
+def context_weights(masked: list[bool], decay: float, beta: float) -> list[float]:
+    weights = []
+    ambiguity = 0.0
+    before = False
+    for mask in masked:
+        cost = 0.0 if not mask else 2.0 if before else 1.0
+        ambiguity = cost + (1.0 - decay) * ambiguity
+        weights.append(1.0 / (beta + ambiguity))
+        before = mask
+    return weights
+
+
+def cross_entropy(logits: list[float], target: int) -> float:
+    top = max(logits)
+    return top + math.log(math.fsum(math.exp(logit - top) for logit in logits)) - logits[target]
+
+
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10 in Python integers, as in the paper: two multiplications, halves swapped, ten rounds."""
+    c = list(counter)
+    k = list(key)
+    for _ in range(10):
+        high0, low0 = divmod(0xD2511F53 * c[0], 2**32)
+        high1, low1 = divmod(0xCD9E8D57 * c[2], 2**32)
+        c = [high1 ^ c[1] ^ k[0], low1, high0 ^ c[3] ^ k[1], low0]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return tuple(c)
