@@ -1,0 +1,415 @@
+"""The run configuration: one typed tree, read from YAML and dotted overrides, every contradiction an error.
+
+Nothing here imports torch, so ``--help``, ``--print-config`` and every refusal that needs no data answer at once.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from card_scale.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = "runs/default"
+    """Run directory: checkpoints, metrics, TensorBoard."""
+    seed: int = 1234
+    """Seed of initialisation, data order and noise."""
+    timeout_seconds: int = 600
+    """Time limit of a collective; a rank that waits longer ends the job."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    layers: int = 4
+    """Transformer layers."""
+    hidden: int = 192
+    """Hidden size."""
+    heads: int = 6
+    """Attention heads; hidden / heads is the head size."""
+    ffn: int = 512
+    """Inner size of the gated feed-forward network."""
+    length: int = 256
+    """Context length L: input tokens of a sample."""
+    tie_embeddings: bool = False
+    """Use the input embedding as output head."""
+    dropout: float = 0.0
+    """Dropout on the embedding and on both residual branches of a layer."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    name: Literal["card", "ar"] = "card"
+    """Training objective."""
+    tail_factor: float = 1.5
+    """card: masks fall into the last tail_factor * N positions (N masks)."""
+    decay: float = 0.5
+    """card: decay p of the ambiguity S along the context."""
+    beta: float = 1.0
+    """card: offset in the weight 1 / (beta + S)."""
+    reweight: bool = True
+    """card: weight the loss by context; false gives every position weight 1."""
+    masking: Literal["soft_tail", "uniform"] = "soft_tail"
+    """card: where the masks fall."""
+    min_noise: float = 0.0
+    """card: lower end of the noise level's range."""
+    max_noise: float = 1.0
+    """card: upper end of the noise level's range."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = ""
+    """Dataset directory written by tools/data.py build."""
+    validation: str | None = None
+    """Dataset directory whose validation split is evaluated; by default data.path."""
+    validation_samples: int = 0
+    """Validation samples per evaluation; 0 takes them all."""
+    unique_tokens: int | None = None
+    """Keep only the first so many tokens of the training stream."""
+    epochs: float | None = None
+    """Training length in epochs, instead of train.steps."""
+    reshuffle: bool = True
+    """Permute the samples anew in each epoch."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    tensor: int = 1
+    """Tensor-parallel size."""
+    pipeline: int = 1
+    """Pipeline-parallel size."""
+    virtual_pipeline: int = 1
+    """Model chunks per pipeline stage (interleaved 1F1B when above 1)."""
+    sequence: bool = False
+    """Sequence parallelism: shard activations between tensor-parallel regions along the sequence."""
+    engine: Literal["deepspeed", "fsdp2"] = "deepspeed"
+    """Sharding engine over the data-parallel ranks."""
+    zero: int | None = None
+    """DeepSpeed ZeRO stage 0-3 (default 3); under fsdp2 sharding is always full and only 3 is accepted."""
+    deepspeed: str | None = None
+    """DeepSpeed JSON file; "auto" values are filled from this configuration."""
+    recompute: Literal["none", "full"] = "none"
+    """Recompute each layer's activations in the backward pass."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    lr: float = 3e-4
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the schedule."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Learning-rate schedule after warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; norms have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights; 0 keeps none."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int | None = None
+    """Updates to make (or data.epochs)."""
+    global_batch: int = 8
+    """Sequences per update over all ranks."""
+    micro_batch: int = 1
+    """Sequences per data-parallel rank and forward pass."""
+    log_every: int = 10
+    """Steps between log lines."""
+    eval_every: int = 0
+    """Steps between evaluations; 0 evaluates before the first and after the last step."""
+    save_every: int = 0
+    """Steps between checkpoints; 0 saves at the end only."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the forward and backward pass; the optimizer always holds fp32 weights."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration of a run. Build it with :func:`load`; :meth:`check` has then passed."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration as YAML that :func:`load` reads back unchanged."""
+        tree = dataclasses.asdict(self)
+        tree["optimizer"]["betas"] = list(tree["optimizer"]["betas"])
+        return yaml.safe_dump(tree, sort_keys=False)
+
+    def check(self) -> None:
+        """Raise ConfigurationError for values that are impossible whatever the world size."""
+        _check_ranges(self)
+        _check_combinations(self)
+
+
+MEGATRON_ALIASES = {
+    "tensor-model-parallel-size": "parallel.tensor",
+    "pipeline-model-parallel-size": "parallel.pipeline",
+    "sequence-parallel": "parallel.sequence",
+    "deepspeed-config": "parallel.deepspeed",
+    "num-layers": "model.layers",
+    "hidden-size": "model.hidden",
+    "num-attention-heads": "model.heads",
+    "ffn-hidden-size": "model.ffn",
+    "seq-length": "model.length",
+    "hidden-dropout": "model.dropout",
+    "micro-batch-size": "train.micro_batch",
+    "global-batch-size": "train.global_batch",
+    "train-iters": "train.steps",
+    "log-interval": "train.log_every",
+    "eval-interval": "train.eval_every",
+    "save-interval": "train.save_every",
+    "bf16": "train.precision",
+    "lr": "optimizer.lr",
+    "min-lr": "optimizer.min_lr",
+    "lr-decay-style": "optimizer.schedule",
+    "lr-warmup-iters": "optimizer.warmup_steps",
+    "weight-decay": "optimizer.weight_decay",
+    "adam-eps": "optimizer.eps",
+    "clip-grad": "optimizer.clip",
+    "seed": "run.seed",
+    "save": "run.dir",
+    "data-path": "data.path",
+}
+"""Megatron-LM's long options and the keys they set."""
+
+_MEGATRON_FLAGS = {"sequence-parallel": True, "bf16": "bf16"}
+"""Options without a value, and the value that they set."""
+
+
+def load(path: str | Path, overrides: list[str]) -> Config:
+    """Read a YAML file and apply overrides (``group.key=value`` or Megatron's ``--option value``), in order.
+
+    Raises ConfigurationError naming the file or key, the value and what would be valid.
+    """
+    tree: dict[str, dict[str, Any]] = {}
+    origin = str(path)
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"configuration file {path} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(f"configuration file {path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"configuration file {path} holds {type(content).__name__}, not groups of keys")
+    for group, keys in content.items():
+        _group_type(group, origin)
+        if not isinstance(keys, dict):
+            raise ConfigurationError(f"{origin}: {group} holds {keys!r}, not keys; valid: {_names(_group_type(group))}")
+        tree[group] = {key: _typed(f"{group}.{key}", value, origin) for key, value in keys.items()}
+    for dotted, value in _parse_overrides(overrides):
+        group, _, key = dotted.partition(".")
+        _group_type(group, "command line")
+        tree.setdefault(group, {})[key] = _typed(dotted, value, "command line")
+    config = Config(**{group: _group_type(group)(**keys) for group, keys in tree.items()})
+    config.check()
+    return config
+
+
+def _parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
+    """Return (dotted key, YAML value) for each override."""
+    pairs = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument.startswith("--"):
+            name, has_value, text = argument[2:].partition("=")
+            name = name.replace("_", "-")
+            if name not in MEGATRON_ALIASES:
+                raise ConfigurationError(f"unknown option {argument}{nearest(name, MEGATRON_ALIASES)}")
+            if name in _MEGATRON_FLAGS and not has_value:
+                pairs.append((MEGATRON_ALIASES[name], _MEGATRON_FLAGS[name]))
+                continue
+            if not has_value:
+                if not rest:
+                    raise ConfigurationError(f"option {argument} needs a value")
+                text = rest.pop(0)
+            key = MEGATRON_ALIASES[name]
+        else:
+            key, equals, text = argument.partition("=")
+            if not equals:
+                raise ConfigurationError(f"override {argument!r} is not of the form group.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigurationError(f"override {key}={text!r} is not a YAML value") from None
+        pairs.append((key, value.lower() if key == "optimizer.schedule" and isinstance(value, str) else value))
+    return pairs
+
+
+def _names(group: type) -> str:
+    return ", ".join(f.name for f in dataclasses.fields(group))
+
+
+def nearest(name: str, valid: Any) -> str:
+    """Return a hint with the nearest valid name, or with all of them where none is near."""
+    near = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; valid: {', '.join(sorted(valid))}"
+
+
+def _group_type(group: str, origin: str = "") -> type:
+    groups = {f.name: f.type for f in dataclasses.fields(Config)}
+    if group not in groups:
+        raise ConfigurationError(f"{origin}: unknown group {group!r}{nearest(group, groups)}")
+    return groups[group]
+
+
+def _typed(dotted: str, value: Any, origin: str) -> Any:
+    """Return the value converted to the key's type, or raise naming key, value and type."""
+    group, _, key = dotted.partition(".")
+    hints = typing.get_type_hints(_group_type(group, origin))
+    if key not in hints:
+        raise ConfigurationError(f"{origin}: unknown key {dotted}{nearest(key, hints)}")
+    converted, expected = _convert(hints[key], value)
+    if converted is _INVALID:
+        raise ConfigurationError(f"{origin}: {dotted} is {value!r}; it takes {expected}")
+    return converted
+
+
+_INVALID = object()
+
+
+def _convert(hint: Any, value: Any) -> tuple[Any, str]:
+    """Return (value as the hinted type or _INVALID, what the type is called)."""
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType:
+        inner = next(a for a in typing.get_args(hint) if a is not type(None))
+        if value is None:
+            return None, ""
+        converted, expected = _convert(inner, value)
+        return converted, f"{expected} or null"
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        return (value if value in choices else _INVALID), " | ".join(choices)
+    if origin is tuple:
+        valid = isinstance(value, list | tuple) and len(value) == 2
+        numbers = [_convert(float, v)[0] for v in value] if valid else [_INVALID]
+        return (_INVALID if _INVALID in numbers else tuple(numbers)), "a list of two numbers"
+    if hint is bool:
+        return (value if isinstance(value, bool) else _INVALID), "true or false"
+    if hint is int:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return (value if whole else _INVALID), "a whole number"
+    if hint is float:
+        # YAML reads 3e-4 (no dot) as text; whoever writes it means the number.
+        try:
+            number = _INVALID if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = _INVALID
+        return (number if number is _INVALID or math.isfinite(number) else _INVALID), "a number"
+    return (value if isinstance(value, str) else _INVALID), "text"
+
+
+def _check_ranges(config: Config) -> None:
+    def require(key: str, valid: bool, expected: str) -> None:
+        if not valid:
+            group, _, name = key.partition(".")
+            raise ConfigurationError(f"{key} is {getattr(getattr(config, group), name)!r}; it must be {expected}")
+
+    for group, names in {
+        "model": ("layers", "hidden", "heads", "ffn", "length"),
+        "parallel": ("tensor", "pipeline", "virtual_pipeline"),
+        "train": ("global_batch", "micro_batch", "log_every"),
+        "run": ("timeout_seconds",),
+    }.items():
+        for name in names:
+            require(f"{group}.{name}", getattr(getattr(config, group), name) >= 1, "at least 1")
+    require("model.length", config.model.length >= 2, "at least 2")
+    require("model.dropout", 0.0 <= config.model.dropout < 1.0, "in [0, 1)")
+    require("run.dir", bool(config.run.dir), "a directory name")
+    require("run.seed", 0 <= config.run.seed < 2**63, "in [0, 2^63)")
+    require("objective.tail_factor", config.objective.tail_factor >= 1.0, "at least 1")
+    require("objective.decay", 0.0 <= config.objective.decay <= 1.0, "in [0, 1]")
+    require("objective.beta", config.objective.beta > 0.0, "above 0")
+    require("objective.min_noise", 0.0 <= config.objective.min_noise <= 1.0, "in [0, 1]")
+    require("objective.max_noise", 0.0 <= config.objective.max_noise <= 1.0, "in [0, 1]")
+    require("data.path", bool(config.data.path), "a dataset directory written by tools/data.py build")
+    require("data.validation_samples", config.data.validation_samples >= 0, "0 (all) or more")
+    unique_tokens, epochs = config.data.unique_tokens, config.data.epochs
+    require("data.unique_tokens", unique_tokens is None or unique_tokens > config.model.length, "above model.length")
+    require("data.epochs", epochs is None or epochs > 0, "above 0")
+    require("parallel.zero", config.parallel.zero in (None, 0, 1, 2, 3), "0, 1, 2 or 3")
+    require("optimizer.lr", config.optimizer.lr > 0, "above 0")
+    require("optimizer.min_lr", 0 <= config.optimizer.min_lr <= config.optimizer.lr, "between 0 and optimizer.lr")
+    require("optimizer.warmup_steps", config.optimizer.warmup_steps >= 0, "0 or more")
+    require("optimizer.weight_decay", config.optimizer.weight_decay >= 0, "0 or more")
+    require("optimizer.betas", all(0 <= b < 1 for b in config.optimizer.betas), "two numbers in [0, 1)")
+    require("optimizer.eps", config.optimizer.eps > 0, "above 0")
+    require("optimizer.clip", config.optimizer.clip >= 0, "0 (no clipping) or more")
+    require("optimizer.ema", 0 <= config.optimizer.ema < 1, "in [0, 1)")
+    require("train.steps", config.train.steps is None or config.train.steps >= 1, "at least 1")
+    require("train.eval_every", config.train.eval_every >= 0, "0 or more")
+    require("train.save_every", config.train.save_every >= 0, "0 or more")
+
+
+def _check_combinations(config: Config) -> None:
+    model, parallel, train = config.model, config.parallel, config.train
+    if model.hidden % model.heads:
+        raise ConfigurationError(f"model.hidden {model.hidden} is not divisible by model.heads {model.heads}")
+    if model.hidden // model.heads % 2:
+        raise ConfigurationError(
+            f"model.hidden / model.heads is {model.hidden // model.heads}; rotary positions need an even head size"
+        )
+    for key, size in (("model.heads", model.heads), ("model.ffn", model.ffn)):
+        if size % parallel.tensor:
+            raise ConfigurationError(f"{key} {size} is not divisible by parallel.tensor {parallel.tensor}")
+    chunks = parallel.pipeline * parallel.virtual_pipeline
+    if model.layers % chunks:
+        raise ConfigurationError(
+            f"model.layers {model.layers} is not divisible by parallel.pipeline {parallel.pipeline} "
+            f"x parallel.virtual_pipeline {parallel.virtual_pipeline}"
+        )
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        raise ConfigurationError(
+            f"parallel.virtual_pipeline {parallel.virtual_pipeline} interleaves pipeline stages, "
+            "but parallel.pipeline is 1; set parallel.pipeline to 2 or more"
+        )
+    if parallel.sequence and parallel.tensor == 1:
+        raise ConfigurationError("parallel.sequence is true but parallel.tensor is 1; it needs 2 or more")
+    if parallel.sequence and model.length % parallel.tensor:
+        raise ConfigurationError(
+            f"model.length {model.length} is not divisible by parallel.tensor {parallel.tensor}, "
+            "which parallel.sequence needs"
+        )
+    if parallel.engine == "fsdp2" and parallel.zero not in (None, 3):
+        raise ConfigurationError(
+            f"parallel.zero is {parallel.zero} but parallel.engine fsdp2 always shards fully; leave parallel.zero out"
+        )
+    if parallel.engine == "fsdp2" and parallel.deepspeed is not None:
+        raise ConfigurationError(
+            f"parallel.deepspeed is {parallel.deepspeed!r} but parallel.engine is fsdp2; use one of the two"
+        )
+    if config.objective.min_noise > config.objective.max_noise:
+        raise ConfigurationError(
+            f"objective.min_noise {config.objective.min_noise} is above objective.max_noise "
+            f"{config.objective.max_noise}"
+        )
+    if train.steps is None and config.data.epochs is None:
+        raise ConfigurationError("neither train.steps nor data.epochs is given; set one of the two")
+    if train.global_batch % train.micro_batch:
+        raise ConfigurationError(
+            f"train.global_batch {train.global_batch} is not divisible by train.micro_batch {train.micro_batch}"
+        )

@@ -1,0 +1,131 @@
+"""DeepSpeed's JSON file: "auto" values filled from the run's configuration, contradictions refused.
+
+Pure: a dictionary in, a dictionary out. What card_scale decides itself (optimizer, schedule, batch sizes) may stand in
+the file only as "auto" or with the run's own value.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from card_scale.config import Config, nearest
+from card_scale.errors import ConfigurationError
+
+ALLOWED_KEYS = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "bf16",
+    "zero_optimization",
+    "communication_data_type",
+    "wall_clock_breakdown",
+    "steps_per_print",
+    "memory_breakdown",
+    "comms_logger",
+    "aio",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+}
+"""Top-level keys with a meaning here; others (optimizer, scheduler, fp16, ...) would contradict the configuration."""
+
+
+def read(path: str) -> dict[str, Any]:
+    """Return the file's dictionary; ConfigurationError names the file where it is missing or no JSON object."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"parallel.deepspeed: file {path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(f"parallel.deepspeed: file {path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"parallel.deepspeed: file {path} holds {type(content).__name__}, not a JSON object")
+    return content
+
+
+def zero_stage(config: Config) -> int:
+    """Return the ZeRO stage of a deepspeed run: ``parallel.zero``, else the JSON file's, else 3."""
+    if config.parallel.zero is not None:
+        return config.parallel.zero
+    if config.parallel.deepspeed is not None:
+        stage = read(config.parallel.deepspeed).get("zero_optimization", {}).get("stage", 3)
+        if isinstance(stage, int):
+            return stage
+    return 3
+
+
+def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[str, Any]:
+    """Return the dictionary for ``deepspeed.initialize``.
+
+    Args:
+        config: the run's configuration.
+        data_parallel: data-parallel size.
+        stage_parameters: parameters of this rank's pipeline stage, for the bucket sizes.
+
+    Raises:
+        ConfigurationError: for an unknown key, or a value that is not the run's, naming both.
+    """
+    path = config.parallel.deepspeed
+    content = read(path) if path is not None else {}
+    for key in content:
+        if key not in ALLOWED_KEYS:
+            raise ConfigurationError(f"{path}: key {key!r} is not supported{nearest(key, ALLOWED_KEYS)}")
+    zero = content.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigurationError(f"{path}: zero_optimization is {zero!r}, not a JSON object")
+    stage = zero_stage(config)
+    bf16 = config.train.precision == "bf16"
+    micro_batch, global_batch = config.train.micro_batch, config.train.global_batch
+    accumulation = global_batch // (micro_batch * data_parallel)
+    # The schedule owns the micro-batches: DeepSpeed sees one accumulation step, and step() is the boundary.
+    content.setdefault("gradient_accumulation_steps", "auto")
+    fixed = {
+        ("train_batch_size",): (global_batch, "train.global_batch"),
+        ("train_micro_batch_size_per_gpu",): (micro_batch, "train.micro_batch"),
+        ("gradient_accumulation_steps",): (
+            accumulation,
+            f"train.global_batch / (train.micro_batch x {data_parallel} data-parallel ranks)",
+        ),
+        ("gradient_clipping",): (config.optimizer.clip, "optimizer.clip"),
+        ("bf16", "enabled"): (bf16, f"train.precision {config.train.precision}"),
+        ("zero_optimization", "stage"): (stage, "parallel.zero"),
+    }
+    for keys, (value, source) in fixed.items():
+        found = content
+        for key in keys:
+            found = found.get(key, "auto") if isinstance(found, dict) else found
+        if found not in ("auto", value):
+            raise ConfigurationError(
+                f"{path}: {'.'.join(keys)} is {found!r}, but {source} is {value!r}; make them equal"
+            )
+    bucket = min(500_000_000, max(stage_parameters, 1))
+    automatic = {
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "stage3_prefetch_bucket_size": min(50_000_000, bucket),
+        "stage3_param_persistence_threshold": 10 * config.model.hidden,
+        "overlap_comm": False,
+    }
+    for key, value in zero.items():
+        if value == "auto" and key not in automatic and key != "stage":
+            raise ConfigurationError(
+                f'{path}: zero_optimization.{key} is "auto"; only these can be: {", ".join(sorted(automatic))}, stage'
+            )
+    filled = {key: automatic[key] if value == "auto" else value for key, value in zero.items() if key != "stage"}
+    passed_on = {key: value for key, value in content.items() if key not in {k[0] for k in fixed} and value != "auto"}
+    resolved = {
+        "steps_per_print": 10**9,
+        "zero_force_ds_cpu_optimizer": False,
+        **passed_on,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.optimizer.clip,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {**automatic, **filled, "stage": stage},
+    }
+    if bf16:
+        resolved["bf16"] = {**(content.get("bf16") or {}), "enabled": True}
+        resolved["data_types"] = {"grad_accum_dtype": "fp32"}
+        resolved.setdefault("communication_data_type", "fp32")
+    return resolved

@@ -1,0 +1,25 @@
+"""RMSNorm for activations that may be sharded along the sequence."""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension.
+
+    Megatron's torch norm refuses sequence parallelism. Under it every tensor-parallel rank sees other positions, so the
+    gradient of the replicated weight must be summed over the tensor-parallel group, which
+    ``copy_to_tensor_model_parallel_region`` does in the backward pass.
+    """
+
+    def __init__(self, hidden: int, sequence_parallel: bool, epsilon: float = 1e-5, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden, dtype=dtype))
+        self.sequence_parallel = sequence_parallel
+        self.epsilon = epsilon
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        weight = copy_to_tensor_model_parallel_region(self.weight) if self.sequence_parallel else self.weight
+        return F.rms_norm(hidden_states, weight.shape, weight, self.epsilon)

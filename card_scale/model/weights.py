@@ -1,0 +1,92 @@
+"""Where each local parameter lies in the whole model: the coordinates of initialisation and checkpoints.
+
+A parameter is described by its whole-model name, its global shape and the boxes of the global tensor that this rank
+holds, none of which mention the layout that another run may have.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor, nn
+
+from card_scale.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows (or columns) ``local`` of a rank's parameter are rows (or columns) ``whole`` of the global tensor."""
+
+    dimension: int
+    local: slice
+    whole: slice
+
+
+@dataclass(frozen=True)
+class LogicalWeight:
+    """One parameter of this rank in whole-model coordinates.
+
+    ``pieces`` is empty where the rank holds the whole tensor. ``counted`` marks the one copy of each element (within
+    the tensor x pipeline group) that enters norms and checkpoints: not a further tensor-parallel replica, and not the
+    last stage's copy of a tied embedding.
+    """
+
+    name: str
+    global_shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    counted: bool
+
+    @property
+    def decayed(self) -> bool:
+        """Whether weight decay applies: to matrices, not to norms."""
+        return len(self.global_shape) > 1
+
+    def select(self, whole: Tensor) -> Tensor:
+        """Return this rank's part of the global tensor."""
+        if not self.pieces:
+            return whole
+        dimension = self.pieces[0].dimension
+        parts = [whole.narrow(dimension, p.whole.start, p.whole.stop - p.whole.start) for p in self.pieces]
+        return torch.cat(parts, dimension) if len(parts) > 1 else parts[0]
+
+
+def logical_weights(chunks: list[GPT]) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:
+    """Yield each parameter of this rank's model chunks with its place in the whole model, in module order."""
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            tied_copy = name == "head.weight" and chunk.tied
+            dimension = _split_dimension(name)
+            shape = list(parameter.shape)
+            pieces: tuple[Piece, ...] = ()
+            if dimension is not None and size > 1:
+                # A gated MLP's first matrix is [gate; up]; each half is split on its own.
+                halves = 2 if ".mlp.linear_fc1." in name else 1
+                extent = shape[dimension] // halves
+                pieces = tuple(
+                    Piece(
+                        dimension,
+                        slice(half * extent, (half + 1) * extent),
+                        slice((half * size + rank) * extent, (half * size + rank + 1) * extent),
+                    )
+                    for half in range(halves)
+                )
+                shape[dimension] *= size
+            yield (
+                parameter,
+                LogicalWeight(
+                    name="embedding.weight" if tied_copy else name,
+                    global_shape=tuple(shape),
+                    pieces=pieces,
+                    counted=not tied_copy and (dimension is not None or rank == 0),
+                ),
+            )
+
+
+def _split_dimension(name: str) -> int | None:
+    """Return the dimension that tensor parallelism splits, None for a replicated parameter."""
+    if name.endswith("norm.weight"):
+        return None
+    return 1 if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else 0
