@@ -14,20 +14,24 @@ OBJECTIVES: Mapping[str, type[Objective]] = MappingProxyType({kind.name: kind fo
 
 
 def create_objective(name: str, **parameters: object) -> Objective:
-    """The objective called ``name`` with ``parameters`` (keys of the configuration group ``objective``, and mask_id).
+    """The objective called ``name``, from ``parameters``: the configuration group ``objective``, and ``mask_id``.
 
-    Raises ConfigurationError for an unknown name, a parameter that the objective does not have, or a bad value.
+    The group holds the keys of all objectives; those of another one are not looked at. Raises ConfigurationError for an
+    unknown name, a key that no objective has, or a bad value.
     """
     if name not in OBJECTIVES:
         raise ConfigurationError(f"objective.name is {name!r}; valid are {', '.join(OBJECTIVES)}")
-    kind = OBJECTIVES[name]
-    valid = [field.name for field in dataclasses.fields(kind)]
+    own = _keys(OBJECTIVES[name])
+    known = sorted(set().union(*map(_keys, OBJECTIVES.values())))
     for key in parameters:
-        if key not in valid:
-            raise ConfigurationError(
-                f"objective.{key} does not belong to objective.name {name}; valid are {', '.join(valid) or 'none'}"
-            )
-    return kind(**parameters)
+        if key not in known:
+            raise ConfigurationError(f"objective.{key} is unknown; valid are {', '.join(known)}")
+    return OBJECTIVES[name](**{key: value for key, value in parameters.items() if key in own})
+
+
+def _keys(kind: type[Objective]) -> set[str]:
+    """Names of the parameters that an objective takes."""
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 __all__ = [

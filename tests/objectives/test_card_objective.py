@@ -259,8 +259,9 @@ def test_registry():
     assert {create_objective(name).attention for name in ("card", "ar")} == {"causal"}
     with pytest.raises(ConfigurationError, match=r"objective\.name is 'crad'; valid are card, ar"):
         create_objective("crad")
-    with pytest.raises(ConfigurationError, match=r"objective\.decay does not belong to objective\.name ar"):
-        create_objective("ar", decay=0.5)
+    assert create_objective("ar", decay=0.5) == ArObjective()
+    with pytest.raises(ConfigurationError, match=r"objective\.dekay is unknown; valid are beta, decay"):
+        create_objective("ar", dekay=0.5)
 
 
 def test_one_input_position_is_too_short_for_card():

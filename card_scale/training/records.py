@@ -1,0 +1,106 @@
+"""The records of a run: ``metrics.jsonl``, which a program reads, and the log line, which a person reads."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from card_scale.errors import DataError
+
+
+class MetricsFile:
+    """Append-only ``metrics.jsonl``: one JSON object per line, on disk as soon as it is written.
+
+    A run that starts anew (``resume_step`` None) begins with an empty file; one that resumes after update
+    ``resume_step`` drops the lines of later steps, which it is about to make again, and a last line that a kill left
+    half-written. The dropping replaces the file atomically. Raises DataError for an unreadable line elsewhere: that is
+    not the trace of a kill, and the file is not this program's to repair.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None = None) -> None:
+        before = path.read_bytes() if path.exists() else b""
+        kept = b"" if resume_step is None else _lines_up_to(resume_step, before, path)
+        if kept != before:
+            _replace(path, kept)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, object]) -> None:
+        """Append ``record``, a mapping with ``step``.
+
+        JSON has no NaN or infinity: a number that is not finite is written as null.
+        """
+        self._file.write(json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def log_line(record: Mapping[str, float], *, total_steps: int) -> str:
+    """One line about a training ``record`` (keys of ``metrics.jsonl``), in the form of Megatron-LM's log.
+
+    Scripts that read Megatron's logs read this one. An update is never skipped and a loss that is not finite ends the
+    run, so the two counts at the end are always 0.
+    """
+    parts = [
+        f"iteration {record['step']:8d}/{total_steps:8d}",
+        f"consumed samples: {record['samples']:12d}",
+        f"elapsed time per iteration (ms): {record['step_seconds'] * 1000:.1f}",
+    ]
+    if "tflops_per_device" in record:
+        parts.append(f"throughput per GPU (TFLOP/s/GPU): {record['tflops_per_device']:.1f}")
+    parts += [
+        f"learning rate: {record['lr']:.6E}",
+        f"global batch size: {record['global_batch']:5d}",
+        f"lm loss: {record['loss']:.6E}",
+        f"grad norm: {record['grad_norm']:.3f}",
+        "number of skipped iterations:   0",
+        "number of nan iterations:   0",
+    ]
+    return " " + " | ".join(parts) + " |"
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines_up_to(step: int, content: bytes, path: Path) -> bytes:
+    """The lines of ``content`` whose step is at most ``step``, without a half-written last line."""
+    lines = content.splitlines(keepends=True)
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        recorded = _step(line)
+        if recorded is None:
+            if number == len(lines):
+                break
+            raise DataError(
+                f'{path}, line {number}: {line[:80]!r} is not a JSON object with an integer "step"; '
+                "repair or move the file away"
+            )
+        if recorded <= step:
+            kept.append(line)
+    return b"".join(kept)
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a complete line, None for a damaged one."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Replace ``path`` so that a kill leaves the old or the new content."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
