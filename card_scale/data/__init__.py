@@ -1,0 +1,1 @@
+"""Tokenizer, shards and their manifest, sample order, repetition, loader."""

@@ -1,0 +1,42 @@
+"""Writing and hashing files so that a kill at any moment leaves the old file or the new one, never half of one."""
+
+import hashlib
+import os
+from pathlib import Path
+
+PARTIAL = ".partial"  # ending of a file that is still being written; never read, removed by the next build
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable: a rename is only safe from a power cut after this."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def partial_path(path: Path) -> Path:
+    """Where ``path`` is written until :func:`commit` gives it its name."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def commit(path: Path) -> None:
+    """Give a finished partial file, already synchronised to disk, its final name."""
+    os.replace(partial_path(path), path)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a small file durably; readers see the old content or all of the new."""
+    with partial_path(path).open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    commit(path)
+    sync_directory(path.parent)

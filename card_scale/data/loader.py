@@ -1,0 +1,173 @@
+"""Batches of a data-parallel rank: any step at random, one step ahead in the background."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from card_scale.data.order import epoch_order, locate, rank_places
+from card_scale.data.stream import PackedStream
+
+
+class Batch(NamedTuple):
+    """The rows of one data-parallel rank in one step, micro-batch major, on the CPU."""
+
+    sample_ids: torch.Tensor  # int64 [B]
+    epochs: torch.Tensor  # int64 [B]
+    tokens: torch.Tensor  # int64 [B, length + 1]
+
+
+class ValidationBatch(NamedTuple):
+    """Like :class:`Batch`; rows that only fill up the last batch are not ``valid`` and must not be counted."""
+
+    sample_ids: torch.Tensor  # int64 [B]
+    epochs: torch.Tensor  # int64 [B], all 0
+    tokens: torch.Tensor  # int64 [B, length + 1]
+    valid: torch.Tensor  # bool [B]
+
+
+class GlobalBatchLoader:
+    """The training batches of one data-parallel rank as a function of the step.
+
+    Global position g = step * global_batch + i is place g % sample_count of epoch g // sample_count; a batch may
+    straddle epochs. Ranks of one tensor x pipeline group give the same rank here and get the same batch.
+    """
+
+    def __init__(
+        self,
+        stream: PackedStream,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        data_parallel_rank: int,
+        data_parallel_size: int,
+        seed: int,
+        reshuffle: bool = True,
+    ):
+        """Prepare to read; nothing is read yet.
+
+        Args:
+            stream: where samples come from.
+            global_batch: samples in a step over all ranks.
+            micro_batch: samples in one forward pass of a rank.
+            data_parallel_rank: this rank, in [0, data_parallel_size).
+            data_parallel_size: number of data-parallel ranks.
+            seed: decides the order of samples.
+            reshuffle: a new order every epoch; False repeats that of epoch 0.
+
+        Raises:
+            ConfigurationError: sizes that do not divide, naming them.
+        """
+        self._stream = stream
+        self._global_batch = global_batch
+        self._places = rank_places(global_batch, micro_batch, data_parallel_rank, data_parallel_size)
+        self._seed = seed
+        self._reshuffle = reshuffle
+        self._orders: dict[int, np.ndarray] = {}  # used by the one background thread only
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-loader")
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def rank_batch(self, step: int) -> Batch:
+        """This rank's rows of one update; afterwards the next step's are read in the background.
+
+        Args:
+            step: update index from 0; any order, at the same cost, so that a resume needs no replay.
+
+        Raises:
+            DataError: damage met while reading, also of a batch that was read ahead.
+            ValueError: a negative step.
+        """
+        if step < 0:
+            raise ValueError(f"step {step} must not be negative")
+        if self._next is not None and self._next[0] == step:
+            future = self._next[1]
+        else:
+            future = self._executor.submit(self._read, step)
+        self._next = None
+        batch = future.result()
+        self._next = (step + 1, self._executor.submit(self._read, step + 1))
+        return batch
+
+    def close(self) -> None:
+        """Wait for the background read and end its thread. Further batches are refused."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._next = None
+
+    def __enter__(self) -> "GlobalBatchLoader":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _read(self, step: int) -> Batch:
+        epochs, places = locate(step * self._global_batch + self._places, self._stream.sample_count)
+        sample_ids = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            rows = epochs == epoch
+            sample_ids[rows] = self._order(epoch)[places[rows]]
+        tokens = self._stream.samples(sample_ids)
+        return Batch(torch.from_numpy(sample_ids), torch.from_numpy(epochs), torch.from_numpy(tokens))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        key = epoch if self._reshuffle else 0
+        if key not in self._orders:
+            for old in [other for other in self._orders if other != key - 1]:
+                del self._orders[old]  # a straddling batch needs two epochs; more would only cost memory
+            self._orders[key] = epoch_order(self._seed, key, self._stream.sample_count)
+        return self._orders[key]
+
+
+class ValidationBatches:
+    """All samples of a stream once, in stream order, as equally many equal batches on every rank.
+
+    The samples are dealt like a training step's: batch b holds samples [b * global_batch, (b + 1) * global_batch). The
+    last batch is filled up with its first sample, marked as not valid, so that no rank runs out earlier than another.
+    """
+
+    def __init__(
+        self,
+        stream: PackedStream,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        data_parallel_rank: int,
+        data_parallel_size: int,
+        samples: int | None = None,
+    ):
+        """Prepare to read.
+
+        Args:
+            stream: where samples come from.
+            global_batch: samples in a batch over all ranks.
+            micro_batch: samples in one forward pass of a rank.
+            data_parallel_rank: this rank, in [0, data_parallel_size).
+            data_parallel_size: number of data-parallel ranks.
+            samples: read only the first so many (all, where the stream has fewer).
+
+        Raises:
+            ConfigurationError: sizes that do not divide, naming them.
+        """
+        self._stream = stream
+        self._global_batch = global_batch
+        self._places = rank_places(global_batch, micro_batch, data_parallel_rank, data_parallel_size)
+        self.sample_count = stream.sample_count if samples is None else min(samples, stream.sample_count)
+
+    def __len__(self) -> int:
+        """Number of batches, the same on every rank."""
+        return -(-self.sample_count // self._global_batch)
+
+    def __iter__(self) -> Iterator[ValidationBatch]:
+        """The batches, from the first at every call."""
+        for batch in range(len(self)):
+            first = batch * self._global_batch
+            sample_ids = first + self._places
+            valid = sample_ids < self.sample_count
+            sample_ids = np.where(valid, sample_ids, first)
+            yield ValidationBatch(
+                torch.from_numpy(sample_ids),
+                torch.zeros(len(sample_ids), dtype=torch.int64),
+                torch.from_numpy(self._stream.samples(sample_ids)),
+                torch.from_numpy(valid),
+            )

@@ -1,0 +1,150 @@
+"""The packed token stream of a dataset: documents in a fixed order, read at random from memory-mapped shards."""
+
+import functools
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from card_scale.data.manifest import SPLITS, TOKENIZER_NAME, Manifest, check_hash, check_sizes, load_index
+from card_scale.data.order import document_order
+from card_scale.errors import ConfigurationError, DataError
+
+# A mapping keeps a file descriptor; a large dataset has more shards than a process may have open files.
+_OPEN_SHARDS = 256
+
+
+class PackedStream:
+    """Samples of ``length + 1`` tokens, one every ``length`` tokens, cut from the concatenated documents.
+
+    The train stream's document order is a function of the seed, the validation stream's that of the index, whatever
+    the seed. Every file is checked against the manifest when the stream is opened, shards by existence and size, the
+    index and the tokenizer by hash; each document's checksum is compared when it is first read, so that damage inside
+    a shard cannot be trained on either.
+
+    Attributes:
+        manifest: of the dataset directory.
+        length: tokens from one sample to the next.
+        token_count: of the stream, after ``unique_tokens``.
+        sample_count: samples in an epoch, (token_count - 1) // length.
+        vocabulary_size: of the tokenizer, unpadded.
+    """
+
+    def __init__(self, directory: str | Path, split: str, seed: int, length: int, unique_tokens: int | None = None):
+        """Open one split.
+
+        Args:
+            directory: dataset directory.
+            split: "train" or "validation".
+            seed: decides the document order of the train split.
+            length: tokens from one sample to the next, at least 1.
+            unique_tokens: keep only the stream's first so many tokens, so that a smaller number gives a prefix.
+
+        Raises:
+            DataError: a missing, truncated or foreign file, naming it with what was found and expected; or a stream
+                shorter than one sample.
+            ConfigurationError: ``unique_tokens`` beyond the corpus, naming its size.
+        """
+        if split not in SPLITS or length < 1:
+            raise ValueError(f"split {split!r} must be one of {SPLITS} and length {length} at least 1")
+        self._directory = Path(directory)
+        self.manifest = Manifest.load(directory)
+        check_sizes(self._directory, self.manifest)
+        check_hash(self._directory, self.manifest.tokenizer)
+        self._split = self.manifest.splits[split]
+        self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
+        self.length = length
+        self.vocabulary_size = self.manifest.vocabulary_size
+        self.token_count = self._count_tokens(split, unique_tokens)
+        self.sample_count = (self.token_count - 1) // length
+
+        index = load_index(self._directory, self._split)
+        if split == "train":
+            index = index[document_order(seed, len(index))]
+        ends = np.cumsum(index["tokens"].astype(np.int64))
+        documents = int(np.searchsorted(ends, self.token_count)) + 1  # only the documents that the subset reaches
+        self._index = index[:documents].copy()
+        self._ends = ends[:documents].copy()
+        self._intact = np.zeros(documents, dtype=bool)
+        self._shard = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._map_shard)
+
+    def _count_tokens(self, split: str, unique_tokens: int | None) -> int:
+        available = self._split.tokens
+        if unique_tokens is not None and unique_tokens > available:
+            raise ConfigurationError(
+                f"data.unique_tokens is {unique_tokens}, but the {split} split of {self._directory} has "
+                f"{available} tokens"
+            )
+        count = available if unique_tokens is None else unique_tokens
+        if count <= self.length:
+            kept = "" if unique_tokens is None else f" after data.unique_tokens = {unique_tokens}"
+            raise DataError(
+                f"{self._directory}: the {split} split has {count} tokens{kept}, one sample of model.length = "
+                f"{self.length} needs {self.length + 1}"
+            )
+        return count
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer model, whose hash was checked."""
+        return self._directory / TOKENIZER_NAME
+
+    def samples(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Read samples; sample k is ``stream[k * length : k * length + length + 1]``.
+
+        Args:
+            sample_ids: int64 [B], each in [0, sample_count).
+
+        Returns:
+            int64 [B, length + 1].
+
+        Raises:
+            IndexError: a sample id outside the epoch.
+            DataError: a shard changed since the stream was opened, or its content is not what was built.
+        """
+        sample_ids = np.asarray(sample_ids, dtype=np.int64)
+        if len(sample_ids) and not 0 <= sample_ids.min() <= sample_ids.max() < self.sample_count:
+            raise IndexError(f"sample ids {sample_ids} outside [0, {self.sample_count})")
+        out = np.empty((len(sample_ids), self.length + 1), dtype=np.int64)
+        starts = sample_ids * self.length
+        first_documents = np.searchsorted(self._ends, starts, side="right")
+        for row, start, document in zip(out, starts.tolist(), first_documents.tolist(), strict=True):
+            self._read(row, start, document)
+        return out
+
+    def _read(self, row: np.ndarray, start: int, document: int) -> None:
+        """Fill a row with the tokens from stream position ``start``, which lies in ``document``."""
+        filled = 0
+        while filled < len(row):
+            tokens = self._document(document)
+            skip = start + filled - (int(self._ends[document]) - len(tokens))
+            part = tokens[skip : skip + len(row) - filled]
+            row[filled : filled + len(part)] = part
+            filled += len(part)
+            document += 1
+
+    def _document(self, document: int) -> np.ndarray:
+        entry = self._index[document]
+        shard, offset, count = int(entry["shard"]), int(entry["offset"]), int(entry["tokens"])
+        tokens = self._shard(shard)[offset : offset + count * self._dtype.itemsize]
+        if not self._intact[document]:
+            found = zlib.crc32(tokens)
+            if found != entry["crc32"]:
+                raise DataError(
+                    f"{self._directory / self._split.shards[shard].name}: damaged at byte {offset} (checksum "
+                    f"{found:08x}, expected {int(entry['crc32']):08x}); tools/data.py verify shows all damage"
+                )
+            self._intact[document] = True
+        return tokens.view(self._dtype)
+
+    def _map_shard(self, number: int) -> np.ndarray:
+        """A shard's bytes: uint8 [bytes], mapped read-only."""
+        shard = self._split.shards[number]
+        path = self._directory / shard.name
+        try:
+            mapped = np.memmap(path, dtype=np.uint8, mode="r")
+        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+            raise DataError(f"{path}: cannot be read ({error})") from error
+        if len(mapped) != shard.bytes:
+            raise DataError(f"{path}: {len(mapped)} bytes, expected {shard.bytes}; it changed while it was in use")
+        return np.asarray(mapped)

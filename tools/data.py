@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Build, verify and inspect datasets: tokenised documents in webdataset tar shards with a manifest."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from card_scale.cli import run_tool
+from card_scale.data.arguments import add_input_arguments, fraction, positive
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Exit codes: 0 done, 2 command line, 4 data, 75 stopped, start the same command again.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    build = commands.add_parser(
+        "build",
+        help="tokenise text into a dataset directory",
+        description="Tokenise text into a dataset directory. Stopped or killed at any moment, the same command goes on "
+        "and ends with the same bytes, whatever --workers is.",
+    )
+    add_input_arguments(build)
+    build.add_argument("--output", required=True, type=Path, help="dataset directory")
+    build.add_argument("--tokenizer", required=True, type=Path, help="model file of tools/tokenizer.py")
+    build.add_argument(
+        "--validation-fraction",
+        type=fraction,
+        default=0.01,
+        help="share of documents held out, chosen by a hash of their text (default: 0.01)",
+    )
+    build.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
+    build.add_argument("--unit-bytes", type=positive, help="input of one unit of work (default: by the corpus's size)")
+    build.add_argument("--shard-bytes", type=positive, default=1 << 29, help="largest shard (default: 536870912)")
+
+    verify = commands.add_parser(
+        "verify",
+        help="check every byte of a dataset",
+        description="Check every byte of a dataset; all problems are listed.",
+    )
+    verify.add_argument("dataset", type=Path, help="dataset directory")
+    verify.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
+
+    inspect = commands.add_parser(
+        "inspect", help="show what a dataset holds", description="Show a dataset's sizes, documents and packed samples."
+    )
+    inspect.add_argument("dataset", type=Path, help="dataset directory")
+    inspect.add_argument("--split", choices=("train", "validation"), default="train", help="default: train")
+    inspect.add_argument("--documents", type=int, default=0, metavar="N", help="show N documents")
+    inspect.add_argument("--samples", type=int, default=0, metavar="N", help="show N packed samples")
+    inspect.add_argument("--first", type=int, default=0, help="number of the first one shown (default: 0)")
+    inspect.add_argument("--characters", type=positive, default=400, help="shown of each document (default: 400)")
+    inspect.add_argument("--length", type=positive, default=256, help="tokens of a sample (default: 256)")
+    inspect.add_argument("--seed", type=int, default=0, help="decides the train stream's order (default: 0)")
+    return parser.parse_args()
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """``data.py build``."""
+    from card_scale.data.build import BuildSettings, build_dataset
+    from card_scale.data.sources import InputSettings
+    from card_scale.data.summary import describe
+
+    settings = BuildSettings(
+        inputs=InputSettings.from_arguments(arguments),
+        validation_fraction=arguments.validation_fraction,
+        unit_bytes=arguments.unit_bytes,
+        shard_bytes=arguments.shard_bytes,
+    )
+    report = build_dataset(
+        settings, arguments.tokenizer, arguments.output, arguments.workers, progress=sys.stderr.isatty()
+    )
+    if not report.built:
+        print(f"{arguments.output} was finished before, with the same inputs and settings")
+    elif report.built < report.units:
+        print(f"{report.units - report.built} of {report.units} units were finished by an earlier call")
+    print(describe(arguments.output))
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """``data.py verify``."""
+    from card_scale.data.verify import verify_dataset
+    from card_scale.errors import DataError
+
+    problems = verify_dataset(arguments.dataset, arguments.workers, progress=sys.stderr.isatty())
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise DataError(f"{arguments.dataset}: {len(problems)} problems")
+    print(f"{arguments.dataset}: sound")
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """``data.py inspect``."""
+    from card_scale.data import summary
+
+    directory, split, first = arguments.dataset, arguments.split, arguments.first
+    print(summary.describe(directory))
+    if arguments.documents:
+        print(summary.show_documents(directory, split, first, arguments.documents, arguments.characters))
+    if arguments.samples:
+        print(summary.show_samples(directory, split, arguments.seed, arguments.length, first, arguments.samples))
+
+
+def main() -> None:
+    """Run the command that was asked for."""
+    arguments = parse()
+    {"build": build, "verify": verify, "inspect": inspect}[arguments.command](arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
