@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from card_scale.errors import ConfigurationError
 from card_scale.objectives import ArObjective, CardObjective, create_objective, weighted_loss
@@ -135,6 +136,17 @@ def test_another_epoch_or_seed_is_another_corruption():
     base = objective.corrupt(tokens, ids, zero, 0)
     assert not torch.equal(base.masked, objective.corrupt(tokens, ids, zero + 1, 0).masked)
     assert not torch.equal(base.masked, objective.corrupt(tokens, ids, zero, 1).masked)
+
+
+@pytest.mark.parametrize("masking", ["soft_tail", "uniform"])
+def test_corruption_never_waits_for_the_device(masking):
+    # A fake tensor has no values: reading one on the host (.item(), a branch on data) raises.
+    with FakeTensorMode():
+        tokens = torch.zeros(4, 33, dtype=torch.int64)
+        ids = torch.zeros(4, dtype=torch.int64)
+        objective = CardObjective(masking=masking)
+        batch = objective.corrupt(tokens, ids, ids, 0)
+        assert weighted_loss(batch.weights, batch.weights, objective.normaliser(batch)).shape == ()
 
 
 def test_ablations():
