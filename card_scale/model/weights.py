@@ -42,6 +42,12 @@ class LogicalWeight:
         """Whether weight decay applies: to matrices, not to norms."""
         return len(self.global_shape) > 1
 
+    def spans(self) -> list[tuple[slice, tuple[int, int]]]:
+        """Return (local indices, (start, stop) in the whole tensor) of each piece along the split dimension."""
+        if not self.pieces:
+            return [(slice(0, self.global_shape[0]), (0, self.global_shape[0]))]
+        return [(piece.local, (piece.whole.start, piece.whole.stop)) for piece in self.pieces]
+
     def select(self, whole: Tensor) -> Tensor:
         """Return this rank's part of the global tensor."""
         if not self.pieces:

@@ -50,9 +50,6 @@ class ShardingEngine(abc.ABC):
     def weights(self) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:
         """Yield this rank's parameters with their place in the whole model, in the same order on every data rank."""
 
-    def before_step(self, micro_batches: int) -> None:  # noqa: B027 - optional hook
-        """Prepare for the backward passes of one update."""
-
     def before_backward(self) -> None:  # noqa: B027 - optional hook
         """Prepare for one backward pass; the schedule calls it before each."""
 

@@ -53,21 +53,12 @@ class Fsdp2Engine(ShardingEngine):
         self.optimizer = AdamW(parameter_groups(self._weights, config.optimizer.weight_decay), config.optimizer)
         self._tied = gradients.tied_embeddings(self._weights) if config.model.tie_embeddings else []
         self.stages = [Stage(chunk, chunk) for chunk in chunks]
-        self._backward_passes_left = 0
+        if self.keep_gathered:
+            for module in self._sharded_modules():
+                module.set_reshard_after_backward(False)
 
     def weights(self) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:
         yield from self._weights
-
-    def before_step(self, micro_batches: int) -> None:
-        self._backward_passes_left = micro_batches * len(self.chunks)
-
-    def before_backward(self) -> None:
-        self._backward_passes_left -= 1
-        if self.keep_gathered:
-            # The last len(chunks) backward passes end the update, one for each chunk.
-            last = self._backward_passes_left < len(self.chunks)
-            for chunk in self.chunks:
-                _fsdp(chunk).set_reshard_after_backward(last)
 
     def step(self, learning_rate: float) -> Tensor:
         for group in self.optimizer.param_groups:
@@ -80,6 +71,7 @@ class Fsdp2Engine(ShardingEngine):
         gradients.clip([gradient for gradient, _ in held], norm, self.config.optimizer.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.publish_masters()
         return norm
 
     def full_state(self, parameter: nn.Parameter, key: str) -> Tensor:
@@ -97,13 +89,13 @@ class Fsdp2Engine(ShardingEngine):
         return [parameter for parameter, _ in self._weights]
 
     def publish_masters(self) -> None:
+        # Gathered copies are of the weights before the update; drop them.
+        for module in self._sharded_modules():
+            module.reshard()
+
+    def _sharded_modules(self) -> Iterator[FSDPModule]:
         for chunk in self.chunks:
-            _fsdp(chunk).reshard()
-
-
-def _fsdp(chunk: GPT) -> FSDPModule:
-    assert isinstance(chunk, FSDPModule)
-    return chunk
+            yield from (module for module in chunk.modules() if isinstance(module, FSDPModule))
 
 
 def _local(tensor: DTensor) -> Tensor:

@@ -56,7 +56,6 @@ def run(
     interleaved = len(engine.stages) > 1
     iterators = [iter(micro_batches) for _ in engine.stages]
     batch_rows, length = micro_batches[0].inputs.shape
-    engine.before_step(len(micro_batches))
     gradient_context = torch.no_grad() if forward_only else contextlib.nullcontext()
     with cpu_backend.factories_on_cpu(), _before_each_backward(engine.before_backward), gradient_context:
         return schedules.get_forward_backward_func()(

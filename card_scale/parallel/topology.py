@@ -5,6 +5,7 @@ Pure arithmetic: an impossible layout is refused here, before any process group 
 
 from dataclasses import dataclass
 
+from card_scale import deepspeed_json
 from card_scale.config import Config
 from card_scale.errors import ConfigurationError
 
@@ -58,11 +59,15 @@ def plan(config: Config, world_size: int) -> Topology:
             f"parallel.virtual_pipeline {parallel.virtual_pipeline} needs the micro-batches per step "
             f"({micro_batches}) to be a multiple of parallel.pipeline {parallel.pipeline}"
         )
-    if parallel.engine == "deepspeed" and parallel.virtual_pipeline > 1 and parallel.zero in (None, 0, 3):
+    if parallel.engine == "deepspeed" and parallel.virtual_pipeline > 1 and deepspeed_json.zero_stage(config) == 3:
         raise ConfigurationError(
-            f"parallel.virtual_pipeline {parallel.virtual_pipeline} with ZeRO stage "
-            f"{3 if parallel.zero is None else parallel.zero} is not supported (stage 3: silently wrong gradients; "
-            "see docs/parallelism.md); use parallel.zero 1 or 2, or parallel.engine fsdp2"
+            f"parallel.virtual_pipeline {parallel.virtual_pipeline} with ZeRO stage 3 is not supported (its gradients "
+            "would be silently wrong); use parallel.zero 0, 1 or 2, or parallel.engine fsdp2"
+        )
+    if train.precision == "bf16" and parallel.engine == "deepspeed" and deepspeed_json.zero_stage(config) == 0:
+        raise ConfigurationError(
+            "train.precision bf16 with ZeRO stage 0 is not supported (DeepSpeed keeps no float32 gradients there); "
+            "use parallel.zero 1, 2 or 3, or parallel.engine fsdp2"
         )
     return Topology(parallel.tensor, parallel.pipeline, data, parallel.virtual_pipeline, parallel.sequence)
 

@@ -1,0 +1,185 @@
+"""The parts of a training job, opened from a configuration in the order in which they can fail cheaply."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from card_scale.checkpoint import directory as directories
+from card_scale.checkpoint.load import load
+from card_scale.checkpoint.manifest import Manifest
+from card_scale.checkpoint.save import save
+from card_scale.config import Config
+from card_scale.data.digest import batch_digest
+from card_scale.data.loader import Batch, GlobalBatchLoader, ValidationBatches
+from card_scale.data.stream import PackedStream
+from card_scale.data.tokenizer import MASK_ID
+from card_scale.errors import CheckpointError, ConfigurationError, DataError
+from card_scale.model.gpt import Vocabulary
+from card_scale.objectives import Objective, create_objective
+from card_scale.parallel import process_groups
+from card_scale.parallel.engine import ShardingEngine
+from card_scale.training.run_directory import RunDirectory, library_versions
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The training and validation streams of a run."""
+
+    train: PackedStream
+    validation: PackedStream
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.train.vocabulary_size, MASK_ID)
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        return self.train.manifest.tokenizer.sha256
+
+
+def open_data(config: Config) -> Data:
+    """Open both streams; DataError for anything missing, damaged or made with different tokenizers."""
+    train = PackedStream(config.data.path, "train", config.run.seed, config.model.length, config.data.unique_tokens)
+    held_out = config.data.validation or config.data.path
+    validation = PackedStream(held_out, "validation", config.run.seed, config.model.length)
+    if validation.manifest.tokenizer.sha256 != train.manifest.tokenizer.sha256:
+        raise DataError(
+            f"data.validation {held_out} was made with another tokenizer "
+            f"({validation.manifest.tokenizer.sha256[:12]}) than data.path {config.data.path} "
+            f"({train.manifest.tokenizer.sha256[:12]})"
+        )
+    return Data(train, validation)
+
+
+def total_steps(config: Config, samples_per_epoch: int) -> int:
+    """Return the updates to make. ``data.epochs`` counts whole batches within the budget: the last part is dropped."""
+    steps, epochs = config.train.steps, config.data.epochs
+    if epochs is None:
+        assert steps is not None  # Config.check
+        return steps
+    from_epochs = int(epochs * samples_per_epoch) // config.train.global_batch
+    if from_epochs == 0:
+        raise ConfigurationError(
+            f"data.epochs {epochs} of {samples_per_epoch} samples are less than one train.global_batch of "
+            f"{config.train.global_batch}"
+        )
+    if steps is not None and steps != from_epochs:
+        raise ConfigurationError(
+            f"train.steps is {steps}, but data.epochs {epochs} of {samples_per_epoch} samples in batches of "
+            f"{config.train.global_batch} are {from_epochs} steps; give one of the two, or make them equal"
+        )
+    return from_epochs
+
+
+def objective_of(config: Config) -> Objective:
+    """Return the configured objective."""
+    settings = dataclasses.asdict(config.objective)
+    name = settings.pop("name")
+    return create_objective(name, **settings, mask_id=MASK_ID) if name == "card" else create_objective(name)
+
+
+def open_loader(config: Config, data: Data) -> GlobalBatchLoader:
+    """Return this rank's training batches."""
+    return GlobalBatchLoader(
+        data.train,
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        data_parallel_rank=process_groups.data_rank(),
+        data_parallel_size=dist.get_world_size(process_groups.data_group()),
+        seed=config.run.seed,
+        reshuffle=config.data.reshuffle,
+    )
+
+
+def open_validation(config: Config, data: Data) -> ValidationBatches:
+    """Return this rank's validation batches."""
+    return ValidationBatches(
+        data.validation,
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        data_parallel_rank=process_groups.data_rank(),
+        data_parallel_size=dist.get_world_size(process_groups.data_group()),
+        samples=config.data.validation_samples or None,
+    )
+
+
+def resume(engine: ShardingEngine, directory: RunDirectory, data: Data) -> tuple[int | None, str]:
+    """Load the run's latest complete checkpoint. Collective.
+
+    Returns:
+        (updates already made, or None for a new run; what to tell the user).
+    """
+    # One rank decides, so that a file system that shows ranks different states cannot split the job.
+    found: list = [None]
+    if dist.get_rank() == 0:
+        try:
+            found = [directories.find_latest(directory.checkpoints)]
+        except CheckpointError as error:
+            found = [error]
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], CheckpointError):
+        raise found[0]
+    if found[0] is None:
+        return None, f"starting a new run in {directory.path}"
+    path, manifest, passed_over = found[0]
+    if manifest.tokenizer_sha256 != data.tokenizer_sha256:
+        raise DataError(
+            f"checkpoint {path} was trained with tokenizer {manifest.tokenizer_sha256[:12]}, the data has "
+            f"{data.tokenizer_sha256[:12]}"
+        )
+    if manifest.data_digest != data.train.manifest.digest:
+        raise DataError(
+            f"checkpoint {path} was trained on data {manifest.data_digest}, data.path holds "
+            f"{data.train.manifest.digest}; the sample order would not continue"
+        )
+    load(engine, path, manifest)
+    problems = "".join(f"\nwarning: passed over: {problem}" for problem in passed_over)
+    return manifest.step, f"resuming from {path} ({manifest.layout}, {manifest.engine}){problems}"
+
+
+def save_checkpoint(
+    engine: ShardingEngine, directory: RunDirectory, config: Config, data: Data, step: int, layout: str
+) -> Path:
+    """Save after ``step`` updates. Collective."""
+    description = Manifest(
+        step=step,
+        state_keys=list(engine.state_keys()),
+        layout=layout,
+        engine=config.parallel.engine,
+        tokenizer_sha256=data.tokenizer_sha256,
+        data_digest=data.train.manifest.digest,
+        versions=library_versions(),
+        tensors={},
+        files={},
+    )
+    samples = step * config.train.global_batch
+    state = {
+        "step": step,
+        "samples": samples,
+        "tokens": samples * config.model.length,
+        "epoch": samples // data.train.sample_count,
+        "cursor": samples % data.train.sample_count,
+        "seed": config.run.seed,
+    }
+    return save(engine, directory.checkpoints, description, state, config.to_yaml(), data.train.tokenizer_path)
+
+
+def check_same_batch(batch: Batch, step: int) -> None:
+    """Raise DataError if the ranks of this tensor x pipeline group hold different batches. Collective."""
+    group = process_groups.model_group()
+    mine = torch.tensor([batch_digest(batch)], dtype=torch.int64)
+    digests = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(digests, mine, group=group)
+    if any(digest != mine for digest in digests):
+        ranks = dist.get_process_group_ranks(group)
+        seen = ", ".join(f"rank {rank}: {digest.item():016x}" for rank, digest in zip(ranks, digests, strict=True))
+        raise DataError(f"step {step}: ranks of one tensor x pipeline group read different batches ({seen})")
+
+
+def agree_to_stop(requested: bool) -> bool:
+    """Return whether any rank was asked to stop, the same answer on every rank. Collective, without the device."""
+    flag = torch.tensor([int(requested)])
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)

@@ -1,0 +1,145 @@
+"""The run directory: what a run leaves on disk beside its checkpoints, and whether a run may continue in it."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from card_scale import config as configs
+from card_scale.config import Config
+from card_scale.errors import ConfigurationError, ExitCode
+
+MAY_CHANGE = {
+    "run.dir",
+    "run.timeout_seconds",
+    "data.path",
+    "data.validation",
+    "data.validation_samples",
+    "train.micro_batch",
+    "train.log_every",
+    "train.eval_every",
+    "train.save_every",
+    "parallel.tensor",
+    "parallel.pipeline",
+    "parallel.virtual_pipeline",
+    "parallel.sequence",
+    "parallel.engine",
+    "parallel.zero",
+    "parallel.deepspeed",
+    "parallel.recompute",
+}
+"""Keys that change neither the trajectory nor its data: layout, engine, logging. (The data's digest is compared.)"""
+
+WITH_CONSTANT_SCHEDULE = {"train.steps", "data.epochs"}
+"""Keys that may change where the learning rate does not depend on the run's length."""
+
+
+class RunDirectory:
+    """Paths of a run, and the small files written at its start and end (by rank 0, unless said otherwise)."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.config = self.path / "config.yaml"
+        self.exit = self.path / "exit.json"
+
+    def check_same_run(self, config: Config) -> None:
+        """Raise ConfigurationError, naming each key and both values, if the directory is another configuration's."""
+        if not self.config.is_file():
+            return
+        try:
+            before = configs.load(self.config, [])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"run.dir {self.path} holds an unreadable configuration: {error}") from None
+        allowed = MAY_CHANGE | (WITH_CONSTANT_SCHEDULE if config.optimizer.schedule == "constant" else set())
+        differences = [
+            f"{key} is {now!r}, the run there has {then!r}"
+            for key, (then, now) in _differences(before, config).items()
+            if key not in allowed
+        ]
+        if differences:
+            raise ConfigurationError(
+                f"run.dir {self.path} belongs to another configuration: {'; '.join(differences)}. "
+                "Choose another run.dir, or restore the values"
+            )
+
+    def start(self, config: Config) -> None:
+        """Write the resolved configuration and the environment."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(config.to_yaml(), encoding="utf-8")
+        (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+
+    def write_exit(self, code: ExitCode | int, reason: str) -> None:
+        """Record how the command ended. Any rank may call it; the first failure of a job is the one that counts."""
+        if code == ExitCode.PEER_LOST and self.exit.is_file():
+            return  # the peer said itself why it left
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.exit.with_name(f"exit.json.{os.getpid()}.part")
+        temporary.write_text(json.dumps({"code": int(code), "reason": reason}, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, self.exit)
+
+
+def _differences(before: Config, after: Config) -> dict[str, tuple[object, object]]:
+    """Return {dotted key: (value before, value after)} of the keys that differ."""
+    found = {}
+    for group in dataclasses.fields(Config):
+        old, new = getattr(before, group.name), getattr(after, group.name)
+        for key in dataclasses.fields(old):
+            then, now = getattr(old, key.name), getattr(new, key.name)
+            if then != now:
+                found[f"{group.name}.{key.name}"] = (then, now)
+    return found
+
+
+def environment() -> dict:
+    """Return versions, commit and hardware of this process."""
+    import torch
+
+    packages = ("card_scale", "torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "webdataset")
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "commit": _commit(),
+        "command": sys.argv,
+        "host": platform.node(),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that a checkpoint records."""
+    return {name: _version(name) for name in ("torch", "deepspeed", "megatron-core")}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """Return the commit of the source tree, with "-dirty" where files differ from it; "unknown" outside git."""
+    root = Path(__file__).resolve().parents[2]
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    """Return the CPU's model name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
