@@ -84,7 +84,7 @@ def measure_build(settings: BuildSettings, tokenizer_path: Path, workers: int, r
 def measure_loader(
     directory: Path, length: int, global_batch: int, steps: int, consumption: float | None
 ) -> LoaderResult:
-    """Read ``steps`` training batches as fast as they come, the first reading of each document (with its check) included.
+    """Read ``steps`` training batches as fast as they come, each document's check at its first reading included.
 
     Raises:
         DataError: a dataset that cannot be read.
@@ -139,7 +139,8 @@ def table(build: BuildResult | None, loader: LoaderResult | None) -> str:
         ]
     if loader:
         lines.append(
-            f"{'loader':<24}{loader.tokens_per_second:>10.3g} tokens/s (length {loader.length}, batch {loader.global_batch})"
+            f"{'loader':<24}{loader.tokens_per_second:>10.3g} tokens/s "
+            f"(length {loader.length}, batch {loader.global_batch})"
         )
         if loader.ratio is not None:
             lines.append(

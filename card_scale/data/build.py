@@ -11,8 +11,9 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -99,31 +100,36 @@ def build_dataset(
     with _lock(directory):
         _agree_on_plan(directory, plan)
         write_atomically(directory / TOKENIZER_NAME, tokenizer_path.read_bytes())
-        records = {unit.number: units.load_record(directory, unit) for unit in work}
-        missing = [unit for unit in work if records[unit.number] is None]
+        records = {unit.number: record for unit in work if (record := units.load_record(directory, unit))}
+        missing = [unit for unit in work if unit.number not in records]
         unit_settings = UnitSettings(settings.inputs, settings.validation_fraction, settings.shard_bytes)
-        bar = tqdm(
-            total=sum(unit.bytes for unit in work),
-            initial=sum(unit.bytes for unit in work if records[unit.number]),
-            unit="B",
-            unit_scale=True,
-            desc="build",
-            disable=not progress,
-        )
-        with bar:
+        with _bar(work, records, progress) as bar:
+
+            def finished(record: UnitRecord) -> None:
+                records[record.number] = record
+                bar.update(work[record.number].bytes)
+
             try:
-                for record in _run(directory, missing, unit_settings, tokenizer, workers):
-                    records[record.number] = record
-                    bar.update(work[record.number].bytes)
+                _run(directory, missing, unit_settings, tokenizer, workers, finished)
             except KeyboardInterrupt:
-                done = sum(record is not None for record in records.values())
                 raise StopRequested(
-                    f"{done} of {len(work)} units of {directory} are finished and kept; "
+                    f"{len(records)} of {len(work)} units of {directory} are finished and kept; "
                     "run the same command again to go on"
                 ) from None
         manifest = _assemble(directory, plan, tokenizer, [records[unit.number] for unit in work])
     _clean(directory)
     return BuildReport(manifest, len(work), len(missing))
+
+
+def _bar(work: list[Unit], records: dict[int, UnitRecord], progress: bool) -> tqdm:
+    return tqdm(
+        total=sum(unit.bytes for unit in work),
+        initial=sum(unit.bytes for unit in work if unit.number in records),
+        unit="B",
+        unit_scale=True,
+        desc="build",
+        disable=not progress,
+    )
 
 
 def _plan(settings: BuildSettings, scan: sources.Scan, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -181,22 +187,50 @@ def _lock(directory: Path) -> Iterator[None]:
 
 
 def _run(
-    directory: Path, work: list[Unit], settings: UnitSettings, tokenizer: Tokenizer, workers: int
-) -> Iterator[UnitRecord]:
-    """The units' records as they finish, in this process or in up to ``workers`` others."""
+    directory: Path,
+    work: list[Unit],
+    settings: UnitSettings,
+    tokenizer: Tokenizer,
+    workers: int,
+    finished: Callable[[UnitRecord], None],
+) -> None:
+    """Build the units in ``workers`` processes, of which this is one, and report each as soon as it is finished.
+
+    The other processes take units from the front while this one takes those from the back that nobody has begun: it is
+    at work while they start, which for a small corpus is a good part of the time.
+    """
     if min(workers, len(work)) <= 1:
         for unit in work:
-            yield units.build_unit(directory, unit, settings, tokenizer, check_stop=_go_on)
+            finished(units.build_unit(directory, unit, settings, tokenizer, check_stop=_go_on))
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads the caller has running
     stop = context.Event()
-    pool = ProcessPoolExecutor(min(workers, len(work)), context, _start_worker, (directory, settings, stop))
+    pool = ProcessPoolExecutor(min(workers, len(work)) - 1, context, _start_worker, (directory, settings, stop))
+    done: deque[Future[UnitRecord]] = deque()
+
+    def collect() -> None:
+        while done:
+            future = done.popleft()
+            if not future.cancelled():
+                finished(future.result())
+
     try:
-        pending = {pool.submit(_work, unit) for unit in work}
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+        # Ctrl-C reaches the whole process group: the processes that start here inherit the block and leave it to us
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [pool.submit(_work, unit) for unit in work]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for future in futures:
+            future.add_done_callback(done.append)
+        for future, unit in zip(reversed(futures), reversed(work), strict=True):
+            if not future.cancel():
+                break  # begun elsewhere, and so are all before it
+            finished(units.build_unit(directory, unit, settings, tokenizer, check_stop=collect))
+        running = set(futures)
+        while running:
+            _, running = wait(running, return_when=FIRST_COMPLETED)
+            collect()
     except BrokenProcessPool as error:
         raise DataError(
             f"{directory}: a worker process died (killed, or out of memory); run the same command again to go on, "
@@ -208,7 +242,7 @@ def _run(
 
 
 def _go_on() -> None:
-    """In the calling process a stop arrives as KeyboardInterrupt by itself."""
+    """In a single process a stop arrives as KeyboardInterrupt by itself."""
 
 
 class _Worker:
@@ -221,7 +255,6 @@ class _Worker:
 
 
 def _start_worker(directory: Path, settings: UnitSettings, stop: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _Worker.directory, _Worker.settings, _Worker.stop = directory, settings, stop
     _Worker.tokenizer = Tokenizer.load(directory / TOKENIZER_NAME)

@@ -32,6 +32,15 @@ def commit(path: Path) -> None:
     os.replace(partial_path(path), path)
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Write a small file so that readers see the old content or all of the new.
+
+    After a power cut it may be missing or empty: for files that are checked when they are read and can be made again.
+    """
+    partial_path(path).write_bytes(content)
+    commit(path)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a small file durably; readers see the old content or all of the new."""
     with partial_path(path).open("wb") as file:

@@ -162,18 +162,28 @@ def _files(root: Path, settings: InputSettings) -> list[tuple[Path, str]]:
             f"{root}: no such file or directory; give text, jsonl(.gz, .zst) or parquet files or directories"
         )
     found = []
+    shown = root.resolve().name
     for directory, subdirectories, names in os.walk(root, onerror=_unreadable):
-        subdirectories.sort()
-        for name in sorted(names):
-            relative = os.path.relpath(os.path.join(directory, name), root)
+        below = "" if directory == str(root) else os.path.relpath(directory, root) + "/"
+        subdirectories[:] = [name for name in subdirectories if not _excluded_directory(below + name + "/", settings)]
+        for name in names:
             matches = any(fnmatch.fnmatchcase(name, pattern) for pattern in settings.patterns)
-            if matches and not any(fnmatch.fnmatchcase(relative, pattern) for pattern in settings.exclude):
-                found.append((Path(directory, name), f"{root.resolve().name}/{relative}"))
+            if matches and not _excluded(below + name, settings):
+                found.append((Path(directory, name), f"{shown}/{below}{name}"))
     if not found:
         raise DataError(
             f"{root}: no file matches {' '.join(settings.patterns)} (exclude: {' '.join(settings.exclude)})"
         )
     return sorted(found, key=lambda item: item[1])
+
+
+def _excluded(relative: str, settings: InputSettings) -> bool:
+    return any(fnmatch.fnmatchcase(relative, pattern) for pattern in settings.exclude)
+
+
+def _excluded_directory(relative: str, settings: InputSettings) -> bool:
+    """Whether everything below a directory, given with its final slash, is excluded and need not be looked at."""
+    return any(pattern.endswith("*") and fnmatch.fnmatchcase(relative, pattern) for pattern in settings.exclude)
 
 
 def _unreadable(error: OSError) -> None:
@@ -335,7 +345,7 @@ def _parquet_file(path: str) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowInvalid, OSError) as error:  # a footer that is none comes as OSError
         raise DataError(f"{path}: damaged or no parquet file ({error})") from error
 
 

@@ -95,8 +95,10 @@ def _check(processor: sentencepiece.SentencePieceProcessor, path: Path) -> None:
     if byte_pieces != 256:
         raise DataError(f"{path}: {byte_pieces} byte pieces, expected 256 (train with byte fallback)")
     decoded = processor.decode(processor.encode(_PROBE, return_type=int))
+    if any("\u2581" in processor.id_to_piece(token) for token in processor.encode("x", return_type=int)):
+        raise DataError(f"{path}: the tokenizer puts a space before text; train it without a dummy prefix")
     if decoded != _PROBE:
         raise DataError(
             f"{path}: the tokenizer rewrites text ({_PROBE!r} comes back as {decoded!r}); train it with identity "
-            "normalisation, without a dummy prefix and with all whitespace kept"
+            "normalisation and all whitespace kept"
         )

@@ -1,7 +1,7 @@
 """Units of work of a build: a unit's shards are a pure function of the inputs, so any process may make them.
 
-A unit is finished when its record exists; records are written last and atomically. Whatever an interrupted unit left
-behind is overwritten by the next attempt, which writes the same bytes.
+A unit is finished when its record exists and agrees with its files; records are written last and atomically. Whatever
+an interrupted unit left behind is overwritten by the next attempt, which writes the same bytes.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from card_scale.data import sources
-from card_scale.data.files import sha256_file, sync_directory, write_atomically
+from card_scale.data.files import replace, sha256_file
 from card_scale.data.manifest import SPLITS, token_dtype
 from card_scale.data.shards import INDEX_DTYPE, ShardRecord, ShardWriter
 from card_scale.data.sources import InputSettings, Piece
@@ -196,12 +196,11 @@ def build_unit(
         index_sha256 = {}
         for split, writer in writers.items():
             index = writer.finish().tobytes()
-            write_atomically(index_part_path(directory, unit.number, split), index)
+            replace(index_part_path(directory, unit.number, split), index)
             index_sha256[split] = hashlib.sha256(index).hexdigest()
     finally:
         for writer in writers.values():
             writer.close()
-    sync_directory(directory)
     record = UnitRecord(unit.number, {split: writers[split].shards for split in SPLITS}, index_sha256, counts)
-    write_atomically(record_path(directory, unit.number), json.dumps(asdict(record)).encode())
+    replace(record_path(directory, unit.number), json.dumps(asdict(record)).encode())
     return record

@@ -1,0 +1,74 @@
+"""A small corpus with known documents, its tokenizer and datasets, made once."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from card_scale.data.build import BuildSettings, build_dataset
+from card_scale.data.sources import InputSettings
+from card_scale.data.tokenizer_training import train_tokenizer
+
+WORDS = [
+    "def",
+    "return",
+    "self",
+    "import",
+    "class",
+    "for",
+    "while",
+    "print",
+    "value",
+    "index",
+    "token",
+    "mask",
+    "noise",
+]
+ADVERSARIAL = "[MASK] <s> </s> <pad> <unk> <0x41> \u2047 [MASK][MASK] < s >"
+OPENINGS = ["", ADVERSARIAL, "漢字 🧿 e\u0301"]
+
+
+def make_texts(count: int, seed: int) -> list[str]:
+    """Documents of 1 to 400 words with line breaks, indentation, digits and characters outside any vocabulary."""
+    generator = random.Random(seed)
+    texts = []
+    for number in range(count):
+        words = [generator.choice(WORDS) for _ in range(generator.choice([1, 5, 40, 400]))]
+        lines = ["    " * generator.randrange(3) + " ".join(words[i : i + 8]) for i in range(0, len(words), 8)]
+        texts.append(f"# {number} {generator.choice(OPENINGS)}\n" + "\n".join(lines))
+    return texts
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """The corpus: document i is file ``NNN.txt``."""
+    return make_texts(80, seed=1)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    for number, text in enumerate(texts):
+        (directory / f"{number:03d}.txt").write_bytes(text.encode())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    path.write_bytes(train_tokenizer(texts, 400))
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(corpus: Path) -> BuildSettings:
+    """Several units, and several shards in some of them."""
+    return BuildSettings(InputSettings((str(corpus),)), validation_fraction=0.25, unit_bytes=8_000, shard_bytes=15_000)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory, settings: BuildSettings, tokenizer_path: Path) -> Path:
+    """A finished dataset; tests must not write into it."""
+    directory = tmp_path_factory.mktemp("dataset") / "data"
+    build_dataset(settings, tokenizer_path, directory, workers=1)
+    return directory

@@ -1,0 +1,174 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def tool(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, corpus):
+    """A tokenizer and a dataset made from the command line."""
+    directory = tmp_path_factory.mktemp("tools")
+    made = tool("tokenizer", corpus, "--output", directory / "t.model", "--vocabulary-size", 400)
+    assert made.returncode == 0, made.stderr
+    made = tool("data", "build", corpus, "--tokenizer", directory / "t.model", "--output", directory / "data",
+                "--validation-fraction", 0.25, "--workers", 1)  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return directory
+
+
+@pytest.mark.parametrize("name, arguments", [
+    ("tokenizer", []), ("data", []), ("data", ["build"]), ("data", ["verify"]), ("data", ["inspect"]),
+    ("bench_data", []), ("bench_data", ["build"]), ("bench_data", ["loader"]),
+])  # fmt: skip
+def test_help_imports_nothing_heavy(name, arguments):
+    script = f"""
+import runpy, sys
+sys.argv = ["x", *{arguments!r}, "--help"]
+try:
+    runpy.run_path({str(ROOT / "tools" / f"{name}.py")!r}, run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0
+print(sorted({{"torch", "numpy", "sentencepiece", "webdataset", "pyarrow"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    assert "usage:" in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
+def test_building_imports_no_torch():
+    modules = "card_scale.data.build, card_scale.data.verify, card_scale.data.summary"
+    script = f"import sys, {modules}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_running_again_says_that_it_is_done(built, corpus):
+    again = tool("tokenizer", corpus, "--output", built / "t.model", "--vocabulary-size", 400)
+    assert (again.returncode, "already there" in again.stdout) == (0, True)
+    again = tool("data", "build", corpus, "--tokenizer", built / "t.model", "--output", built / "data",
+                 "--validation-fraction", 0.25)  # fmt: skip
+    assert (again.returncode, "finished before" in again.stdout) == (0, True)
+
+
+def test_verify_and_inspect(built, texts):
+    assert tool("data", "verify", built / "data").stdout.endswith("sound\n")
+    shown = tool("data", "inspect", built / "data", "--documents", 3, "--samples", 2, "--length", 40).stdout
+    assert "400 pieces, tokens stored as uint16" in shown
+    assert "record 0" in shown
+    assert "train sample 1 of" in shown
+    first = shown.partition("train document 0: ")[2]
+    number = int(first.partition(".txt")[0].rpartition("/")[2])
+    assert texts[number][:400] in first
+
+
+@pytest.mark.parametrize(
+    "name, arguments, code, message",
+    [
+        ("data", ["build", "nowhere", "--tokenizer", "{t}", "--output", "{tmp}/d"], 4, "error: nowhere: no such file"),
+        ("data", ["build", "{corpus}", "--tokenizer", "{tmp}/none", "--output", "{tmp}/d"], 4, "none: cannot read"),
+        (
+            "data",
+            ["build", "{corpus}", "--tokenizer", "{t}", "--output", "{built}", "--workers", "1"],
+            4,
+            "made otherwise",
+        ),
+        (
+            "data",
+            ["build", "{corpus}", "--tokenizer", "{t}", "--output", "{tmp}", "--validation-fraction", "1"],
+            2,
+            "below 1",
+        ),
+        ("data", ["build", "{corpus}"], 2, "--output"),
+        ("data", ["verify", "{tmp}"], 4, "manifest.json: no such file"),
+        ("data", ["inspect", "{tmp}"], 4, "manifest.json: no such file"),
+        ("data", [], 2, "command"),
+        (
+            "tokenizer",
+            ["{corpus}", "--output", "{tmp}/t", "--vocabulary-size", "99999"],
+            4,
+            "error: sentencepiece cannot",
+        ),
+        ("tokenizer", ["{corpus}", "--output", "/proc/x/t", "--vocabulary-size", "400"], 4, "error: "),
+        ("bench_data", ["loader", "{tmp}"], 4, "manifest.json: no such file"),
+    ],
+)
+def test_errors_are_one_line_with_their_exit_code(built, corpus, tmp_path, name, arguments, code, message):
+    names = {"t": built / "t.model", "tmp": tmp_path, "corpus": corpus, "built": built / "data"}
+    done = tool(name, *(argument.format(**names) for argument in arguments))
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_verify_lists_the_damage(built):
+    shard = next((built / "data").glob("train-*.tar"))
+    content = shard.read_bytes()
+    try:
+        shard.write_bytes(content[:-1])
+        done = tool("data", "verify", built / "data")
+    finally:
+        shard.write_bytes(content)
+    assert done.returncode == 4
+    assert f"{shard}: {len(content) - 1} bytes, expected {len(content)}" in done.stdout
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stopped_build_says_so_and_goes_on(texts, tokenizer_path, tmp_path, workers, signal_number):
+    (tmp_path / "in").mkdir()
+    for number in range(50):
+        (tmp_path / "in" / f"{number}.txt").write_text("\n".join(texts) + str(number))
+    command = [sys.executable, str(ROOT / "tools" / "data.py"), "build", str(tmp_path / "in"), "--unit-bytes", "100000"]
+    command += ["--workers", str(workers), "--tokenizer", str(tokenizer_path), "--output", str(tmp_path / "data")]
+    command += ["--validation-fraction", "0.2"]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("data/build/unit-*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    if signal_number == signal.SIGINT:
+        os.killpg(process.pid, signal_number)  # as a terminal does
+    else:
+        process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 75, errors
+    assert errors.startswith("stopped: ")
+    assert "run the same command again" in errors
+    assert errors.count("\n") == 1
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert "units were finished by an earlier call" in done.stdout
+    assert tool("data", "verify", tmp_path / "data").returncode == 0
+
+
+def test_the_benchmarks_report_their_ratios(built, corpus, tmp_path):
+    done = tool("bench_data", "build", corpus, "--tokenizer", built / "t.model", "--workers", 1, "--rounds", 1,
+                "--json", tmp_path / "b.json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert result["build"]["ratio"] == result["build"]["bare_seconds"][0] / result["build"]["build_seconds"][0]
+    assert {"processor", "cores", "versions", "commit", "command"} <= set(result["environment"])
+    done = tool("bench_data", "loader", built / "data", "--length", 32, "--steps", 5, "--consumption", 100,
+                "--json", tmp_path / "l.json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "l.json").read_text())["loader"]
+    assert result["ratio"] == result["tokens_per_second"] / 100
+    assert f"{result['ratio']:.1f}" in done.stdout
