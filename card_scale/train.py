@@ -186,9 +186,11 @@ def main(argv: list[str] | None = None) -> int:
 
                 dry_run(config)
                 return ExitCode.DONE
+            from card_scale import known_warnings
             from card_scale.versions import check_versions
 
             check_versions()
+            known_warnings.silence()
             return finish(config, ExitCode.DONE, train(config, stop))
         except CardScaleError as error:
             return finish(config, error.exit_code, str(error))

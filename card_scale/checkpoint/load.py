@@ -57,8 +57,8 @@ class _Reader:
                 f"is {found}"
             )
         parts = []
-        for _, (begin, end) in where.spans():
-            position = begin
+        for wanted in where.pieces:
+            position, end = wanted.whole.start, wanted.whole.stop
             for piece in sorted(stored.pieces, key=lambda piece: piece.start):
                 first, last = max(position, piece.start), min(end, piece.stop)
                 if first >= last:

@@ -99,18 +99,17 @@ def _my_share(engine: ShardingEngine, stem: str) -> tuple[dict[str, tuple[str, T
     counted = [(parameter, where) for parameter, where in engine.weights() if where.counted]
     for number, (parameter, where) in enumerate(counted):
         mine = number % data_size == data_rank
-        dimension = where.pieces[0].dimension if where.pieces else 0
         for key in engine.state_keys():
             whole = engine.full_state(parameter, key)
             if not mine:
                 continue
-            for local, (start, stop) in where.spans():
-                piece = whole.narrow(dimension, local.start, local.stop - local.start)
-                entry = entry_name(key, where.name, start, stop)
-                entries[entry] = (folder_of(key), piece.to("cpu", torch.float32, copy=True).contiguous())
+            for piece in where.pieces:
+                part = whole.narrow(where.dimension, piece.local.start, piece.local.stop - piece.local.start)
+                entry = entry_name(key, where.name, piece.whole.start, piece.whole.stop)
+                entries[entry] = (folder_of(key), part.to("cpu", torch.float32, copy=True).contiguous())
         if mine:
-            pieces = [StoredPiece(stem, start, stop) for _, (start, stop) in where.spans()]
-            tensors[where.name] = StoredTensor(list(where.global_shape), dimension, pieces)
+            pieces = [StoredPiece(stem, piece.whole.start, piece.whole.stop) for piece in where.pieces]
+            tensors[where.name] = StoredTensor(list(where.global_shape), where.dimension, pieces)
     return entries, tensors
 
 

@@ -27,9 +27,9 @@ class Piece:
 class LogicalWeight:
     """One parameter of this rank in whole-model coordinates.
 
-    ``pieces`` is empty where the rank holds the whole tensor. ``counted`` marks the one copy of each element (within
-    the tensor x pipeline group) that enters norms and checkpoints: not a further tensor-parallel replica, and not the
-    last stage's copy of a tied embedding.
+    ``pieces`` cover what the rank holds, along the dimension that tensor parallelism splits (0 for a replicated
+    parameter). ``counted`` marks the one copy of each element (within the tensor x pipeline group) that enters norms
+    and checkpoints: not a further tensor-parallel replica, and not the last stage's copy of a tied embedding.
     """
 
     name: str
@@ -42,19 +42,15 @@ class LogicalWeight:
         """Whether weight decay applies: to matrices, not to norms."""
         return len(self.global_shape) > 1
 
-    def spans(self) -> list[tuple[slice, tuple[int, int]]]:
-        """Return (local indices, (start, stop) in the whole tensor) of each piece along the split dimension."""
-        if not self.pieces:
-            return [(slice(0, self.global_shape[0]), (0, self.global_shape[0]))]
-        return [(piece.local, (piece.whole.start, piece.whole.stop)) for piece in self.pieces]
+    @property
+    def dimension(self) -> int:
+        """The dimension along which pieces are cut."""
+        return self.pieces[0].dimension
 
     def select(self, whole: Tensor) -> Tensor:
         """Return this rank's part of the global tensor."""
-        if not self.pieces:
-            return whole
-        dimension = self.pieces[0].dimension
-        parts = [whole.narrow(dimension, p.whole.start, p.whole.stop - p.whole.start) for p in self.pieces]
-        return torch.cat(parts, dimension) if len(parts) > 1 else parts[0]
+        parts = [whole.narrow(self.dimension, p.whole.start, p.whole.stop - p.whole.start) for p in self.pieces]
+        return torch.cat(parts, self.dimension) if len(parts) > 1 else parts[0]
 
 
 def logical_weights(chunks: list[GPT]) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:
@@ -64,29 +60,29 @@ def logical_weights(chunks: list[GPT]) -> Iterator[tuple[nn.Parameter, LogicalWe
     for chunk in chunks:
         for name, parameter in chunk.named_parameters():
             tied_copy = name == "head.weight" and chunk.tied
-            dimension = _split_dimension(name)
+            split = _split_dimension(name)
+            dimension, parts = (0, 1) if split is None else (split, size)
+            part = 0 if split is None else rank
             shape = list(parameter.shape)
-            pieces: tuple[Piece, ...] = ()
-            if dimension is not None and size > 1:
-                # A gated MLP's first matrix is [gate; up]; each half is split on its own.
-                halves = 2 if ".mlp.linear_fc1." in name else 1
-                extent = shape[dimension] // halves
-                pieces = tuple(
-                    Piece(
-                        dimension,
-                        slice(half * extent, (half + 1) * extent),
-                        slice((half * size + rank) * extent, (half * size + rank + 1) * extent),
-                    )
-                    for half in range(halves)
+            # A gated MLP's first matrix is [gate; up]; each half is split on its own.
+            halves = 2 if ".mlp.linear_fc1." in name else 1
+            extent = shape[dimension] // halves
+            shape[dimension] *= parts
+            pieces = tuple(
+                Piece(
+                    dimension,
+                    slice(half * extent, (half + 1) * extent),
+                    slice((half * parts + part) * extent, (half * parts + part + 1) * extent),
                 )
-                shape[dimension] *= size
+                for half in range(halves)
+            )
             yield (
                 parameter,
                 LogicalWeight(
                     name="embedding.weight" if tied_copy else name,
                     global_shape=tuple(shape),
                     pieces=pieces,
-                    counted=not tied_copy and (dimension is not None or rank == 0),
+                    counted=not tied_copy and (split is not None or rank == 0),
                 ),
             )
 

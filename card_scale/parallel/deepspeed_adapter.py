@@ -9,6 +9,8 @@ import deepspeed.runtime.zero.partition_parameters as partition_parameters
 import deepspeed.runtime.zero.partitioned_param_coordinator as partitioned_param_coordinator
 import deepspeed.runtime.zero.stage3 as stage3
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.utils import safe_set_full_grad, safe_set_local_grad
 from torch import nn
 
 from card_scale.model.gpt import GPT
@@ -64,11 +66,13 @@ def mark_counted(weights: list[tuple[nn.Parameter, LogicalWeight]]) -> None:
     DeepSpeed counts a parameter where it is marked model-parallel, or on model-parallel rank 0 - at stage 3 the rank in
     the whole TP x PP group, so replicated parameters of later stages are missed; at stages 1 and 2 the tensor-parallel
     rank, so the second copy of a tied embedding is counted. The mark alone decides once :func:`own_norm_by_mark` has
-    taken rank 0 away.
+    taken rank 0 away. The optimizer of stage 1 in bf16 asks for the rank anew at each step; it skips what is marked as
+    a pipeline replica.
     """
     for parameter, where in weights:
         parameter.model_parallel = where.counted
         parameter.tensor_model_parallel = False
+        parameter.ds_pipe_replicated = not where.counted
 
 
 def own_norm_by_mark(optimizer) -> None:
@@ -97,14 +101,45 @@ def gradient_norm(engine) -> torch.Tensor:
     return torch.where(norm < 0, torch.nan, norm) if not skipped else torch.full_like(norm, torch.nan)
 
 
+def partition(parameter: nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
+    """Return this data-parallel rank's part of a weight's value at stage 3, 1-D, padded with zeros as DeepSpeed pads.
+
+    DeepSpeed's own setters of a full value fail where the data-parallel size does not divide the weight, and under
+    offload leave the norm as it was before.
+    """
+    group = process_groups.data_group()
+    extent = parameter.ds_tensor.numel()
+    padded = torch.nn.functional.pad(whole.flatten(), (0, extent * group.size() - whole.numel()))
+    return padded.narrow(0, extent * group.rank(), extent)
+
+
+def set_full_gradient(optimizer, stage: int, parameter: nn.Parameter, whole: torch.Tensor) -> None:
+    """Replace a gradient between DeepSpeed's reduction and its norm (stages 1-3)."""
+    if stage == 3:
+        safe_set_local_grad(parameter, partition(parameter, whole))
+        return
+    safe_set_full_grad(parameter, whole)
+    if getattr(optimizer, "cpu_offload", False) and parameter._hp_mapping is not None:
+        # Under offload the norm of a gradient is taken when it is reduced.
+        part = parameter._hp_mapping.get_lp_grad_fragment(parameter._index_in_param_group)
+        optimizer.norm_for_param_grads[optimizer.get_param_id(parameter)] = torch.linalg.vector_norm(part)
+
+
 def masters(optimizer, stage: int) -> list[torch.Tensor]:
     """Return the flat float32 partitions that ZeRO stages 1-3 update."""
-    return optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+    if stage == 3:
+        return optimizer.fp32_partitioned_groups_flat
+    if isinstance(optimizer, BF16_Optimizer):  # stage 1 in bf16 with float32 gradients
+        return optimizer.fp32_groups_flat_partition
+    return optimizer.single_partition_of_fp32_groups
 
 
 def link_optimizer_state(optimizer, stage: int) -> None:
-    """Make states created outside ``step`` visible to DeepSpeed's full-state accessors (stages 1 and 2 link them lazily
-    in their first step)."""
+    """Make the optimizer's states visible to DeepSpeed's full-state accessors.
+
+    Stages 1 and 2 link them once, in their first step, but after the first parameter group's update, when the other
+    groups have no states yet; states created outside ``step`` they do not see at all.
+    """
     if stage in (1, 2):
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()

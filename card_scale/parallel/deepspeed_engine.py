@@ -14,8 +14,9 @@ from deepspeed.utils import (
     safe_get_full_grad,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
-    safe_set_full_grad,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
@@ -70,6 +71,7 @@ class DeepSpeedEngine(ShardingEngine):
         if self.zero_stage == 3:
             adapter.register_tied_embedding(module, chunks)
         self._tied = gradients.tied_embeddings(self._weights) if config.model.tie_embeddings else []
+        self._state_linked = False
         # Stage 0's engine refuses a backward pass that it did not start; its bare module does not.
         wrapped = self.engine.module if self.zero_stage == 0 else self.engine
         self.stages = [
@@ -107,9 +109,12 @@ class DeepSpeedEngine(ShardingEngine):
 
     def _sum_tied_gradients(self) -> None:
         for parameter in self._tied:
-            gradient = safe_get_full_grad(parameter)
-            gradients.sum_over_tied_copies(gradient)
-            safe_set_full_grad(parameter, gradient)
+            if self.zero_stage == 0:
+                gradients.sum_over_tied_copies(parameter.grad)
+            else:
+                gradient = safe_get_full_grad(parameter)
+                gradients.sum_over_tied_copies(gradient)
+                adapter.set_full_gradient(self.engine.optimizer, self.zero_stage, parameter, gradient)
 
     def _clip_unsharded(self) -> Tensor:
         held = [(parameter.grad, where) for parameter, where in self._weights]
@@ -123,21 +128,32 @@ class DeepSpeedEngine(ShardingEngine):
             return state.detach().float()
         if key == WEIGHT:
             return safe_get_full_fp32_param(parameter).detach()
+        self._link_optimizer_state()
         return safe_get_full_optimizer_state(parameter, key).detach()
 
     @torch.no_grad()
     def set_full_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         if self.zero_stage == 0:
             (parameter if key == WEIGHT else self.optimizer.state[parameter][key]).copy_(value)
+        elif self.zero_stage == 3 and key == WEIGHT:
+            safe_set_local_fp32_param(parameter, adapter.partition(parameter, value))
+        elif self.zero_stage == 3:
+            safe_set_local_optimizer_state(parameter, adapter.partition(parameter, value), key)
         elif key == WEIGHT:
             safe_set_full_fp32_param(parameter, value)
         else:
+            self._link_optimizer_state()
             safe_set_full_optimizer_state(parameter, value, key)
 
     def create_optimizer_state(self, step: int) -> None:
         super().create_optimizer_state(step)
-        if self.zero_stage > 0:
+        self._state_linked = False
+
+    def _link_optimizer_state(self) -> None:
+        """Prepare DeepSpeed's accessors, once the optimizer's states exist."""
+        if not self._state_linked:
             adapter.link_optimizer_state(self.engine.optimizer, self.zero_stage)
+            self._state_linked = True
 
     def masters(self) -> list[Tensor]:
         if self.zero_stage == 0:

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import time
 
+import torch
 from tqdm import tqdm
 
 from card_scale.config import Config
@@ -57,11 +58,8 @@ class Recorder:
             multiplied=multiplied, layers=model.layers, hidden=model.hidden, length=model.length
         )
         device = cpu_backend.device()
-        self.peak = None
-        if device.type == "cuda":
-            import torch
-
-            self.peak = peak_flops(torch.cuda.get_device_name(device))
+        self.is_gpu = device.type == "cuda"
+        self.peak = peak_flops(torch.cuda.get_device_name(device)) if self.is_gpu else None
         self.bar = tqdm(
             total=total_steps,
             initial=resume_step or 0,
@@ -90,10 +88,11 @@ class Recorder:
             "global_batch": train.global_batch,
             "world_size": self.world_size,
             "data/wait_ms": wait * 1000,
-            **throughput_fields(
-                self.flops, tokens_per_second=tokens_per_second, devices=self.world_size, peak=self.peak
-            ),
         }
+        if self.is_gpu:
+            record |= throughput_fields(
+                self.flops, tokens_per_second=tokens_per_second, devices=self.world_size, peak=self.peak
+            )
         if self.config.objective.name == "card":
             record["card/loss_unweighted"] = sums.unweighted / sums.positions
             record["card/mask_ratio"] = sums.masked_positions / sums.positions

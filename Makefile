@@ -1,0 +1,30 @@
+# Targets for a fresh clone. Needs Python 3.11 or 3.12, make and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+# torch first and by version: a dependency that asks for "torch" would pull the newest build.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/python tools/quickstart.py
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The stamp is made last, so an interrupted installation is taken up again.
+$(VENV)/installed: setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "error: Python 3.11 or 3.12 is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -q $(TORCH)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e .[dev]
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs data/quickstart

@@ -1,0 +1,22 @@
+"""Warnings of the libraries that say nothing to a user of this project, silenced by name so that others are seen."""
+
+import os
+import warnings
+
+
+def silence() -> None:
+    """Silence them. Call it before Megatron-core or DeepSpeed is imported: most are given at import, on every rank."""
+    import torch
+
+    for message in (
+        # megatron-core 0.16.1: its optional kernels and optimizers, of which this project uses none.
+        r"(Transformer Engine and )?Apex (is|are) not installed",
+        r"Transformer Engine and Apex are not installed",
+        r"full scope is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
+    # deepspeed 0.19.8 calls collectives by names that torch 2.13 deprecates, at every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    if not torch.cuda.is_available():
+        # DeepSpeed warns that it found no accelerator unless it is told so.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

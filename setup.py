@@ -1,0 +1,29 @@
+"""Packaging of card_scale. Install with ``pip install -c constraints.txt -e .[dev]`` after torch (see README)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="card_scale",
+    version="0.1.0",
+    description="Training of causal autoregressive diffusion language models (CARD) at scale",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["card_scale", "card_scale.*"]),
+    install_requires=[
+        "torch>=2.11",
+        "deepspeed",
+        "megatron-core",
+        "numpy",
+        "pyyaml",
+        "safetensors",
+        "sentencepiece",
+        "tensorboard",
+        "tqdm",
+        "webdataset",
+    ],
+    extras_require={
+        # Parquet and zstd corpora.
+        "data": ["pyarrow", "zstandard"],
+        # What `make test` and `make lint` need.
+        "dev": ["hypothesis", "mypy", "pyarrow", "pytest", "ruff", "types-PyYAML", "zstandard"],
+    },
+)

@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""From nothing to a trained model: corpus, tokenizer, shards, a CARD run on four ranks, and what was learnt.
+
+Every step goes on where an interrupted one stopped; a finished quickstart says so.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+from card_scale.errors import ExitCode
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "launchers/configs/quickstart.yaml"
+RUN = ROOT / "runs/quickstart"
+DATA = ROOT / "data/quickstart"
+VOCABULARY = 4096
+RANKS = 4
+
+
+def main() -> int:
+    """Run the quickstart; return its exit code."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    started = time.monotonic()
+    corpus = sysconfig.get_paths()["stdlib"]
+    inputs = [corpus, "--glob", "*.py", "--exclude", "*site-packages*", "--skip-invalid"]
+    tokenizer = str(DATA / "tokenizer.model")
+    steps = [
+        (
+            f"tokenizer: {VOCABULARY} pieces from {corpus}",
+            [sys.executable, "tools/tokenizer.py", *inputs, "--output", tokenizer]
+            + ["--vocabulary-size", str(VOCABULARY), "--sample-bytes", "10000000"],
+        ),
+        (
+            "dataset: tokenised documents in tar shards",
+            [sys.executable, "tools/data.py", "build", *inputs, "--output", str(DATA / "tokens")]
+            + ["--tokenizer", tokenizer, "--validation-fraction", "0.02"],
+        ),
+        (
+            f"training: {RANKS} ranks, pipeline 2 x data 2, DeepSpeed ZeRO-3",
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
+            + ["-m", "card_scale.train", CONFIG],
+        ),
+    ]
+    for number, (title, command) in enumerate(steps, start=1):
+        print(f"\n[{number}/{len(steps)}] {title}\n    {' '.join(_short(command))}", flush=True)
+        code = _run(command)
+        if code:
+            return code
+    print(closing_screen(time.monotonic() - started))
+    return ExitCode.DONE
+
+
+def _short(command: list[str]) -> list[str]:
+    """Return the command as a user in the repository would type it."""
+    return ["python" if part == sys.executable else part.replace(f"{ROOT}/", "") for part in command]
+
+
+def _run(command: list[str]) -> int:
+    """Run a step and return its exit code; for training the one in exit.json, since torchrun's is always 1."""
+    # One thread per rank: four ranks share the machine's cores.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    is_training = "card_scale.train" in command
+    (RUN / "exit.json").unlink(missing_ok=True) if is_training else None
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            # The terminal has interrupted the step as well; it saves and ends by itself.
+            continue
+    if is_training and code and (RUN / "exit.json").is_file():
+        return int(json.loads((RUN / "exit.json").read_text())["code"])
+    return code
+
+
+def closing_screen(seconds: float) -> str:
+    """Return what was learnt and where to look, from the run's own records."""
+    # numpy and the data layer only now: --help must answer at once.
+    import numpy as np
+
+    from card_scale import config as configs
+    from card_scale.data.entropy import unigram_entropy
+    from card_scale.data.stream import PackedStream
+
+    config = configs.load(RUN / "config.yaml", [])
+    held_out = PackedStream(ROOT / config.data.path, "validation", config.run.seed, config.model.length)
+    evaluated = held_out.samples(np.arange(config.data.validation_samples))
+    entropy = unigram_entropy(evaluated[:, 1:])
+    records = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [record for record in records if "validation_nll" in record]
+    training = [record for record in records if "loss" in record]
+    first, last = evaluations[0], evaluations[-1]
+    bin_directory = Path(sys.executable).parent
+    noisy = ", ".join(
+        f"{key.rpartition('_')[2]}: {value:.2f}"
+        for key, value in last.items()
+        if key.startswith("card/validation_nll_noise_")
+    )
+    masked = ", ".join(f"{value:.2f}" for key, value in last.items() if key.startswith("card/validation_nll_masked_"))
+    return f"""
+The model has read {training[-1]["tokens"]:,} tokens in {training[-1]["step"]} steps; this took {seconds:.0f} s.
+
+  Held-out files, nats per token
+    before training          {first["validation_nll"]:.3f}
+    unigram entropy          {entropy:.3f}   what knowing only each token's frequency gives
+    after training, clean    {last["validation_nll"]:.3f}   perplexity {last["validation_perplexity"]:.1f}
+    by noise level           {noisy}
+    k-th token of a block    {masked}   (k = 1 ... 8, after k - 1 masks: parallel decoding)
+
+  Look at the curves         {_relative(bin_directory / "tensorboard")} --logdir {_relative(RUN)}
+  The numbers                {_relative(RUN / "metrics.jsonl")}
+  The last checkpoint        {_relative(RUN / "checkpoints")}/iter_{training[-1]["step"]:07d}
+  The same with plain AR     {_relative(bin_directory / "torchrun")} --nproc-per-node {RANKS} -m card_scale.train \\
+                               {CONFIG} run.dir=runs/ar objective.name=ar
+"""
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path, ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
