@@ -1,0 +1,116 @@
+"""A run that was stopped goes on as if it had not been: at any step, on any layout and either engine."""
+
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from card_scale.checkpoint import directory as directories
+from card_scale.checkpoint.load import load
+from card_scale.checkpoint.manifest import Manifest
+from card_scale.checkpoint.save import save
+from card_scale.parallel import process_groups, topology
+from card_scale.parallel.build import build_engine
+from card_scale.training.update import Update
+from tests.layouts.processes import run_ranks
+from tests.layouts.trajectory import VOCABULARY, objective_of, rank_batch, small_config
+
+STEPS = 5
+TOLERANCE = 1e-5
+
+LAYOUTS = {
+    "one rank, ZeRO-0": (1, dict(zero=0)),
+    "tp2 pp2 sequence, ZeRO-3": (4, dict(tensor=2, pipeline=2, sequence=True, zero=3)),
+    "pp2 dp2, ZeRO-2": (4, dict(pipeline=2, zero=2)),
+    "pp2 dp2, ZeRO-1": (4, dict(pipeline=2, zero=1)),
+    "tp2 dp2, FSDP2": (4, dict(tensor=2, engine="fsdp2")),
+    "dp2, ZeRO-3": (2, dict(zero=3)),
+    "pp2 interleaved, FSDP2": (2, dict(pipeline=2, virtual_pipeline=2, engine="fsdp2")),
+}
+
+
+def config_of(layout: str, tied: bool):
+    return small_config(
+        parallel=LAYOUTS[layout][1], model=dict(tie_embeddings=tied), optimizer=dict(ema=0.9), train=dict(steps=STEPS)
+    )
+
+
+def updates_of_both(configs, *arguments):
+    """Run :func:`updates` for the untied and the tied model, which share a layout, in one set of processes."""
+    layout = topology.plan(configs[0], dist.get_world_size())
+    process_groups.form(layout, 60)
+    return [updates(config, layout.describe(), *arguments) for config in configs]
+
+
+def updates(config, layout: str, first: int, last: int, resume_from: Path | None, save_to: Path | None):
+    """Load where asked, make updates first + 1 ... last, save where asked; return each update's (loss, norm)."""
+    variant = "tied" if config.model.tie_embeddings else "untied"
+    objective = objective_of(config)
+    engine = build_engine(config, VOCABULARY, objective.attention)
+    if resume_from:
+        path, manifest, problems = directories.find_latest(resume_from / variant)
+        assert (manifest.step, problems) == (first, [])
+        load(engine, path, manifest)
+    update = Update(engine, objective, config)
+    made = []
+    for step in range(first, last):
+        sums, norm = update(rank_batch(config, step), config.optimizer.lr)
+        made.append((update.report(sums).loss, float(norm)))
+    if save_to:
+        description = Manifest(last, list(engine.state_keys()), layout, config.parallel.engine, "t", "d", {}, {}, {})
+        root = save_to / variant
+        save(engine, root, description, {"step": last}, config.to_yaml(), save_to / "tokenizer.model")
+    return made
+
+
+def run(layout: str, first: int, last: int, resume_from: Path | None = None, save_to: Path | None = None):
+    """Return the trajectories of the untied and the tied model."""
+    if save_to:
+        save_to.mkdir(parents=True, exist_ok=True)
+        (save_to / "tokenizer.model").write_bytes(b"stand-in")
+    configs = [config_of(layout, tied) for tied in (False, True)]
+    return run_ranks(updates_of_both, LAYOUTS[layout][0], configs, first, last, resume_from, save_to, deadline=120)[0]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    return run("one rank, ZeRO-0", 0, STEPS)
+
+
+def assert_same(found, expected, what: str):
+    for variant, mine, theirs in zip(("untied", "tied"), found, expected, strict=True):
+        for step, (pair, expected_pair) in enumerate(zip(mine, theirs, strict=True), start=1):
+            assert pair == pytest.approx(expected_pair, rel=TOLERANCE), f"{what}, {variant}, update {step} of the run"
+
+
+def part(trajectories, first: int, last: int):
+    return [trajectory[first:last] for trajectory in trajectories]
+
+
+@pytest.mark.parametrize("saved_at", ["tp2 pp2 sequence, ZeRO-3", "pp2 dp2, ZeRO-2", "tp2 dp2, FSDP2"])
+def test_any_layout_and_engine_continues_any_other(tmp_path, uninterrupted, saved_at):
+    before = run(saved_at, 0, 2, save_to=tmp_path)
+    assert_same(before, part(uninterrupted, 0, 2), "before the stop")
+    for layout in LAYOUTS:
+        found = run(layout, 2, STEPS, resume_from=tmp_path)
+        assert_same(found, part(uninterrupted, 2, STEPS), f"{saved_at} -> {layout}")
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS))
+def test_a_stop_after_any_step(tmp_path, uninterrupted, stop):
+    run("one rank, ZeRO-0", 0, stop, save_to=tmp_path)
+    found = run("dp2, ZeRO-3", stop, STEPS, resume_from=tmp_path)
+    assert_same(found, part(uninterrupted, stop, STEPS), f"stop after {stop}")
+
+
+def test_a_chain_of_layouts(tmp_path, uninterrupted):
+    """Save, load and save again: nothing is lost on the way through four layouts."""
+    chain = ["pp2 dp2, ZeRO-1", "pp2 interleaved, FSDP2", "tp2 pp2 sequence, ZeRO-3", "one rank, ZeRO-0"]
+    found, before = [[], []], None
+    for number, layout in enumerate(chain):
+        here = tmp_path / str(number)
+        made = run(layout, number, STEPS if number == 3 else number + 1, resume_from=before, save_to=here)
+        for whole, piece in zip(found, made, strict=True):
+            whole += piece
+        before = here
+    assert_same(found, uninterrupted, "the chain")
