@@ -1,0 +1,138 @@
+"""Wrong input of every kind: a message that names file or key, value and what would be valid; a documented exit code;
+before any process group forms."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch.distributed as dist
+import yaml
+
+from card_scale.errors import ExitCode
+from card_scale.train import main
+
+CASES = {
+    "unknown key": (["train.stepz=3"], 3, ["train.stepz", "steps"]),
+    "unknown group": (["trian.steps=3"], 3, ["trian", "train"]),
+    "unknown option": (["--tensor-modle-parallel-size", "2"], 3, ["tensor-model-parallel-size"]),
+    "wrong type": (["train.steps=many"], 3, ["train.steps", "'many'", "whole number"]),
+    "wrong choice": (["objective.name=bert"], 3, ["objective.name", "'bert'", "card | ar"]),
+    "out of range": (["objective.tail_factor=0.5"], 3, ["objective.tail_factor", "0.5", "at least 1"]),
+    "heads do not divide": (["model.heads=5"], 3, ["model.hidden 32", "model.heads 5"]),
+    "layers do not divide": (["parallel.pipeline=3"], 3, ["model.layers 4", "parallel.pipeline 3"]),
+    "world too small": (["parallel.tensor=2"], 3, ["1 ranks", "parallel.tensor 2"]),
+    "batch does not divide": (["train.micro_batch=3"], 3, ["train.global_batch 8", "train.micro_batch 3"]),
+    "steps against epochs": (["data.epochs=2"], 3, ["train.steps is 6", "data.epochs 2"]),
+    "engine against stage": (["parallel.engine=fsdp2", "parallel.zero=1"], 3, ["parallel.zero is 1", "fsdp2"]),
+    "no dataset": (["data.path=nowhere"], 4, ["nowhere"]),
+    "more unique tokens than there are": (["data.unique_tokens=1000000000"], 3, ["1000000000", "has"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refused_before_a_process_group_forms(case, config_file, capsys):
+    overrides, code, words = CASES[case]
+    assert main([str(config_file), *overrides]) == code
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert all(word in message for word in words), message
+    assert "Traceback" not in message
+    assert not dist.is_initialized()
+
+
+@pytest.fixture
+def damaged(tmp_path, dataset):
+    """A private copy of the dataset."""
+    return shutil.copytree(dataset, tmp_path / "damaged")
+
+
+def refusal(config_file, capsys, *overrides) -> str:
+    assert main([str(config_file), *overrides]) == ExitCode.DATA
+    message = capsys.readouterr().err
+    assert not dist.is_initialized()
+    return message
+
+
+def test_a_missing_shard(config_file, damaged, capsys):
+    shard = next(damaged.glob("train-*.tar"))
+    shard.unlink()
+    assert shard.name in refusal(config_file, capsys, f"data.path={damaged}")
+
+
+def test_a_truncated_shard(config_file, damaged, capsys):
+    shard = next(damaged.glob("validation-*.tar"))
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:
+        file.truncate(size - 512)
+    message = refusal(config_file, capsys, f"data.path={damaged}")
+    assert shard.name in message
+    assert str(size) in message
+
+
+def test_a_tokenizer_that_does_not_match_the_shards(config_file, damaged, other_dataset, capsys):
+    shutil.copyfile(other_dataset / "tokenizer.model", damaged / "tokenizer.model")
+    assert "tokenizer.model" in refusal(config_file, capsys, f"data.path={damaged}")
+
+
+def test_validation_data_of_another_tokenizer(config_file, other_dataset, capsys):
+    assert "another tokenizer" in refusal(config_file, capsys, f"data.validation={other_dataset}")
+
+
+def test_a_run_directory_of_another_configuration(config_file, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    tree = yaml.safe_load(config_file.read_text())
+    tree["model"]["layers"] = 8
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main([str(config_file)]) == ExitCode.CONFIGURATION
+    message = capsys.readouterr().err
+    assert "model.layers is 4, the run there has 8" in message
+    assert str(run) in message
+    assert json.loads((run / "exit.json").read_text())["code"] == 3
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [("model: [1, 2", "cannot be read"), ("- a\n- b", "not groups of keys"), ("model: 3", "model holds 3")],
+)
+def test_a_file_that_is_no_configuration(tmp_path, content, words, capsys):
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    assert main([str(path)]) == ExitCode.CONFIGURATION
+    message = capsys.readouterr().err
+    assert str(path) in message
+    assert words in message
+
+
+def test_a_missing_configuration_file(capsys):
+    assert main(["nowhere.yaml"]) == ExitCode.CONFIGURATION
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_dry_run_checks_and_estimates(config_file, capsys):
+    assert main([str(config_file), "--dry-run", "parallel.tensor=2"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("tensor 2 x pipeline 1 x data 1", "parameters:", "GiB", "6 steps"):
+        assert words in printed
+    assert not dist.is_initialized()
+    assert main([str(config_file), "--dry-run", "data.path=nowhere"]) == ExitCode.DATA
+
+
+def test_print_config_is_a_configuration(config_file, capsys, tmp_path):
+    assert main([str(config_file), "--print-config", "train.steps=9"]) == 0
+    resolved = capsys.readouterr().out
+    (tmp_path / "again.yaml").write_text(resolved)
+    assert main([str(tmp_path / "again.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == resolved
+    assert yaml.safe_load(resolved)["train"]["steps"] == 9
+
+
+def test_help_and_wrong_command_line_answer_without_torch():
+    blocked = "import sys; sys.modules['torch'] = None; from card_scale.train import main; sys.exit(main({}))"
+    helped = subprocess.run([sys.executable, "-c", blocked.format("['--help']")], capture_output=True, text=True)
+    assert helped.returncode == 0
+    assert "Exit codes" in helped.stdout
+    nothing = subprocess.run([sys.executable, "-c", blocked.format("[]")], capture_output=True, text=True)
+    assert nothing.returncode == ExitCode.COMMAND_LINE

@@ -1,0 +1,165 @@
+"""The main job as a user runs it: records, stop and resume, faults on the way."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from card_scale import config as configs
+from card_scale.errors import ExitCode
+from tests.end_to_end.conftest import write_config
+from tests.layouts.processes import run_ranks
+
+FOUR_RANKS = ["parallel.pipeline=2"]
+OTHER_LAYOUTS = {
+    "tp2 dp2 fsdp2": ["parallel.tensor=2", "parallel.sequence=true", "parallel.engine=fsdp2", "parallel.zero=null"],
+    "pp2 dp2 zero1, other micro-batch": ["parallel.pipeline=2", "parallel.zero=1", "train.micro_batch=1"],
+}
+
+
+def train(arguments: list[str]) -> int:
+    from card_scale.train import main
+
+    return main(arguments)
+
+
+def train_and_signal(arguments: list[str], rank: int, number: int, metrics: str, lines: int) -> int:
+    """Train; on one rank send this process a signal once metrics.jsonl has so many training lines."""
+    if int(os.environ["RANK"]) == rank:
+        threading.Thread(target=_signal_after, args=(number, Path(metrics), lines), daemon=True).start()
+    return train(arguments)
+
+
+def _signal_after(number: int, metrics: Path, lines: int) -> None:
+    while not metrics.is_file() or sum('"loss"' in line for line in metrics.read_text().splitlines()) < lines:
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+
+def records(run: Path) -> tuple[list[dict], list[dict]]:
+    """Return (training, evaluation) records."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in found if "loss" in r], [r for r in found if "validation_nll" in r]
+
+
+TIMES = {"step_seconds", "tokens_per_second", "data/wait_ms", "world_size"}
+
+
+def assert_same_trajectory(found: Path, expected: Path, tolerance: float = 1e-5) -> None:
+    for mine, theirs in zip(records(found), records(expected), strict=True):
+        assert [r["step"] for r in mine] == [r["step"] for r in theirs]
+        for one, other in zip(mine, theirs, strict=True):
+            kept = {key: value for key, value in one.items() if key not in TIMES}
+            assert kept == pytest.approx({k: v for k, v in other.items() if k not in TIMES}, rel=tolerance)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, dataset):
+    """An uninterrupted run on four ranks, and the configuration that the other runs share."""
+    root = tmp_path_factory.mktemp("whole")
+    path = write_config(root, dataset)
+    assert run_ranks(train, 4, [str(path), *FOUR_RANKS], deadline=120) == [0] * 4
+    return path, root / "run"
+
+
+def test_a_run_leaves_what_the_contract_says(whole_run):
+    _, run = whole_run
+    training, evaluations = records(run)
+    assert [r["step"] for r in training] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in evaluations] == [0, 3, 6]
+    first = training[0]
+    assert first["tokens"] == 8 * 24
+    assert first["samples"] == 8
+    assert {"epoch", "loss", "lr", "grad_norm", "step_seconds", "tokens_per_second"} <= first.keys()
+    assert training[-1]["loss"] < first["loss"]
+    final = evaluations[-1]
+    assert final["validation_nll"] < evaluations[0]["validation_nll"]
+    assert {f"card/validation_nll_masked_{k}" for k in range(1, 9)} <= final.keys()
+    assert "card/validation_nll_noise_0.5" in final
+    assert "ema/validation_nll" in final
+    assert json.loads((run / "exit.json").read_text())["code"] == 0
+    assert configs.load(run / "config.yaml", []).parallel.pipeline == 2
+    assert "torch" in json.loads((run / "environment.json").read_text())["versions"]
+    checkpoints = run / "checkpoints"
+    assert (checkpoints / "latest_checkpointed_iteration.txt").read_text() == "6\n"
+    assert sorted(p.name for p in checkpoints.glob("iter_*")) == ["iter_0000002", "iter_0000004", "iter_0000006"]
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("lm loss")] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in events.Scalars("lm loss validation")] == [0, 3, 6]
+
+
+def test_running_it_again_says_that_it_is_done(whole_run):
+    path, run = whole_run
+    before = (run / "metrics.jsonl").read_bytes()
+    assert run_ranks(train, 4, [str(path), *FOUR_RANKS], deadline=60) == [0] * 4
+    assert "already done" in json.loads((run / "exit.json").read_text())["reason"]
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_elsewhere(tmp_path, whole_run, number):
+    path, whole = whole_run
+    run = tmp_path / "run"
+    arguments = [str(path), f"run.dir={run}", *FOUR_RANKS]
+    codes = run_ranks(train_and_signal, 4, arguments, 3, number, str(run / "metrics.jsonl"), 3, deadline=90)
+    assert codes == [ExitCode.STOPPED] * 4
+    assert json.loads((run / "exit.json").read_text())["code"] == 75
+    stopped_at = int((run / "checkpoints/latest_checkpointed_iteration.txt").read_text())
+    assert 3 <= stopped_at < 6
+    layout = list(OTHER_LAYOUTS.values())[number % 2]
+    assert run_ranks(train, 4, [str(path), f"run.dir={run}", *layout], deadline=90) == [0] * 4
+    assert_same_trajectory(run, whole)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("lm loss")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_another_layout_makes_the_same_run(tmp_path, whole_run, layout):
+    path, whole = whole_run
+    arguments = [str(path), f"run.dir={tmp_path / 'run'}", *OTHER_LAYOUTS[layout]]
+    assert run_ranks(train, 4, arguments, deadline=90) == [0] * 4
+    assert_same_trajectory(tmp_path / "run", whole)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path, config_file):
+    codes = run_ranks(train, 2, [str(config_file), "optimizer.lr=1e30", "optimizer.warmup_steps=0"], deadline=60)
+    assert codes == [ExitCode.NUMERIC] * 2
+    exit_record = json.loads((tmp_path / "run/exit.json").read_text())
+    assert exit_record["code"] == 6
+    assert "step" in exit_record["reason"]
+
+
+def train_and_die(arguments: list[str], metrics: str) -> int:
+    if os.environ["RANK"] == "1":
+        threading.Thread(target=_signal_after, args=(signal.SIGKILL, Path(metrics), 2), daemon=True).start()
+    return train(arguments)
+
+
+def test_the_loss_of_a_peer_ends_the_others(tmp_path, config_file):
+    metrics = str(tmp_path / "run/metrics.jsonl")
+    results = run_ranks(
+        train_and_die, 2, [str(config_file), "train.steps=500"], metrics, deadline=60, expect_failure=True
+    )
+    assert results[0] == ExitCode.PEER_LOST
+    assert json.loads((tmp_path / "run/exit.json").read_text())["code"] == 8
+
+
+def train_on_shifted_data(arguments: list[str]) -> int:
+    """One rank of a pipeline reads another order, as a wrong splitter would make it."""
+    from card_scale.data import loader
+
+    if os.environ["RANK"] == "1":
+        order = loader.epoch_order
+        loader.epoch_order = lambda seed, epoch, count: order(seed + 1, epoch, count)
+    return train(arguments)
+
+
+def test_ranks_of_one_replica_with_different_data_stop(tmp_path, config_file):
+    codes = run_ranks(train_on_shifted_data, 2, [str(config_file), "parallel.pipeline=2"], deadline=60)
+    assert codes == [ExitCode.DATA] * 2
+    assert "different batches" in json.loads((tmp_path / "run/exit.json").read_text())["reason"]
