@@ -118,6 +118,10 @@ def set_full_gradient(optimizer, stage: int, parameter: nn.Parameter, whole: tor
     if stage == 3:
         safe_set_local_grad(parameter, partition(parameter, whole))
         return
+    if isinstance(optimizer, BF16_Optimizer):
+        # Every data-parallel rank holds the whole gradient; the public setter would write its bf16 source instead.
+        parameter._hp_grad.copy_(whole.flatten())
+        return
     safe_set_full_grad(parameter, whole)
     if getattr(optimizer, "cpu_offload", False) and parameter._hp_mapping is not None:
         # Under offload the norm of a gradient is taken when it is reduced.

@@ -70,7 +70,8 @@ class DeepSpeedEngine(ShardingEngine):
             adapter.own_norm_by_mark(self.engine.optimizer)
         if self.zero_stage == 3:
             adapter.register_tied_embedding(module, chunks)
-        self._tied = gradients.tied_embeddings(self._weights) if config.model.tie_embeddings else []
+        two_copies = config.model.tie_embeddings and config.parallel.pipeline > 1
+        self._tied = gradients.tied_embeddings(self._weights) if two_copies else []
         self._state_linked = False
         # Stage 0's engine refuses a backward pass that it did not start; its bare module does not.
         wrapped = self.engine.module if self.zero_stage == 0 else self.engine

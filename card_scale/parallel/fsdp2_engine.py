@@ -51,7 +51,8 @@ class Fsdp2Engine(ShardingEngine):
             for name, parameter in chunk.named_parameters()
         ]
         self.optimizer = AdamW(parameter_groups(self._weights, config.optimizer.weight_decay), config.optimizer)
-        self._tied = gradients.tied_embeddings(self._weights) if config.model.tie_embeddings else []
+        two_copies = config.model.tie_embeddings and config.parallel.pipeline > 1
+        self._tied = gradients.tied_embeddings(self._weights) if two_copies else []
         self.stages = [Stage(chunk, chunk) for chunk in chunks]
         if self.keep_gathered:
             for module in self._sharded_modules():
