@@ -3,12 +3,11 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from card_scale.cli import run_tool
-from card_scale.data.arguments import add_input_arguments, positive
+from card_scale.data.arguments import add_input_arguments, available_cores, positive
 
 
 def parse() -> argparse.Namespace:
@@ -23,7 +22,7 @@ def parse() -> argparse.Namespace:
     add_input_arguments(build)
     build.add_argument("--tokenizer", required=True, type=Path, help="model file of tools/tokenizer.py")
     build.add_argument(
-        "--workers", type=positive, default=os.cpu_count(), help="processes and threads (default: cores)"
+        "--workers", type=positive, default=available_cores(), help="processes and threads (default: cores)"
     )
     build.add_argument("--rounds", type=positive, default=3, help="of both (default: 3)")
     loader = commands.add_parser("loader", help="read training batches as fast as they come")

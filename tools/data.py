@@ -2,12 +2,11 @@
 """Build, verify and inspect datasets: tokenised documents in webdataset tar shards with a manifest."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from card_scale.cli import run_tool
-from card_scale.data.arguments import add_input_arguments, fraction, positive
+from card_scale.data.arguments import add_input_arguments, available_cores, fraction, not_negative, positive
 
 
 def parse() -> argparse.Namespace:
@@ -33,7 +32,7 @@ def parse() -> argparse.Namespace:
         default=0.01,
         help="share of documents held out, chosen by a hash of their text (default: 0.01)",
     )
-    build.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
+    build.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
     build.add_argument("--unit-bytes", type=positive, help="input of one unit of work (default: by the corpus's size)")
     build.add_argument("--shard-bytes", type=positive, default=1 << 29, help="largest shard (default: 536870912)")
 
@@ -43,19 +42,19 @@ def parse() -> argparse.Namespace:
         description="Check every byte of a dataset; all problems are listed.",
     )
     verify.add_argument("dataset", type=Path, help="dataset directory")
-    verify.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes (default: all cores)")
+    verify.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
 
     inspect = commands.add_parser(
         "inspect", help="show what a dataset holds", description="Show a dataset's sizes, documents and packed samples."
     )
     inspect.add_argument("dataset", type=Path, help="dataset directory")
     inspect.add_argument("--split", choices=("train", "validation"), default="train", help="default: train")
-    inspect.add_argument("--documents", type=int, default=0, metavar="N", help="show N documents")
-    inspect.add_argument("--samples", type=int, default=0, metavar="N", help="show N packed samples")
-    inspect.add_argument("--first", type=int, default=0, help="number of the first one shown (default: 0)")
+    inspect.add_argument("--documents", type=not_negative, default=0, metavar="N", help="show N documents")
+    inspect.add_argument("--samples", type=not_negative, default=0, metavar="N", help="show N packed samples")
+    inspect.add_argument("--first", type=not_negative, default=0, help="number of the first one shown (default: 0)")
     inspect.add_argument("--characters", type=positive, default=400, help="shown of each document (default: 400)")
     inspect.add_argument("--length", type=positive, default=256, help="tokens of a sample (default: 256)")
-    inspect.add_argument("--seed", type=int, default=0, help="decides the train stream's order (default: 0)")
+    inspect.add_argument("--seed", type=not_negative, default=0, help="decides the train stream's order (default: 0)")
     return parser.parse_args()
 
 

@@ -1,6 +1,7 @@
 """Command-line arguments that the data tools share; imports nothing heavy, so that ``--help`` answers at once."""
 
 import argparse
+import os
 
 DEFAULT_PATTERNS = ("*.txt", "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet")
 
@@ -40,6 +41,19 @@ def fraction(value: str) -> float:
     number = float(value)
     if not 0.0 <= number < 1.0:
         raise argparse.ArgumentTypeError(f"{value} is not at least 0 and below 1")
+    return number
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which under a scheduler are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def not_negative(value: str) -> int:
+    """Type of an integer argument of at least 0."""
+    number = int(value)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
     return number
 
 

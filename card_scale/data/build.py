@@ -9,8 +9,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -36,6 +34,7 @@ from card_scale.data.manifest import (
     index_name,
     token_dtype,
 )
+from card_scale.data.processes import end_with_parent, interrupts_left_to_parent
 from card_scale.data.shards import INDEX_DTYPE
 from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
 from card_scale.data.units import BUILD_DIRECTORY, Unit, UnitRecord, UnitSettings
@@ -196,8 +195,8 @@ def _run(
 ) -> None:
     """Build the units in ``workers`` processes, of which this is one, and report each as soon as it is finished.
 
-    The other processes take units from the front while this one takes those from the back that nobody has begun: it is
-    at work while they start, which for a small corpus is a good part of the time.
+    The other processes get units from the front while this one takes those from the back: it is at work while they
+    start, which for a small corpus is a good part of the time.
     """
     if min(workers, len(work)) <= 1:
         for unit in work:
@@ -205,31 +204,29 @@ def _run(
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads the caller has running
     stop = context.Event()
-    pool = ProcessPoolExecutor(min(workers, len(work)) - 1, context, _start_worker, (directory, settings, stop))
-    done: deque[Future[UnitRecord]] = deque()
+    others = min(workers, len(work)) - 1
+    pool = ProcessPoolExecutor(others, context, _start_worker, (directory, settings, stop))
+    waiting = deque(work)
+    running: set[Future[UnitRecord]] = set()
+
+    def hand_out() -> None:
+        with interrupts_left_to_parent():
+            while waiting and len(running) <= others:  # one more than is worked on, so that none has to wait for us
+                running.add(pool.submit(_work, waiting.popleft()))
 
     def collect() -> None:
-        while done:
-            future = done.popleft()
-            if not future.cancelled():
-                finished(future.result())
+        for future in [future for future in running if future.done()]:
+            running.remove(future)
+            finished(future.result())
+        hand_out()
 
     try:
-        # Ctrl-C reaches the whole process group: the processes that start here inherit the block and leave it to us
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            futures = [pool.submit(_work, unit) for unit in work]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for future in futures:
-            future.add_done_callback(done.append)
-        for future, unit in zip(reversed(futures), reversed(work), strict=True):
-            if not future.cancel():
-                break  # begun elsewhere, and so are all before it
-            finished(units.build_unit(directory, unit, settings, tokenizer, check_stop=collect))
-        running = set(futures)
+        hand_out()
+        while waiting:
+            finished(units.build_unit(directory, waiting.pop(), settings, tokenizer, check_stop=collect))
+            collect()
         while running:
-            _, running = wait(running, return_when=FIRST_COMPLETED)
+            wait(running, return_when=FIRST_COMPLETED)
             collect()
     except BrokenProcessPool as error:
         raise DataError(
@@ -238,7 +235,7 @@ def _run(
         ) from error
     finally:
         stop.set()  # on an error or Ctrl-C the workers give up at the next batch instead of finishing their unit
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True)
 
 
 def _go_on() -> None:
@@ -255,15 +252,9 @@ class _Worker:
 
 
 def _start_worker(directory: Path, settings: UnitSettings, stop: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _Worker.directory, _Worker.settings, _Worker.stop = directory, settings, stop
     _Worker.tokenizer = Tokenizer.load(directory / TOKENIZER_NAME)
-
-
-def _end_with_parent() -> None:
-    """A killed parent must not leave a worker behind that still writes into the directory of the next build."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _check_stop() -> None:

@@ -18,5 +18,5 @@ def batch_digest(tensors: Iterable[torch.Tensor]) -> int:
     digest = hashlib.blake2b(digest_size=8)
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy())
+        digest.update(tensor.contiguous().numpy().data)
     return int.from_bytes(digest.digest(), "little", signed=True)

@@ -8,6 +8,7 @@ import argparse
 import fnmatch
 import gzip
 import hashlib
+import importlib
 import json
 import os
 import zlib
@@ -62,11 +63,12 @@ class Piece(NamedTuple):
 
 
 class Document(NamedTuple):
-    """One document; ``text`` is None where it was not valid UTF-8 and such documents are skipped."""
+    """One document; not ``valid``, and without text, where it was not UTF-8 and such documents are left out."""
 
     source: str
     record: int  # jsonl: byte offset of the line; compressed: line, from 1; parquet: row, from 0; text: 0
-    text: bytes | None
+    text: bytes  # UTF-8
+    valid: bool = True
 
 
 @dataclass(frozen=True)
@@ -224,8 +226,9 @@ def _text_file(piece: Piece, settings: InputSettings) -> Iterator[Document]:
         if not settings.skip_invalid:
             line = content.count(b"\n", 0, error.start) + 1
             raise _not_utf8(piece.path, f"line {line}", error.start, content[error.start]) from error
-        content = None
-    yield Document(piece.name, 0, content)
+        yield Document(piece.name, 0, b"", valid=False)
+    else:
+        yield Document(piece.name, 0, content)
 
 
 def _not_utf8(path: str, where: str, offset: int, value: int) -> DataError:
@@ -274,8 +277,7 @@ def _gzip_blocks(path: str) -> Iterator[bytes]:
 
 
 def _zstandard_blocks(path: str) -> Iterator[bytes]:
-    import zstandard  # only where a .zst file is read
-
+    zstandard = _library("zstandard", path)
     # Decompressed frame by frame: the library's stream reader takes a truncated frame for the end of the file.
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)  # as written by zstd --long=31
     frame = decompressor.decompressobj()
@@ -304,7 +306,7 @@ def _record(line: bytes, piece: Piece, record: int, settings: InputSettings) -> 
     except UnicodeDecodeError as error:
         if not settings.skip_invalid:
             raise _not_utf8(piece.path, _where(piece, record), error.start, line[error.start]) from error
-        yield Document(piece.name, record, None)
+        yield Document(piece.name, record, b"", valid=False)
         return
     except (ValueError, RecursionError) as error:
         raise DataError(f"{piece.path}: {_where(piece, record)}: not valid JSON ({error})") from error
@@ -324,7 +326,7 @@ def _record(line: bytes, piece: Piece, record: int, settings: InputSettings) -> 
                 f"{piece.path}: {_where(piece, record)}: a lone surrogate is not valid Unicode ({error.reason}); "
                 "repair it, or leave such documents out with --skip-invalid"
             ) from error
-        yield Document(piece.name, record, None)
+        yield Document(piece.name, record, b"", valid=False)
 
 
 def _where(piece: Piece, record: int) -> str:
@@ -339,19 +341,25 @@ def _where(piece: Piece, record: int) -> str:
     return f"line {record}"
 
 
-def _parquet_file(path: str) -> Any:
-    import pyarrow  # only where a parquet file is read
-    import pyarrow.parquet
-
+def _library(name: str, path: str) -> Any:
+    """A library that only some formats need, imported where such a file is met."""
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise DataError(f"{path}: reading it needs {package}; install it with: pip install {package}") from error
+
+
+def _parquet_file(path: str) -> Any:
+    pyarrow = _library("pyarrow", path)
+    try:
+        return _library("pyarrow.parquet", path).ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:  # a footer that is none comes as OSError
         raise DataError(f"{path}: damaged or no parquet file ({error})") from error
 
 
 def _parquet_pieces(path: Path, name: str, settings: InputSettings) -> list[Piece]:
-    import pyarrow
-
+    pyarrow = _library("pyarrow", str(path))
     with _parquet_file(str(path)) as file:
         schema = file.schema_arrow
         if settings.text_key not in schema.names:
@@ -371,8 +379,7 @@ def _parquet_pieces(path: Path, name: str, settings: InputSettings) -> list[Piec
 
 
 def _parquet(piece: Piece, settings: InputSettings) -> Iterator[Document]:
-    import pyarrow
-
+    pyarrow = _library("pyarrow", piece.path)
     with _parquet_file(piece.path) as file:
         row = sum(file.metadata.row_group(group).num_rows for group in range(piece.begin))
         try:
@@ -394,5 +401,5 @@ def _row(value: bytes | None, piece: Piece, row: int, settings: InputSettings) -
     except UnicodeDecodeError as error:
         if not settings.skip_invalid:
             raise _not_utf8(piece.path, f"row {row}", error.start, value[error.start]) from error
-        return Document(piece.name, row, None)
+        return Document(piece.name, row, b"", valid=False)
     return Document(piece.name, row, value)

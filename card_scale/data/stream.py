@@ -128,7 +128,7 @@ class PackedStream:
         shard, offset, count = int(entry["shard"]), int(entry["offset"]), int(entry["tokens"])
         tokens = self._shard(shard)[offset : offset + count * self._dtype.itemsize]
         if not self._intact[document]:
-            found = zlib.crc32(tokens)
+            found = zlib.crc32(tokens.data)
             if found != entry["crc32"]:
                 raise DataError(
                     f"{self._directory / self._split.shards[shard].name}: damaged at byte {offset} (checksum "

@@ -10,6 +10,7 @@ from card_scale.data.manifest import TOKENIZER_NAME, Manifest, check_sizes, load
 from card_scale.data.shards import NPY_HEADER_BYTES
 from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
+from card_scale.data.verify import member_bytes
 
 
 def describe(directory: Path) -> str:
@@ -68,7 +69,7 @@ def _origin(shard: Path, token_offset: int) -> str:
             if member.offset_data + NPY_HEADER_BYTES == token_offset:
                 break
             if member.name.endswith(".json"):
-                description = json.load(archive.extractfile(member))
+                description = json.loads(member_bytes(archive, member))
     return f"{description['source']}, record {description['record']}"
 
 

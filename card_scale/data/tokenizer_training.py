@@ -15,7 +15,6 @@ from card_scale.data.tokenizer import BOS_ID, EOS_ID, MASK_PIECE, PAD_ID, UNK_ID
 from card_scale.errors import DataError
 
 SMALLEST_VOCABULARY = 256 + 5 + 1  # the byte pieces, the special symbols, and something to learn
-MODEL_TYPES = ("bpe", "unigram")
 
 # Sentencepiece trains on "sentences". Chunks of whole lines keep line breaks, and with them indentation, inside the
 # sample, so that pieces such as "):\n" can be learnt: 6 % fewer tokens on Python sources than line by line.
@@ -118,7 +117,7 @@ def sample_corpus(settings: TokenizerSettings, scan: sources.Scan) -> Iterator[s
     limit = int(min(1.0, settings.sample_bytes / max(1, scan.bytes)) * 2**64)
     for piece in scan.pieces:
         for document in sources.documents(piece, settings.inputs):
-            for chunk in _chunks([document.text.decode()] if document.text else []):
+            for chunk in _chunks([document.text.decode()]):
                 if int.from_bytes(hashlib.blake2b(chunk.encode(), digest_size=8).digest(), "big") < limit:
                     yield chunk
 

@@ -124,15 +124,15 @@ class SplitWriter:
     def add(self, description: bytes, tokens: np.ndarray) -> None:
         """Append a document."""
         if self._writer is not None and self._writer.bytes + tokens.nbytes > self._shard_bytes:
-            self._finish_shard()
+            self._finish_shard(self._writer)
         if self._writer is None:
             name = f"{self._split}-{self._unit:06d}-{len(self.shards):03d}.tar"
             self._writer = ShardWriter(self._directory / name)
         self._writer.add(f"{self._unit:06d}-{self._documents:09d}", description, tokens)
         self._documents += 1
 
-    def _finish_shard(self) -> None:
-        record, index = self._writer.finish()
+    def _finish_shard(self, writer: ShardWriter) -> None:
+        record, index = writer.finish()
         index["shard"] = len(self.shards)
         self.shards.append(record)
         self._index.append(index)
@@ -141,7 +141,7 @@ class SplitWriter:
     def finish(self) -> np.ndarray:
         """Commit the last shard; returns the index, ``INDEX_DTYPE`` [documents], shards counted within the unit."""
         if self._writer is not None:
-            self._finish_shard()
+            self._finish_shard(self._writer)
         return np.concatenate([np.zeros(0, dtype=INDEX_DTYPE), *self._index])
 
     def close(self) -> None:
@@ -156,7 +156,7 @@ def _batches(unit: Unit, settings: InputSettings, counts: dict[str, int]) -> Ite
     for piece in unit.pieces:
         for document in sources.documents(piece, settings):
             if not document.text:
-                counts["invalid_skipped" if document.text is None else "empty_dropped"] += 1
+                counts["empty_dropped" if document.valid else "invalid_skipped"] += 1
                 continue
             counts["documents"] += 1
             counts["text_bytes"] += len(document.text)

@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from card_scale.data.files import sha256_file
 from card_scale.data.manifest import Manifest, Split, check_hash, load_index, size_problem
+from card_scale.data.processes import end_with_parent, interrupts_left_to_parent
 from card_scale.data.shards import END_MARKER, NPY_HEADER_BYTES, ShardRecord
 from card_scale.data.tokenizer import CONTROL_IDS, EOS_ID, SPECIAL_IDS, Tokenizer
 from card_scale.errors import DataError
@@ -70,12 +71,21 @@ def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) ->
 
 
 @contextmanager
-def _mapper(workers: int) -> Iterator:
+def _mapper(workers: int) -> Iterator[Callable]:
+    """A ``map`` that works in this process or in others."""
     if workers <= 1:
         yield map
         return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        yield pool.map
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
+
+    def apply(function: Callable, *arguments: Iterable) -> Iterator:
+        with interrupts_left_to_parent():
+            return pool.map(function, *arguments)
+
+    try:
+        yield apply
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C: the shards that are being read, and no more
 
 
 def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[str]:
@@ -136,12 +146,12 @@ def _content_problems(
             end = member.offset_data + member.size + -member.size % tarfile.BLOCKSIZE
             key, _, kind = member.name.partition(".")
             if kind == "json":
-                if not _is_json_object(archive.extractfile(member).read()):
+                if not _is_json_object(member_bytes(archive, member)):
                     yield f"member {member.name}: not a JSON object"
             elif kind != "npy" or previous != key + ".json":
                 yield f"member {member.name}: expected a .json and then a .npy of each document"
             else:
-                data = archive.extractfile(member).read()
+                data = member_bytes(archive, member)
                 row = rows[documents] if rows is not None and documents < len(rows) else None
                 array, problem = _document_problem(data, dtype, vocabulary_size, member.offset_data, row)
                 if problem:
@@ -156,6 +166,12 @@ def _content_problems(
         yield f"{documents} documents, {tokens} tokens; expected {shard.documents} documents, {shard.tokens} tokens"
     if rows is not None and len(rows) != shard.documents:
         yield f"the index has {len(rows)} documents of it, the manifest {shard.documents}"
+
+
+def member_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The content of a member; empty for one that is no file, which a sound shard does not have."""
+    file = archive.extractfile(member)
+    return b"" if file is None else file.read()
 
 
 def _is_json_object(data: bytes) -> bool:

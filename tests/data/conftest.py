@@ -3,11 +3,15 @@
 import random
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from card_scale.data.build import BuildSettings, build_dataset
 from card_scale.data.sources import InputSettings
 from card_scale.data.tokenizer_training import train_tokenizer
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # machines that run tests are shared
+hypothesis.settings.load_profile("untimed")
 
 WORDS = [
     "def",

@@ -259,27 +259,47 @@ class TestKill:
         assert attempts > 2
         assert contents(directory) == contents(dataset)
 
-    def test_a_killed_parent_leaves_no_worker_behind(self, texts, tokenizer_path, tmp_path):
+    @pytest.fixture
+    def command(self, texts, tokenizer_path, tmp_path):
+        """A build with another process that takes a while."""
         (tmp_path / "in").mkdir()
         generator = random.Random(4)
         for number in range(200):
             (tmp_path / "in" / f"{number}.txt").write_text("\n".join(generator.choices(texts, k=40)))
         command = [sys.executable, str(ROOT / "tools" / "data.py"), "build", str(tmp_path / "in"), "--workers", "2"]
         command += ["--tokenizer", str(tokenizer_path), "--output", str(tmp_path / "data"), "--unit-bytes", "100000"]
-        command += ["--validation-fraction", "0.2"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        return [*command, "--validation-fraction", "0.2"]
+
+    def test_a_killed_parent_leaves_no_worker_behind(self, command, tmp_path):
+        process = start(command)
         wait_until(lambda: list(tmp_path.glob("data/build/unit-*.json")) and len(children(process.pid)) > 1)
         workers = children(process.pid)
         process.kill()
-        process.wait()
+        process.communicate()
         wait_until(lambda: not any(map(alive, workers)))
         assert not (tmp_path / "data" / "manifest.json").exists()
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-        output = str(tmp_path / "whole")
-        whole = [output if part == str(tmp_path / "data") else part for part in command]
-        subprocess.run(whole, env=environment, check=True, stdout=subprocess.DEVNULL)
+        assert start(command).wait() == 0
+        whole = [str(tmp_path / "whole") if part == str(tmp_path / "data") else part for part in command]
+        assert start(whole).wait() == 0
         assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+
+    def test_a_killed_worker_ends_the_build_with_a_message(self, command, tmp_path):
+        process = start(command)
+        wait_until(lambda: list(tmp_path.glob("data/build/unit-000000.json")))  # the other process takes the first unit
+        for worker in children(process.pid):
+            if b"spawn_main" in Path(f"/proc/{worker}/cmdline").read_bytes():
+                os.kill(worker, signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode == 4
+        assert "a worker process died" in errors
+        assert "Traceback" not in errors
+        assert start(command).wait() == 0
+        assert verify_dataset(tmp_path / "data") == []
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def children(process: int) -> list[int]:

@@ -41,7 +41,7 @@ def sample_at(position, count, reshuffle=True, seed=9):
 
 
 @given(st.sampled_from([(1, 1), (2, 1), (3, 2), (6, 2), (12, 1)]), st.integers(0, 10**6))
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 def test_ranks_partition_the_global_batch(stream, layout, step):
     size, micro_batch = layout
     micro_batches = 12 // size // micro_batch

@@ -1,5 +1,6 @@
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -30,8 +31,8 @@ def zstandard_frames(data: bytes) -> bytes:
 
 def read(path: Path, **settings) -> list[str | None]:
     inputs = InputSettings((str(path),), **settings)
-    found = [document.text for piece in scan(inputs).pieces for document in documents(piece, inputs)]
-    return [None if text is None else text.decode() for text in found]
+    found = [document for piece in scan(inputs).pieces for document in documents(piece, inputs)]
+    return [document.text.decode() if document.valid else None for document in found]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_text_file_is_a_document_byte_for_byte(tmp_path):
     assert read(tmp_path / "no.txt", patterns=("*.py",)) == ["other pattern"]
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=12), st.integers(1, 60))
 def test_byte_ranges_partition_the_lines(tmp_path, texts, size):
     (tmp_path / "a.jsonl").write_bytes(lines(texts).rstrip(b"\n"))
@@ -119,6 +120,14 @@ def test_a_parquet_file_without_the_column_is_named_before_anything_is_read(tmp_
         scan(InputSettings((str(tmp_path),)))
     with pytest.raises(DataError, match=r"a\.parquet: column 'n' holds int64"):
         scan(InputSettings((str(tmp_path),), text_key="n"))
+
+
+@pytest.mark.parametrize("name, library", [("a.parquet", "pyarrow"), ("a.jsonl.zst", "zstandard")])
+def test_a_missing_library_is_named(tmp_path, monkeypatch, name, library):
+    (tmp_path / name).write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(DataError, match=rf"{name}: reading it needs {library}; install"):
+        read(tmp_path)
 
 
 def test_null_and_invalid_parquet_rows_are_named(tmp_path):

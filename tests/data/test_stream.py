@@ -33,7 +33,7 @@ def packed(documents, order, length):
 
 
 @given(st.integers(0, 2**40), st.integers(1, 700))
-@hypothesis_settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30)
 def test_samples_are_slices_of_the_concatenated_documents(dataset, documents, seed, length):
     stream = PackedStream(dataset, "train", seed, length)
     order = document_order(seed, len(documents["train"]))
@@ -60,7 +60,7 @@ def test_neighbours_overlap_by_one_token(dataset):
 
 
 @given(st.data())
-@hypothesis_settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30)
 def test_a_smaller_subset_is_a_prefix(dataset, data):
     whole = PackedStream(dataset, "train", 3, LENGTH)
     count = data.draw(st.integers(LENGTH + 1, whole.token_count))
