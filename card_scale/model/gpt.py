@@ -17,7 +17,7 @@ from card_scale.model.dropout import dropout
 from card_scale.model.layer import DecoderLayer
 from card_scale.model.norm import RMSNorm
 
-VOCABULARY_MULTIPLE = 128
+VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this, whatever the layout, so that any layout loads any checkpoint."""
 
 ROTARY_BASE = 10_000.0

@@ -18,7 +18,7 @@ def form(topology: Topology, timeout_seconds: int) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     cpu_backend.install()
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+        _join(timeout)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=topology.tensor,
         pipeline_model_parallel_size=topology.pipeline,
@@ -26,6 +26,16 @@ def form(topology: Topology, timeout_seconds: int) -> None:
         distributed_timeout_minutes=max(1, timeout_seconds // 60),
         create_gloo_process_groups=False,
     )
+
+
+def _join(timeout: datetime.timedelta) -> None:
+    """Form the world group from torchrun's variables; without them this process is the whole world."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")  # DeepSpeed reads them too
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
 def dissolve() -> None:

@@ -15,12 +15,13 @@ from card_scale.data.digest import batch_digest
 from card_scale.data.loader import Batch, GlobalBatchLoader, ValidationBatches
 from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import MASK_ID
+from card_scale.environment import library_versions
 from card_scale.errors import CheckpointError, ConfigurationError, DataError
 from card_scale.model.gpt import Vocabulary
 from card_scale.objectives import Objective, create_objective
 from card_scale.parallel import process_groups
 from card_scale.parallel.engine import ShardingEngine
-from card_scale.training.run_directory import RunDirectory, library_versions
+from card_scale.training.run_directory import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)

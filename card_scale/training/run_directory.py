@@ -1,16 +1,13 @@
 """The run directory: what a run leaves on disk beside its checkpoints, and whether a run may continue in it."""
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 from card_scale import config as configs
 from card_scale.config import Config
+from card_scale.environment import environment
 from card_scale.errors import ConfigurationError, ExitCode
 
 MAY_CHANGE = {
@@ -95,51 +92,3 @@ def _differences(before: Config, after: Config) -> dict[str, tuple[object, objec
             if then != now:
                 found[f"{group.name}.{key.name}"] = (then, now)
     return found
-
-
-def environment() -> dict:
-    """Return versions, commit and hardware of this process."""
-    import torch
-
-    packages = ("card_scale", "torch", "deepspeed", "megatron-core", "numpy", "sentencepiece", "webdataset")
-    return {
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
-        "commit": _commit(),
-        "command": sys.argv,
-        "host": platform.node(),
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
-        "cpus": os.cpu_count(),
-    }
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions that a checkpoint records."""
-    return {name: _version(name) for name in ("torch", "deepspeed", "megatron-core")}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _commit() -> str:
-    """Return the commit of the source tree, with "-dirty" where files differ from it; "unknown" outside git."""
-    root = Path(__file__).resolve().parents[2]
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() or "unknown"
-
-
-def _processor() -> str:
-    """Return the CPU's model name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
