@@ -4,6 +4,7 @@
 launchers=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 dry_run=no
 resend_seconds=2 # a process that has not installed its signal handlers yet does not hear a stop request
+record_seconds=0 # a machine's ranks may end before rank 0, on another machine, has written exit.json
 
 # Until the job runs, the scheduler's early warning only leaves a note.
 stopped_early=''
@@ -75,8 +76,10 @@ run_directory() {
   python -c 'import sys, yaml; print(yaml.safe_load(sys.stdin)["run"]["dir"])' <<<"$resolved"
 }
 
-# children PID: prints the process ids of its children. (Every Linux has /proc; not every container has pgrep.)
+# children PID: prints the process ids of its children. (Every Linux has /proc; not every container has pgrep.) To be
+# called in a subshell: a signal that Slurm sends to all processes of a step must not make it print nothing.
 children() {
+  trap '' USR1
   grep -sl "^PPid:[[:space:]]*$1\$" /proc/[0-9]*/status | cut -d / -f 3
 }
 
@@ -109,6 +112,7 @@ request_stop() {
     echo "SIG$1: asked the training processes to save and stop" >&2
     [[ -n $(children "$job") ]] || stopped_before_start=yes
     (
+      trap '' USR1
       while kill -0 "$job" 2>/dev/null; do
         "$ask_to_stop" "$job"
         sleep "$resend_seconds"
@@ -124,6 +128,24 @@ request_stop() {
 # record_identity RUN_DIR: prints what tells one exit.json from the next; nothing where there is none.
 record_identity() {
   stat --format '%i %y %s' "$1/exit.json" 2>/dev/null || true
+}
+
+# record_appears RUN_DIR BEFORE: whether exit.json is another than BEFORE, within record_seconds.
+record_appears() {
+  local seconds=$record_seconds
+  while [[ $(record_identity "$1") == "$2" ]]; do
+    ((seconds-- > 0)) || return 1
+    sleep 1
+  done
+}
+
+# recorded_code FILE: prints the code, and on stderr, after torchrun's report, the reason.
+recorded_code() {
+  python -c '
+import json, sys
+record = json.load(open(sys.argv[1]))
+print(*sys.argv[1:], record["code"], record["reason"], sep=": ", file=sys.stderr)
+print(record["code"])' "$1"
 }
 
 # run_job RUN_DIR ASK_TO_STOP COMMAND...: runs the command and returns the run's exit code. When the command fails that
@@ -151,17 +173,17 @@ run_job() {
   # A signal ends `wait` early, and bash keeps the status of a job that has ended: ask until it has, then read it.
   while wait "$job" || true; kill -0 "$job" 2>/dev/null; do :; done
   wait "$job" || code=$?
-  trap - INT TERM HUP USR1
+  trap - INT TERM HUP
+  trap '' USR1 # other nodes may still be asked
   [[ -z $asker ]] || kill "$asker" 2>/dev/null || true
   if [[ $code == 0 ]]; then
     return 0
   fi
-  if [[ $(record_identity "$directory") != "$before" ]]; then
-    recorded=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["code"])' "$directory/exit.json") ||
-      recorded=$code
-    [[ $recorded == 0 ]] || code=$recorded
-  elif [[ -n $stopped_before_start ]]; then
+  if [[ -n $stopped_before_start && $(record_identity "$directory") == "$before" ]]; then
     code=75
+  elif record_appears "$directory" "$before"; then
+    recorded=$(recorded_code "$directory/exit.json") || recorded=$code
+    [[ $recorded == 0 ]] || code=$recorded
   fi
   return "$code"
 }

@@ -43,4 +43,6 @@ done
 require_number "the number of machines (--nnodes or NNODES)" "${NNODES:-}"
 [[ ${HEAD:-} =~ ^.+:[0-9]+$ ]] || usage_error "the meeting point (--head or HEAD) is '${HEAD:-}'; it must be HOST:PORT"
 [[ -n ${JOB_ID:-} ]] || usage_error "the job's id (--job-id or JOB_ID) is missing"
+# shellcheck disable=SC2034 # run_job reads it
+record_seconds=10
 launch --nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "$JOB_ID" -- "$@"

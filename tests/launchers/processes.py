@@ -56,14 +56,14 @@ class Processes:
         """Return what the command has written so far."""
         return (self.output / f"output-{self.started.index(process)}").read_text()
 
-    def wait(self, process: subprocess.Popen, seconds: float = 60.0) -> int:
+    def wait(self, process: subprocess.Popen, seconds: float = 120.0) -> int:
         """Return the exit code; AssertionError with the output past the deadline."""
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"not ended after {seconds:.0f} s:\n{self.text(process)}") from None
 
-    def until(self, process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    def until(self, process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 120.0) -> None:
         """Wait for a condition; AssertionError with the output if the command ends first or the deadline passes."""
         end = time.monotonic() + seconds
         while not condition():

@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.launchers.processes import LAUNCHERS, STAND_IN, Processes, environment
@@ -69,12 +70,17 @@ def test_a_refused_configuration_starts_no_rank(tmp_path, processes):
     assert not run.exists()
 
 
-def test_a_stop_request_is_repeated_until_it_is_heard(tmp_path, processes):
+@pytest.mark.parametrize("how", ["SIGTERM to the script", "Ctrl-C"])
+def test_a_stop_request_is_repeated_until_it_is_heard(tmp_path, processes, how):
     config, run = write_config(tmp_path, deaf_seconds=2)
     script = start(processes, ONE_NODE, config, NPROC="2")
     processes.until(script, lambda: (run / "rank-0.json").exists() and (run / "rank-1.json").exists())
-    script.send_signal(signal.SIGTERM)
+    if how == "Ctrl-C":
+        os.killpg(script.pid, signal.SIGINT)
+    else:
+        script.send_signal(signal.SIGTERM)
     assert processes.wait(script) == 75, processes.text(script)
+    assert "exit.json: 75: told to" in processes.text(script)
     assert nothing_left(processes)
 
 
@@ -96,7 +102,9 @@ def free_port() -> int:
 
 
 def test_two_nodes_form_one_world_and_both_return_the_recorded_code(tmp_path, processes):
-    config, run = write_config(tmp_path, code=4)
+    config, run = write_config(
+        tmp_path, code=4, late_seconds=2
+    )  # the node without rank 0 ends before the record is there
     options = ["--nnodes", "2", "--head", f"127.0.0.1:{free_port()}", "--job-id", "two-nodes", "--nproc", "2"]
     nodes = [start(processes, MULTI_NODE, *options, config) for _ in range(2)]
     assert [processes.wait(node) for node in nodes] == [4, 4], "\n".join(map(processes.text, nodes))
