@@ -40,9 +40,10 @@ def main() -> None:
     process_groups.form(topology.plan(config, int(os.environ.get("WORLD_SIZE", "1"))), config.run.timeout_seconds)
     cost = objective_cost.measure(config, arguments.vocabulary, arguments.pairs, arguments.warm_up)
     if dist.get_rank() == 0:
-        print(objective_cost.report(config, cost))
+        used = objective_cost.utilisation(config, arguments.vocabulary, cost)
+        print(objective_cost.report(config, cost, used))
         if arguments.json:
-            arguments.json.write_text(objective_cost.as_json(config, cost) + "\n")
+            arguments.json.write_text(objective_cost.as_json(config, cost, used) + "\n")
     process_groups.dissolve()
 
 

@@ -27,6 +27,7 @@ def main() -> int:
     """Run the quickstart; return its exit code."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     started = time.monotonic()
+    ranks, overrides = ranks_here()
     corpus = sysconfig.get_paths()["stdlib"]
     inputs = [corpus, "--glob", "*.py", "--exclude", "*site-packages*", "--skip-invalid"]
     tokenizer = str(DATA / "tokenizer.model")
@@ -42,9 +43,8 @@ def main() -> int:
             + ["--tokenizer", tokenizer, "--validation-fraction", "0.02"],
         ),
         (
-            f"training: {RANKS} ranks, pipeline 2 x data 2, DeepSpeed ZeRO-3",
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
-            + ["-m", "card_scale.train", CONFIG],
+            f"training on {ranks} ranks: DeepSpeed ZeRO-3 under pipeline stages",
+            ["launchers/torchrun_one_node.sh", "--nproc", str(ranks), CONFIG, *overrides],
         ),
     ]
     for number, (title, command) in enumerate(steps, start=1):
@@ -61,23 +61,25 @@ def _short(command: list[str]) -> list[str]:
     return ["python" if part == sys.executable else part.replace(f"{ROOT}/", "") for part in command]
 
 
+def ranks_here() -> tuple[int, list[str]]:
+    """Return (ranks, overrides) for this machine: four on CPU or on four GPUs; fewer GPUs, fewer ranks."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if gpus == 0 or gpus >= RANKS:
+        return RANKS, []
+    return (2, []) if gpus > 1 else (1, ["parallel.pipeline=1"])
+
+
 def _run(command: list[str]) -> int:
-    """Run a step and return its exit code; for training the one in exit.json, since torchrun's is always 1."""
-    # One thread per rank: four ranks share the machine's cores.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    is_training = "card_scale.train" in command
-    (RUN / "exit.json").unlink(missing_ok=True) if is_training else None
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    """Run a step and return its exit code."""
+    process = subprocess.Popen(command, cwd=ROOT)
     while True:
         try:
-            code = process.wait()
-            break
+            return process.wait()
         except KeyboardInterrupt:
             # The terminal has interrupted the step as well; it saves and ends by itself.
             continue
-    if is_training and code and (RUN / "exit.json").is_file():
-        return int(json.loads((RUN / "exit.json").read_text())["code"])
-    return code
 
 
 def closing_screen(seconds: float) -> str:
@@ -117,8 +119,8 @@ The model has read {training[-1]["tokens"]:,} tokens in {training[-1]["step"]} s
   Look at the curves         {_relative(bin_directory / "tensorboard")} --logdir {_relative(RUN)}
   The numbers                {_relative(RUN / "metrics.jsonl")}
   The last checkpoint        {_relative(RUN / "checkpoints")}/iter_{training[-1]["step"]:07d}
-  The same with plain AR     {_relative(bin_directory / "torchrun")} --nproc-per-node {RANKS} -m card_scale.train \\
-                               {CONFIG} run.dir=runs/ar objective.name=ar
+  The same with plain AR     launchers/torchrun_one_node.sh --nproc {RANKS} {CONFIG} \\
+                               run.dir=runs/ar objective.name=ar
 """
 
 

@@ -15,10 +15,11 @@ from card_scale.config import Config
 from card_scale.data.loader import Batch
 from card_scale.data.tokenizer import MASK_ID
 from card_scale.environment import environment
-from card_scale.model.gpt import Vocabulary
+from card_scale.model.gpt import Vocabulary, padded_vocabulary
 from card_scale.objectives import create_objective
 from card_scale.parallel import process_groups
 from card_scale.parallel.build import build_engine
+from card_scale.training.throughput import flops_per_token, parameter_counts, peak_flops, throughput_fields
 from card_scale.training.update import Update
 
 BOOTSTRAP_SAMPLES = 2000
@@ -98,8 +99,28 @@ def _timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def report(config: Config, cost: Cost) -> str:
-    """Return the result in a few lines."""
+def utilisation(config: Config, vocabulary_size: int, cost: Cost) -> dict[str, float]:
+    """Return tokens per second and, on a GPU, model TFLOP/s per device and MFU of the CARD step."""
+    model = config.model
+    counts = parameter_counts(
+        layers=model.layers,
+        hidden=model.hidden,
+        ffn=model.ffn,
+        vocabulary=padded_vocabulary(vocabulary_size),
+        tied=model.tie_embeddings,
+    )
+    flops = flops_per_token(multiplied=counts.multiplied, layers=model.layers, hidden=model.hidden, length=model.length)
+    tokens_per_second = config.train.global_batch * model.length / statistics.median(cost.card_seconds)
+    fields = {"tokens_per_second": tokens_per_second}
+    if torch.cuda.is_available():
+        peak = peak_flops(torch.cuda.get_device_name())
+        devices = dist.get_world_size()
+        fields |= throughput_fields(flops, tokens_per_second=tokens_per_second, devices=devices, peak=peak)
+    return fields
+
+
+def report(config: Config, cost: Cost, used: dict[str, float]) -> str:
+    """Return the result in a few lines; ``used`` is :func:`utilisation`'s."""
     median, low, high = cost.interval()
     ar, card = statistics.median(cost.ar_seconds), statistics.median(cost.card_seconds)
     model = config.model
@@ -109,17 +130,19 @@ def report(config: Config, cost: Cost) -> str:
         f"AR step    {ar * 1000:9.2f} ms (median)\n"
         f"CARD step  {card * 1000:9.2f} ms (median)\n"
         f"CARD / AR  {median:9.4f}    (median of pairs; 95 % interval {low:.4f} to {high:.4f})\n"
-        f"corruption alone: {cost.corruption_share():.3%} of an AR step"
+        f"corruption alone: {cost.corruption_share():.3%} of an AR step\n"
+        + "; ".join(f"{name} {value:.4g}" for name, value in used.items())
     )
 
 
-def as_json(config: Config, cost: Cost) -> str:
+def as_json(config: Config, cost: Cost, used: dict[str, float]) -> str:
     """Return the result with configuration, hardware, versions, commit and command."""
     median, low, high = cost.interval()
     return json.dumps(
         {
             "card_over_ar": {"median": median, "low": low, "high": high},
             "corruption_share_of_ar_step": cost.corruption_share(),
+            **used,
             "seconds": dataclasses.asdict(cost),
             "config": dataclasses.asdict(config),
             "environment": environment(),

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from card_scale.errors import ConfigurationError
 from card_scale.parallel import cpu_backend
 from card_scale.parallel.topology import Topology
 
@@ -15,7 +16,13 @@ def form(topology: Topology, timeout_seconds: int) -> None:
     """Join the job and form Megatron's groups: NCCL where the machine has GPUs, gloo otherwise."""
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise ConfigurationError(
+                f"rank {local_rank} of this machine has no GPU of its own ({gpus} here); start at most {gpus} ranks, "
+                'or hide the GPUs with CUDA_VISIBLE_DEVICES="" to run on CPU'
+            )
+        torch.cuda.set_device(local_rank)
     cpu_backend.install()
     if not dist.is_initialized():
         _join(timeout)
