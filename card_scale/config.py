@@ -271,7 +271,7 @@ def nearest(name: str, valid: Any) -> str:
 
 
 def _group_type(group: str, origin: str = "") -> type:
-    groups = {f.name: f.type for f in dataclasses.fields(Config)}
+    groups = typing.get_type_hints(Config)
     if group not in groups:
         raise ConfigurationError(f"{origin}: unknown group {group!r}{nearest(group, groups)}")
     return groups[group]
@@ -316,10 +316,10 @@ def _convert(hint: Any, value: Any) -> tuple[Any, str]:
     if hint is float:
         # YAML reads 3e-4 (no dot) as text; whoever writes it means the number.
         try:
-            number = _INVALID if isinstance(value, bool) else float(value)
+            number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
-            number = _INVALID
-        return (number if number is _INVALID or math.isfinite(number) else _INVALID), "a number"
+            number = math.nan
+        return (number if math.isfinite(number) else _INVALID), "a number"
     return (value if isinstance(value, str) else _INVALID), "text"
 
 

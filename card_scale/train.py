@@ -224,7 +224,7 @@ def finish(config: Config | None, code: ExitCode | int, reason: str) -> int:
     rank = int(os.environ.get("RANK", "0"))
     # An error of the configuration is the same on every rank; one met while running may be this rank's alone.
     if rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED, ExitCode.CONFIGURATION):
-        prefix = {ExitCode.DONE: "", ExitCode.STOPPED: ""}.get(code, "error: ")
+        prefix = "" if code in (ExitCode.DONE, ExitCode.STOPPED) else "error: "
         print(f"{prefix}{reason}", file=sys.stdout if code == ExitCode.DONE else sys.stderr, flush=True)
     if config is not None and (rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED)):
         RunDirectory(config.run.dir).write_exit(code, reason)

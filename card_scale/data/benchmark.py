@@ -1,12 +1,6 @@
 """How fast the data layer is, as ratios: the build to bare sentencepiece, the loader to what a model consumes."""
 
-import importlib.metadata
-import os
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,8 +13,7 @@ from card_scale.data import sources
 from card_scale.data.build import BuildSettings, build_dataset
 from card_scale.data.loader import GlobalBatchLoader
 from card_scale.data.stream import PackedStream
-
-_PACKAGES = ("numpy", "sentencepiece", "torch")
+from card_scale.environment import environment
 
 
 @dataclass(frozen=True)
@@ -96,34 +89,6 @@ def measure_loader(
         seconds = _seconds(lambda: [loader.rank_batch(step) for step in range(steps)])
     speed = steps * global_batch * length / seconds
     return LoaderResult(length, global_batch, steps, speed, consumption, speed / consumption if consumption else None)
-
-
-def environment() -> dict[str, object]:
-    """Hardware, versions, commit and command, for the record of a measurement."""
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
-        "commit": commit or None,
-        "command": shlex.join(sys.argv),
-    }
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def table(build: BuildResult | None, loader: LoaderResult | None) -> str:

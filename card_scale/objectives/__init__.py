@@ -31,6 +31,7 @@ def create_objective(name: str, **parameters: object) -> Objective:
 
 def _keys(kind: type[Objective]) -> set[str]:
     """Names of the parameters that an objective takes."""
+    assert dataclasses.is_dataclass(kind)
     return {field.name for field in dataclasses.fields(kind)}
 
 

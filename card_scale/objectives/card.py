@@ -214,7 +214,7 @@ def _mask_smallest(uniforms: torch.Tensor, count: torch.Tensor, window: torch.Te
     return torch.empty_like(chosen).scatter_(1, order, chosen)
 
 
-def _check_number(key: str, value: object, low: float, high: float) -> None:
+def _check_number(key: str, value: float, low: float, high: float) -> None:
     """Raises ConfigurationError unless ``value`` is a finite number from ``low`` to ``high``."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and low <= value <= high):

@@ -76,9 +76,7 @@ def total_steps(config: Config, samples_per_epoch: int) -> int:
 
 def objective_of(config: Config) -> Objective:
     """Return the configured objective."""
-    settings = dataclasses.asdict(config.objective)
-    name = settings.pop("name")
-    return create_objective(name, **settings, mask_id=MASK_ID) if name == "card" else create_objective(name)
+    return create_objective(**dataclasses.asdict(config.objective), mask_id=MASK_ID)
 
 
 def open_loader(config: Config, data: Data) -> GlobalBatchLoader:

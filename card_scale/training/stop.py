@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C; a launcher's or scheduler's end; Slurm's early warning (``--signal=USR1@...``)."""
@@ -25,7 +26,7 @@ class StopRequest:
         self.reason: str | None = None
         """Name of the first signal received, e.g. ``SIGTERM``."""
         self._interrupted_at: float | None = None
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def requested(self) -> bool:
