@@ -211,7 +211,7 @@ def load(path: str | Path, overrides: list[str]) -> Config:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(f"configuration file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: no UTF-8, or a date such as 2026-13-45
         raise ConfigurationError(f"configuration file {path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"configuration file {path} holds {type(content).__name__}, not groups of keys")
@@ -254,7 +254,7 @@ def _parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
                 raise ConfigurationError(f"override {argument!r} is not of the form group.key=value")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2026-13-45
             raise ConfigurationError(f"override {key}={text!r} is not a YAML value") from None
         pairs.append((key, value.lower() if key == "optimizer.schedule" and isinstance(value, str) else value))
     return pairs
@@ -317,7 +317,7 @@ def _convert(hint: Any, value: Any) -> tuple[Any, str]:
         # YAML reads 3e-4 (no dot) as text; whoever writes it means the number.
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         return (number if math.isfinite(number) else _INVALID), "a number"
     return (value if isinstance(value, str) else _INVALID), "text"

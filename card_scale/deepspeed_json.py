@@ -29,9 +29,32 @@ ALLOWED_KEYS = {
 }
 """Top-level keys with a meaning here; others (optimizer, scheduler, fp16, ...) would contradict the configuration."""
 
+ALLOWED_ZERO_KEYS = {
+    "stage",
+    "allgather_bucket_size",
+    "allgather_partitions",
+    "contiguous_gradients",
+    "offload_optimizer",
+    "offload_param",
+    "overlap_comm",
+    "reduce_bucket_size",
+    "reduce_scatter",
+    "stage3_gather_16bit_weights_on_model_save",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_param_persistence_threshold",
+    "stage3_prefetch_bucket_size",
+    "sub_group_size",
+}
+"""Keys of zero_optimization that keep parity; round_robin_gradients and hierarchical partitioning do not."""
+
 
 def read(path: str) -> dict[str, Any]:
-    """Return the file's dictionary; ConfigurationError names the file where it is missing or no JSON object."""
+    """Return the file's dictionary.
+
+    Raises ConfigurationError, naming the file, where it is missing, no JSON object, or holds a key that is unknown here
+    or a stage that does not exist.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -40,6 +63,19 @@ def read(path: str) -> dict[str, Any]:
         raise ConfigurationError(f"parallel.deepspeed: file {path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"parallel.deepspeed: file {path} holds {type(content).__name__}, not a JSON object")
+    for key, value in content.items():
+        if key not in ALLOWED_KEYS:
+            raise ConfigurationError(f"{path}: key {key!r} is not supported{nearest(key, ALLOWED_KEYS)}")
+        if key in ("zero_optimization", "bf16") and not isinstance(value, dict):
+            raise ConfigurationError(f"{path}: {key} is {value!r}, not a JSON object")
+    zero = content.get("zero_optimization", {})
+    for key in zero:
+        if key not in ALLOWED_ZERO_KEYS:
+            raise ConfigurationError(
+                f"{path}: key zero_optimization.{key} is not supported{nearest(key, ALLOWED_ZERO_KEYS)}"
+            )
+    if zero.get("stage", "auto") not in ("auto", 0, 1, 2, 3):
+        raise ConfigurationError(f"{path}: zero_optimization.stage is {zero['stage']!r}; it must be 0, 1, 2, 3 or auto")
     return content
 
 
@@ -48,8 +84,8 @@ def zero_stage(config: Config) -> int:
     if config.parallel.zero is not None:
         return config.parallel.zero
     if config.parallel.deepspeed is not None:
-        stage = read(config.parallel.deepspeed).get("zero_optimization", {}).get("stage", 3)
-        if isinstance(stage, int):
+        stage = read(config.parallel.deepspeed).get("zero_optimization", {}).get("stage", "auto")
+        if stage != "auto":
             return stage
     return 3
 
@@ -63,16 +99,11 @@ def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[s
         stage_parameters: parameters of this rank's pipeline stage, for the bucket sizes.
 
     Raises:
-        ConfigurationError: for an unknown key, or a value that is not the run's, naming both.
+        ConfigurationError: for a file that :func:`read` refuses, or a value that is not the run's, naming both.
     """
     path = config.parallel.deepspeed
     content = read(path) if path is not None else {}
-    for key in content:
-        if key not in ALLOWED_KEYS:
-            raise ConfigurationError(f"{path}: key {key!r} is not supported{nearest(key, ALLOWED_KEYS)}")
     zero = content.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise ConfigurationError(f"{path}: zero_optimization is {zero!r}, not a JSON object")
     stage = zero_stage(config)
     bf16 = config.train.precision == "bf16"
     micro_batch, global_batch = config.train.micro_batch, config.train.global_batch
@@ -125,7 +156,7 @@ def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[s
         "zero_optimization": {**automatic, **filled, "stage": stage},
     }
     if bf16:
-        resolved["bf16"] = {**(content.get("bf16") or {}), "enabled": True}
+        resolved["bf16"] = {**content.get("bf16", {}), "enabled": True}
         resolved["data_types"] = {"grad_accum_dtype": "fp32"}
         resolved.setdefault("communication_data_type", "fp32")
     return resolved

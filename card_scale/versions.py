@@ -18,11 +18,15 @@ def check_versions() -> None:
         try:
             found = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise ConfigurationError(
-                f"{package} is not installed; install it with: pip install -c constraints.txt {package}"
-            ) from None
+            raise ConfigurationError(f"{package} is not installed; install it with: {_install(package)}") from None
         if not any(found == prefix or found.startswith((prefix + ".", prefix + "+")) for prefix in prefixes):
             raise ConfigurationError(
                 f"{package} {found} is installed, but card_scale's adapters were written for "
-                f"{' or '.join(prefixes)}; install it with: pip install -c constraints.txt {package}"
+                f"{' or '.join(prefixes)}; install it with: {_install(package)}"
             )
+
+
+def _install(package: str) -> str:
+    if package == "torch":  # in no constraints file, because it is installed first and by version
+        return f"pip install torch=={SUPPORTED['torch'][-1]}.0"
+    return f"pip install -c constraints.txt {package}"

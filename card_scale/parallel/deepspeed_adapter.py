@@ -15,7 +15,7 @@ from torch import nn
 
 from card_scale.model.gpt import GPT
 from card_scale.model.weights import LogicalWeight
-from card_scale.parallel import process_groups
+from card_scale.parallel import cpu_backend, process_groups
 
 
 def prepare() -> None:
@@ -63,21 +63,14 @@ def model_parallel_unit() -> SimpleNamespace:
 def mark_counted(weights: list[tuple[nn.Parameter, LogicalWeight]]) -> None:
     """Tell DeepSpeed's norm which parameters this rank counts.
 
-    DeepSpeed counts a parameter where it is marked model-parallel, or on model-parallel rank 0 - at stage 3 the rank in
-    the whole TP x PP group, so replicated parameters of later stages are missed; at stages 1 and 2 the tensor-parallel
-    rank, so the second copy of a tied embedding is counted. The mark alone decides once :func:`own_norm_by_mark` has
-    taken rank 0 away. The optimizer of stage 1 in bf16 asks for the rank anew at each step; it skips what is marked as
-    a pipeline replica.
+    DeepSpeed counts a parameter where it is marked model-parallel or on model-parallel rank 0, which at stage 3 is the
+    rank in the whole TP x PP group (replicated parameters of later stages are missed) and at stages 1 and 2 the
+    tensor-parallel rank (the second copy of a tied embedding is counted, unless it is marked as a pipeline replica).
     """
     for parameter, where in weights:
         parameter.model_parallel = where.counted
         parameter.tensor_model_parallel = False
         parameter.ds_pipe_replicated = not where.counted
-
-
-def own_norm_by_mark(optimizer) -> None:
-    """Make :func:`mark_counted` alone decide what the norm counts, at every stage."""
-    optimizer.model_parallel_rank = -1
 
 
 def register_tied_embedding(module: nn.Module, chunks: list[GPT]) -> None:
@@ -91,6 +84,25 @@ def reset_backward_hooks(optimizer) -> None:
     """Reset ZeRO's hook state. It does so in ``forward`` only, but 1F1B runs backward passes in a row (cool-down),
     whose gradients would silently never be reduced."""
     optimizer.clear_backward_seen_flag()
+
+
+def reduce_norm_once(optimizer) -> None:
+    """Make stage 3 sum the norm over the tensor x pipeline group once, with NaN where it is not finite.
+
+    It does so once for each of its sub-groups, of which pipeline stages may hold different numbers: a hang.
+    """
+    norms_of_sub_groups, sum_over_model = optimizer._get_norm_groups, optimizer._model_parallel_all_reduce
+
+    def norm_of_the_model() -> list[torch.Tensor]:
+        optimizer._model_parallel_all_reduce = lambda **_: None
+        norms = torch.stack(norms_of_sub_groups())
+        optimizer._model_parallel_all_reduce = sum_over_model
+        square = torch.where(norms < 0, torch.nan, norms).square().sum().to(cpu_backend.device())
+        torch.distributed.all_reduce(square, group=process_groups.model_group())
+        norm = square.sqrt().to(norms.device)
+        return [torch.where(norm.isfinite(), norm, -1.0)]
+
+    optimizer._get_norm_groups = norm_of_the_model
 
 
 def gradient_norm(engine) -> torch.Tensor:

@@ -66,9 +66,8 @@ class DeepSpeedEngine(ShardingEngine):
             dist_init_required=False,
             config=settings,
         )
-        if self.zero_stage > 0:
-            adapter.own_norm_by_mark(self.engine.optimizer)
         if self.zero_stage == 3:
+            adapter.reduce_norm_once(self.engine.optimizer)
             adapter.register_tied_embedding(module, chunks)
         two_copies = config.model.tie_embeddings and config.parallel.pipeline > 1
         self._tied = gradients.tied_embeddings(self._weights) if two_copies else []

@@ -22,7 +22,7 @@ def label(config: Config) -> str:
         "interleaved" if parallel.virtual_pipeline > 1 else "",
         "recompute" if parallel.recompute != "none" else "",
         "dropout" if model.dropout else "",
-        f"micro_batch={train.micro_batch}" if train.micro_batch > 1 else "",
+        f"micro_batch={train.micro_batch}",
         "bf16" if train.precision == "bf16" else "",
         "ema" if config.optimizer.ema else "",
         parallel.deepspeed.rpartition("/")[2] if parallel.deepspeed else "",
@@ -42,7 +42,9 @@ def one_rank(config: Config) -> Config:
     """
     zero = 1 if config.train.precision == "bf16" else 0
     return dataclasses.replace(
-        config, parallel=ParallelConfig(zero=zero), train=dataclasses.replace(config.train, micro_batch=1)
+        config,
+        parallel=ParallelConfig(zero=zero),
+        train=dataclasses.replace(config.train, micro_batch=config.train.global_batch),
     )
 
 

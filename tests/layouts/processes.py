@@ -11,6 +11,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -45,6 +46,8 @@ def run_ranks(
     is returned in place of its result: SystemExit as such, any other as its traceback in text.
     """
     context = _fork_server()
+    # Plain pickling copies tensors; multiprocessing's own would share memory with a rank that has ended.
+    job = pickle.dumps((function, arguments))
     processes: list[Any] = []
     receivers: list[multiprocessing.connection.Connection] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -52,9 +55,7 @@ def run_ranks(
             for rank in range(world_size):
                 receiver, sender = context.Pipe(duplex=False)
                 receivers.append(receiver)
-                process = context.Process(
-                    target=_rank_main, args=(sender, scratch, rank, world_size, deadline, function, arguments)
-                )
+                process = context.Process(target=_rank_main, args=(sender, scratch, rank, world_size, deadline, job))
                 process.start()
                 sender.close()
                 processes.append(process)
@@ -65,7 +66,7 @@ def run_ranks(
         finally:
             for process in processes:
                 _end(process)
-        stacks = {rank: (Path(scratch) / f"stacks-{rank}").read_text() for rank in range(world_size)}
+        stacks = {rank: _text(Path(scratch) / f"stacks-{rank}") for rank in range(world_size)}
     late = [rank for rank in range(world_size) if stacks[rank] or rank not in results]
     errors = [f"rank {rank}: {value}" for rank, (fine, value) in sorted(results.items()) if not fine]
     if (errors and not expect_failure) or late:
@@ -73,6 +74,10 @@ def run_ranks(
             errors.append(f"ranks {late} did not finish within {deadline:.0f} s")
         raise AssertionError("\n".join([*errors, *(f"rank {rank}:\n{stacks[rank]}" for rank in late)]))
     return [results[rank][1] for rank in range(world_size)]
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _fork_server() -> Any:
@@ -103,7 +108,7 @@ def _collect(
         for ready in multiprocessing.connection.wait(pending, 0.2):
             rank = receivers.index(ready)
             try:
-                results[rank] = ready.recv()
+                results[rank] = pickle.loads(ready.recv_bytes())
             except EOFError:
                 results[rank] = (False, "died without a word")
             if not results[rank][0] and not expect_failure:
@@ -120,7 +125,7 @@ def _end(process: Any) -> None:
     process.join()
 
 
-def _rank_main(sender, scratch, rank, world_size, deadline, function, arguments) -> None:
+def _rank_main(sender, scratch, rank, world_size, deadline, job) -> None:
     os.setpgid(0, 0)
     stacks = open(Path(scratch) / f"stacks-{rank}", "w")  # noqa: SIM115 - must outlive this function
     # Leaves the stacks a little before the deadline, and ends the rank even where nobody is left to kill it.
@@ -138,9 +143,11 @@ def _rank_main(sender, scratch, rank, world_size, deadline, function, arguments)
             world_size=world_size,
             timeout=datetime.timedelta(seconds=deadline),
         )
-        sender.send((True, function(*arguments)))
+        function, arguments = pickle.loads(job)
+        sender.send_bytes(pickle.dumps((True, function(*arguments))))
     except BaseException as error:
-        sender.send((False, error if isinstance(error, SystemExit) else traceback.format_exc()))
+        shown = error if isinstance(error, SystemExit) else traceback.format_exc()
+        sender.send_bytes(pickle.dumps((False, shown)))
     sys.stdout.flush()
     sys.stderr.flush()
     # Skip teardown: a peer that failed would keep it waiting.

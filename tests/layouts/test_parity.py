@@ -17,7 +17,10 @@ LAYOUTS = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (2, 2, 1), (2, 1, 2), (2,
 ENGINES = [{"zero": 0}, {"zero": 1}, {"zero": 2}, {"zero": 3}, {"engine": "fsdp2"}]
 
 BF16_TOLERANCE = 2e-3
-"""bf16 has 8 bits, 4e-3 a rounding; layouts round other partial sums. Measured: below 5e-4 at these sizes."""
+"""Layouts round other partial sums to the 8 bits of bf16 (4e-3). Measured: losses 5e-5, norms 6e-4, moments 9e-4."""
+
+BF16_ENGINE_TOLERANCE = 1e-3
+"""Engines in one layout round the same values, but accumulate gradients in another order. Measured: 4e-4."""
 
 
 def named(layout: tuple[int, int, int]) -> str:
@@ -29,7 +32,9 @@ def cell(layout: tuple[int, int, int], engine: dict, tied: bool = False, sequenc
     tensor, pipeline, _ = layout
     parallel = {"tensor": tensor, "pipeline": pipeline, "sequence": sequence, **engine, **changes.pop("parallel", {})}
     model = {"tie_embeddings": tied, **changes.pop("model", {})}
-    return small_config(parallel=parallel, model=model, **changes)
+    # Four micro-batches, two where data is parallel: as many as 1F1B's phases need.
+    train = {"micro_batch": 2, **changes.pop("train", {})}
+    return small_config(parallel=parallel, model=model, train=train, **changes)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=named)
@@ -54,7 +59,7 @@ def test_every_engine_equals_one_rank(references, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=named)
-def test_dropout_recomputation_and_larger_micro_batches(references, layout):
+def test_dropout_recomputation_and_smaller_micro_batches(references, layout):
     sequence = layout[0] > 1
     dropout, recompute = {"dropout": 0.1}, {"recompute": "full"}
     zero2, zero3, fsdp2 = {"zero": 2}, {"zero": 3}, {"engine": "fsdp2"}
@@ -65,8 +70,8 @@ def test_dropout_recomputation_and_larger_micro_batches(references, layout):
             cell(layout, zero2, False, sequence, model=dropout),
             cell(layout, zero3, True, sequence, model=dropout, parallel=recompute),
             cell(layout, fsdp2, True, False, model=dropout, parallel=recompute),
-            cell(layout, zero3, False, sequence, train={"micro_batch": 2}, optimizer={"ema": 0.8}),
-            cell(layout, fsdp2, False, sequence, train={"micro_batch": 2}, optimizer={"ema": 0.8}),
+            cell(layout, zero3, False, sequence, train={"micro_batch": 1}, optimizer={"ema": 0.8}),
+            cell(layout, fsdp2, False, sequence, train={"micro_batch": 1}, optimizer={"ema": 0.8}),
         ],
     )
 
@@ -88,10 +93,10 @@ ABLATIONS = [
 
 @pytest.mark.parametrize("layout", [(1, 2, 2), (2, 1, 2)], ids=named)
 def test_ar_and_the_ablations_of_card(references, layout):
+    engines = [{"zero": 3}, {"engine": "fsdp2"}]
     cells = [
-        cell(layout, engine, sequence=layout[0] > 1, objective=objective)
-        for objective in ABLATIONS
-        for engine in ({"zero": 3}, {"engine": "fsdp2"})
+        cell(layout, engines[(index + layout[0]) % 2], sequence=layout[0] > 1, objective=objective)
+        for index, objective in enumerate(ABLATIONS)
     ]
     check_cells(references, layout, cells)
 
@@ -112,24 +117,34 @@ def test_four_stages(references):
     check_cells(references, layout, [*cells, cell(layout, {"zero": 3}, model={"dropout": 0.1})])
 
 
-@pytest.mark.parametrize("threshold", [0, 10**9], ids=["all_sharded", "all_persistent"])
-@pytest.mark.parametrize("layout", [(1, 1, 2), (1, 2, 2), (2, 2, 1)], ids=named)
-def test_zero3_with_every_and_with_no_weight_sharded(references, tmp_path, layout, threshold):
-    """The automatic threshold keeps norms gathered and shards matrices; these are the two extremes."""
-    path = tmp_path / f"persistence_{threshold}.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": threshold}}))
-    engine = {"deepspeed": str(path)}
-    cells = [cell(layout, engine, tied, layout[0] > 1) for tied in (False, True)]
-    ranks = check_cells(references, layout, cells)
-    for rank in ranks:
+RELEASED = {
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
+KEPT = {"stage3_param_persistence_threshold": 10**9}
+SPLIT = {"sub_group_size": 5000}  # stages then hold different numbers of sub-groups
+
+
+@pytest.mark.parametrize("settings", [RELEASED, KEPT, SPLIT], ids=["released", "kept", "split"])
+@pytest.mark.parametrize("layout", [(1, 2, 2), (2, 2, 1)], ids=named)
+def test_zero3_that_releases_every_weight_at_once_or_keeps_all_or_updates_bit_by_bit(
+    references, tmp_path, layout, settings
+):
+    """The automatic values lie between: at these sizes norms stay gathered, matrices do not, one update suffices."""
+    path = tmp_path / "zero3.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3, **settings}}))
+    cells = [cell(layout, {"deepspeed": str(path)}, tied, layout[0] > 1) for tied in (False, True)]
+    for rank in check_cells(references, layout, cells):
         for trajectory in rank:
-            assert (trajectory.resident_elements == 0) == (threshold == 0)
+            assert (trajectory.resident_elements == 0) == (settings is RELEASED)
 
 
 @pytest.mark.parametrize("layout", [(1, 1, 3), (1, 2, 3)], ids=named)
 def test_a_data_parallel_size_that_divides_no_weight(references, layout):
     """Three ranks: every engine pads its shards."""
-    cells = [cell(layout, engine, tied, train={"global_batch": 6}) for engine in ENGINES for tied in (False, True)]
+    cells = [cell(layout, engine, layout[1] > 1, train={"global_batch": 6, "micro_batch": 1}) for engine in ENGINES]
     check_cells(references, layout, cells)
 
 
@@ -143,6 +158,19 @@ def test_optimizer_offload(references, tmp_path, layout):
     check_cells(references, layout, cells)
 
 
+def test_other_settings_of_deepspeed(references, tmp_path):
+    layout = (1, 2, 2)
+    small = {"reduce_bucket_size": 100, "allgather_bucket_size": 100}
+    other = {"overlap_comm": True, "contiguous_gradients": False, "reduce_scatter": False}
+    parameters_too = {"offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}}
+    cells = []
+    for stage, settings in ((1, small), (2, small), (2, other), (3, {**small, **other}), (3, parameters_too)):
+        path = tmp_path / f"{len(cells)}.json"
+        path.write_text(json.dumps({"zero_optimization": {"stage": stage, **settings}}))
+        cells.append(cell(layout, {"deepspeed": str(path)}, tied=True))
+    check_cells(references, layout, cells)
+
+
 def test_the_deepspeed_files_in_the_repository(references):
     layout = (1, 2, 2)
     files = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
@@ -152,13 +180,12 @@ def test_the_deepspeed_files_in_the_repository(references):
 
 @pytest.mark.parametrize("layout", [(1, 1, 2), (2, 1, 1), (1, 2, 2), (2, 2, 1)], ids=named)
 def test_bf16(references, layout):
-    """Engines round the same values in one layout; another layout sums other partial products in bf16."""
-    bf16 = {"precision": "bf16"}
-    cells = [cell(layout, engine, tied, layout[0] > 1, train=bf16) for engine in ENGINES[1:] for tied in (False, True)]
+    cells = [cell(layout, engine, layout[1] > 1, layout[0] > 1, train={"precision": "bf16"}) for engine in ENGINES[1:]]
     ranks = check_cells(references, layout, cells, BF16_TOLERANCE)
+    assert_parity(layout, cells, ranks, [ranks[0][0]] * len(cells), BF16_ENGINE_TOLERANCE)
     exact = references.of([dataclasses.replace(c, train=dataclasses.replace(c.train, precision="fp32")) for c in cells])
-    assert all(rounded.losses != full.losses for rounded, full in zip(ranks[0], exact, strict=True))
     assert_parity(layout, cells, ranks, exact, 1e-2)
+    assert ranks[0][0].losses != exact[0].losses
 
 
 def test_the_same_run_twice_is_bit_equal():

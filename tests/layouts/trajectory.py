@@ -92,8 +92,28 @@ def run_variants(configs: list[Config]) -> list[Trajectory]:
     return [run(config) for config in configs]
 
 
-def run(config: Config) -> Trajectory:
-    """Make ``train.steps`` updates from the initial weights. The process groups must have formed."""
+def run(config: Config, note: str = "") -> Trajectory:
+    """Make ``train.steps`` updates from the initial weights. The process groups must have formed.
+
+    An error says in which configuration it arose, and ``note``.
+    """
+    try:
+        engine, losses, norms = train(config)
+        return Trajectory(
+            losses,
+            norms,
+            {key: state_sum(engine, key) for key in engine.state_keys()},
+            tied_copies_equal(engine),
+            sum(_local(master).numel() for master in engine.masters()),
+            sum(_local(parameter).numel() for parameter, _ in engine.weights()),
+        )
+    except Exception as error:
+        error.add_note(f"in {config.parallel}, {config.model} {note}")
+        raise
+
+
+def train(config: Config) -> tuple[ShardingEngine, list[float], list[float]]:
+    """Make ``train.steps`` updates from the initial weights; return (engine, losses, gradient norms)."""
     objective = objective_of(config)
     engine = build_engine(config, VOCABULARY, objective.attention)
     update = Update(engine, objective, config)
@@ -102,14 +122,7 @@ def run(config: Config) -> Trajectory:
         sums, norm = update(rank_batch(config, step), config.optimizer.lr)
         losses.append(update.report(sums).loss)
         norms.append(float(norm))
-    return Trajectory(
-        losses,
-        norms,
-        {key: state_sum(engine, key) for key in engine.state_keys()},
-        tied_copies_equal(engine),
-        sum(_local(master).numel() for master in engine.masters()),
-        sum(_local(parameter).numel() for parameter, _ in engine.weights()),
-    )
+    return engine, losses, norms
 
 
 def state_sum(engine: ShardingEngine, key: str) -> float:

@@ -1,0 +1,223 @@
+"""Faults that a trainer of this kind can have, to be put into the ranks of a run. Each must break layout parity."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from card_scale.config import Config
+from card_scale.model import gpt, layer, norm
+from card_scale.model.weights import LogicalWeight
+from card_scale.objectives import CardObjective
+from card_scale.parallel import deepspeed_adapter, deepspeed_engine, fsdp2_engine, gradients, process_groups
+from card_scale.training import update
+from tests.layouts.trajectory import Trajectory, form_groups, run, train
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def run_mutated(cells: list[tuple[Mutation | None, Config]]) -> list[Trajectory]:
+    """Run each configuration with its fault (or none) in this process; return their trajectories."""
+    form_groups(cells[0][1])
+    trajectories = []
+    for mutation, config in cells:
+        with pytest.MonkeyPatch.context() as patch:
+            if mutation is not None:
+                mutation(patch)
+            trajectories.append(run(config, mutation.__name__ if mutation else "no fault"))
+    return trajectories
+
+
+def norms_with_a_gradient_that_is_not_finite(configs: list[Config]) -> list[list[float]]:
+    """Run each configuration while the last rank's gradient of the final norm, where it has one, is NaN."""
+    form_groups(configs[0])
+    with pytest.MonkeyPatch.context() as patch:
+        last = dist.get_rank() == dist.get_world_size() - 1
+        _scale_final_norm_gradient(patch, math.nan if last else 1.0)
+        return [train(config)[2] for config in configs]
+
+
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, factor):
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.factor * gradient, None
+
+
+def _scale_final_norm_gradient(patch: pytest.MonkeyPatch, factor: float) -> None:
+    class ScaledNorm(norm.RMSNorm):
+        def forward(self, hidden_states):
+            weight = _ScaledGradient.apply(self.weight, factor)
+            return torch.nn.functional.rms_norm(hidden_states, weight.shape, weight, self.epsilon)
+
+    patch.setattr(gpt, "RMSNorm", ScaledNorm)  # the final norm
+
+
+def one_weight_has_a_doubled_gradient(patch: pytest.MonkeyPatch) -> None:
+    _scale_final_norm_gradient(patch, 2.0)
+
+
+def every_gradient_is_doubled(patch: pytest.MonkeyPatch) -> None:
+    """Adam and the clip forgive it: only the reported norm shows it."""
+    original = update.schedule.run
+
+    def doubled(engine, micro_batches, loss, **keywords):
+        def twice(*arguments):
+            differentiated, reports = loss(*arguments)
+            return 2 * differentiated, reports
+
+        return original(engine, micro_batches, twice, **keywords)
+
+    patch.setattr(update.schedule, "run", doubled)
+
+
+def tied_gradients_are_not_summed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(gradients, "sum_over_tied_copies", lambda _: None)
+
+
+def every_replica_is_counted(patch: pytest.MonkeyPatch) -> None:
+    _change_places(patch, lambda where: dataclasses.replace(where, counted=True))
+
+
+def norm_weights_are_not_counted(patch: pytest.MonkeyPatch) -> None:
+    _change_places(patch, lambda where: dataclasses.replace(where, counted=where.counted and where.decayed))
+
+
+def gated_weights_are_split_as_one(patch: pytest.MonkeyPatch) -> None:
+    """[gate; up] cut into contiguous halves: rank 0 gets the gate, rank 1 the other factor."""
+
+    def contiguous(where: LogicalWeight) -> LogicalWeight:
+        if len(where.pieces) == 1:
+            return where
+        extent = sum(piece.local.stop - piece.local.start for piece in where.pieces)
+        start = process_groups.tensor_rank() * extent
+        piece = dataclasses.replace(where.pieces[0], local=slice(0, extent), whole=slice(start, start + extent))
+        return dataclasses.replace(where, pieces=(piece,))
+
+    _change_places(patch, contiguous)
+
+
+def _change_places(patch: pytest.MonkeyPatch, change: Callable[[LogicalWeight], LogicalWeight]) -> None:
+    for engine in (deepspeed_engine, fsdp2_engine):
+        original = engine.logical_weights
+        patch.setattr(engine, "logical_weights", lambda chunks, original=original: _changed(original(chunks), change))
+
+
+def _changed(weights, change: Callable[[LogicalWeight], LogicalWeight]):
+    for parameter, where in weights:
+        yield parameter, change(where)
+
+
+def noise_differs_by_data_rank(patch: pytest.MonkeyPatch) -> None:
+    _shift_sample_ids(patch, process_groups.data_rank())
+
+
+def noise_differs_by_tensor_rank(patch: pytest.MonkeyPatch) -> None:
+    _shift_sample_ids(patch, process_groups.tensor_rank())
+
+
+def noise_differs_by_stage(patch: pytest.MonkeyPatch) -> None:
+    _shift_sample_ids(patch, process_groups.pipeline_rank())
+
+
+def _shift_sample_ids(patch: pytest.MonkeyPatch, shift: int) -> None:
+    original = CardObjective.corrupt
+
+    def shifted(self, tokens, sample_ids, epochs, seed):
+        return original(self, tokens, sample_ids + 1000 * shift, epochs, seed)
+
+    patch.setattr(CardObjective, "corrupt", shifted)
+
+
+def weights_are_shifted_by_one_position(patch: pytest.MonkeyPatch) -> None:
+    original = CardObjective.corrupt
+
+    def shifted(self, *arguments):
+        batch = original(self, *arguments)
+        return batch._replace(weights=batch.weights.roll(1, dims=1))
+
+    patch.setattr(CardObjective, "corrupt", shifted)
+
+
+def normaliser_is_the_ranks_own(patch: pytest.MonkeyPatch) -> None:
+    def all_reduce(tensor, **keywords):
+        if tensor.dim() > 0:
+            dist.all_reduce(tensor, **keywords)
+
+    patch.setattr(update, "dist", SimpleNamespace(all_reduce=all_reduce, get_world_size=dist.get_world_size))
+
+
+def gradients_are_averaged_over_data_ranks(patch: pytest.MonkeyPatch) -> None:
+    """The engine's average is not undone."""
+    patch.setattr(update, "dist", SimpleNamespace(all_reduce=dist.all_reduce, get_world_size=lambda _: 1))
+
+
+def clipping_is_left_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(gradients, "clip", lambda *_: None)
+
+
+def hooks_are_not_reset_between_backward_passes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(deepspeed_adapter, "reset_backward_hooks", lambda _: None)
+
+
+def gathered_weights_outlive_the_update(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(fsdp2_engine.Fsdp2Engine, "publish_masters", lambda _: None)
+
+
+def norm_gradients_stay_on_their_part_of_the_sequence(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(norm, "copy_to_tensor_model_parallel_region", lambda weight: weight)
+
+
+def dropout_counts_positions_from_the_ranks_own(patch: pytest.MonkeyPatch) -> None:
+    for module in (gpt, layer):
+        original = module.dropout
+
+        def local(*arguments, original=original, **keywords):
+            return original(*arguments, **{**keywords, "first_position": 0})
+
+        patch.setattr(module, "dropout", local)
+
+
+def dropout_counts_layers_from_the_stages_own(patch: pytest.MonkeyPatch) -> None:
+    original = gpt.GPT.__init__
+
+    def renumbered(self, *arguments):
+        original(self, *arguments)
+        for index, decoder_layer in enumerate(self.layers.values()):
+            decoder_layer.index = index
+
+    patch.setattr(gpt.GPT, "__init__", renumbered)
+
+
+def a_stage_keeps_its_first_input(patch: pytest.MonkeyPatch) -> None:
+    original = gpt.GPT.set_input_tensor
+
+    def first_only(self, tensor):
+        original(self, tensor)
+        if self.stage_input is not None:
+            first = self.__dict__.setdefault("first_input", self.stage_input.detach())
+            self.stage_input = first + 0 * self.stage_input
+
+    patch.setattr(gpt.GPT, "set_input_tensor", first_only)
+
+
+def chunks_are_numbered_stage_by_stage(patch: pytest.MonkeyPatch) -> None:
+    """Chunk c of stage s is part c * stages + s of the model, not s * chunks + c."""
+    original = gpt.GPT.__init__
+
+    def misnumbered(self, config, vocabulary, attention_kind, chunk=0):
+        original(self, config, vocabulary, attention_kind, chunk)
+        chunks = config.parallel.virtual_pipeline
+        first = (process_groups.pipeline_rank() * chunks + chunk) * len(self.layers)
+        self.layers = nn.ModuleDict({str(first + i): one for i, one in enumerate(self.layers.values())})
+
+    patch.setattr(gpt.GPT, "__init__", misnumbered)

@@ -1,0 +1,105 @@
+"""The trajectory that all layouts are compared with, against plain float64 torch.
+
+In common are the uniform numbers and the initial weights, tested by themselves; not the layers, the objective, the
+loss, the norm, the clip or the optimizer's grouping.
+"""
+
+import pytest
+import torch
+
+from card_scale.config import Config
+from card_scale.model.initialization import initial_weight
+from card_scale.objectives.noise import Stream, uniforms
+from tests.layouts.parity import TOLERANCE
+from tests.layouts.trajectory import VOCABULARY, global_batch, small_config
+from tests.model import reference_gpt
+from tests.objectives import oracles
+
+CONFIGS = {
+    "card": small_config(),
+    "tied": small_config(model={"tie_embeddings": True}),
+    "ar": small_config(objective={"name": "ar"}),
+    "ablations": small_config(objective={"masking": "uniform", "decay": 0.2, "beta": 2.0, "min_noise": 0.3}),
+    "no clipping": small_config(optimizer={"clip": 0.0, "betas": (0.8, 0.9), "weight_decay": 0.5, "eps": 1e-4}),
+}
+
+
+def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    hidden, ffn, rows = config.model.hidden, config.model.ffn, VOCABULARY.padded
+    shapes = {"embedding.weight": (rows, hidden), "final_norm.weight": (hidden,)}
+    if not config.model.tie_embeddings:
+        shapes["head.weight"] = (rows, hidden)
+    for layer in range(config.model.layers):
+        shapes |= {
+            f"layers.{layer}.attention_norm.weight": (hidden,),
+            f"layers.{layer}.attention.linear_qkv.weight": (3 * hidden, hidden),
+            f"layers.{layer}.attention.linear_proj.weight": (hidden, hidden),
+            f"layers.{layer}.mlp_norm.weight": (hidden,),
+            f"layers.{layer}.mlp.linear_fc1.weight": (2 * ffn, hidden),
+            f"layers.{layer}.mlp.linear_fc2.weight": (hidden, ffn),
+        }
+    return shapes
+
+
+def corrupted(config: Config, sample_ids: torch.Tensor, epochs: torch.Tensor) -> tuple[list, list]:
+    """Return (which inputs are masked, weights of the predictions) of each sample."""
+    length, objective, seed = config.model.length, config.objective, config.run.seed
+    if objective.name == "ar":
+        return [[False] * length] * len(sample_ids), [[1.0] * length] * len(sample_ids)
+    levels = uniforms(seed, sample_ids, epochs, 1, Stream.NOISE_LEVEL)[:, 0].tolist()
+    draws = uniforms(seed, sample_ids, epochs, length - 1, Stream.MASK).tolist()
+    masked = []
+    for level, draw in zip(levels, draws, strict=True):
+        level = float(torch.tensor(objective.min_noise + (objective.max_noise - objective.min_noise) * level))
+        if objective.masking == "uniform":
+            masked.append([False] + oracles.uniform_mask(level, draw))
+        else:
+            masked.append([False] + oracles.soft_tail_mask(level, draw, objective.tail_factor))
+    return masked, [oracles.context_weights(row, objective.decay, objective.beta) for row in masked]
+
+
+def float64_trajectory(config: Config) -> tuple[list[float], list[float]]:
+    """Return (losses, gradient norms) of ``train.steps`` updates."""
+    weights = {
+        name: initial_weight(name, shape, config.run.seed, config.model.layers).double().requires_grad_()
+        for name, shape in weight_shapes(config).items()
+    }
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [w for w in weights.values() if w.dim() == 2], "weight_decay": config.optimizer.weight_decay},
+            {"params": [w for w in weights.values() if w.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=config.optimizer.lr,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+    )
+    allowed = [i for i in range(VOCABULARY.size) if i != VOCABULARY.mask_id]
+    losses, norms = [], []
+    for step in range(config.train.steps):
+        sample_ids, epochs, tokens = global_batch(config, step)
+        masked, context = corrupted(config, sample_ids, epochs)
+        inputs = torch.where(torch.tensor(masked), VOCABULARY.mask_id, tokens[:, :-1])
+        logits = reference_gpt.logits(weights, inputs, config.model.layers, config.model.heads)
+        normaliser = torch.logsumexp(logits[..., allowed], -1)
+        token_losses = normaliser - logits.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+        context = torch.tensor(context, dtype=torch.float64)
+        loss = (token_losses * context).sum() / context.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.stack([w.grad.square().sum() for w in weights.values()]).sum().sqrt()
+        if config.optimizer.clip and norm > config.optimizer.clip:
+            for weight in weights.values():
+                weight.grad *= config.optimizer.clip / norm
+        optimizer.step()
+        losses.append(loss.item())
+        norms.append(norm.item())
+    return losses, norms
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_rank_trains_as_plain_float64_torch(references, name):
+    config = CONFIGS[name]
+    (found,) = references.of([config])
+    losses, norms = float64_trajectory(config)
+    assert found.losses == pytest.approx(losses, rel=TOLERANCE)
+    assert found.norms == pytest.approx(norms, rel=TOLERANCE)
