@@ -19,7 +19,7 @@ from card_scale.model.gpt import Vocabulary, padded_vocabulary
 from card_scale.objectives import create_objective
 from card_scale.parallel import process_groups
 from card_scale.parallel.build import build_engine
-from card_scale.training.throughput import flops_per_token, parameter_counts, peak_flops, throughput_fields
+from card_scale.training.throughput import flops_of, peak_flops, throughput_fields
 from card_scale.training.update import Update
 
 BOOTSTRAP_SAMPLES = 2000
@@ -101,16 +101,8 @@ def _timed(action: Callable[[], object]) -> float:
 
 def utilisation(config: Config, vocabulary_size: int, cost: Cost) -> dict[str, float]:
     """Return tokens per second and, on a GPU, model TFLOP/s per device and MFU of the CARD step."""
-    model = config.model
-    counts = parameter_counts(
-        layers=model.layers,
-        hidden=model.hidden,
-        ffn=model.ffn,
-        vocabulary=padded_vocabulary(vocabulary_size),
-        tied=model.tie_embeddings,
-    )
-    flops = flops_per_token(multiplied=counts.multiplied, layers=model.layers, hidden=model.hidden, length=model.length)
-    tokens_per_second = config.train.global_batch * model.length / statistics.median(cost.card_seconds)
+    flops = flops_of(config.model, padded_vocabulary(vocabulary_size))
+    tokens_per_second = config.train.global_batch * config.model.length / statistics.median(cost.card_seconds)
     fields = {"tokens_per_second": tokens_per_second}
     if torch.cuda.is_available():
         peak = peak_flops(torch.cuda.get_device_name())

@@ -1,6 +1,5 @@
 """The checkpoints of a run directory: naming, the pointer to the latest, and which one to resume from."""
 
-import os
 import re
 import uuid
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from card_scale.checkpoint import manifest as manifests
 from card_scale.checkpoint.manifest import Manifest
 from card_scale.errors import CheckpointError
+from card_scale.files import sync_directory, write_atomically
 
 POINTER = "latest_checkpointed_iteration.txt"
 _NAME = re.compile(r"iter_(\d{7,})")
@@ -23,26 +23,6 @@ def temporary_name(step: int) -> str:
     return f"{name_of(step)}.tmp-{uuid.uuid4().hex[:8]}"
 
 
-def sync_directory(path: Path) -> None:
-    """Make renames and new files in a directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f"{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
 def publish(temporary: Path, step: int) -> Path:
     """Give a complete checkpoint its name, then point to it. Returns its final path."""
     root = temporary.parent
@@ -52,7 +32,7 @@ def publish(temporary: Path, step: int) -> Path:
         final.rename(root / f"{final.name}.replaced-{uuid.uuid4().hex[:8]}")
     temporary.rename(final)
     sync_directory(root)
-    write_durably(root / POINTER, f"{step}\n")
+    write_atomically(root / POINTER, f"{step}\n".encode())
     return final
 
 

@@ -1,7 +1,6 @@
 """Writing a checkpoint: every rank its share, then the manifest, then the name, then the pointer."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from torch import Tensor
 from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint import manifest as manifests
 from card_scale.checkpoint.manifest import Manifest, StoredFile, StoredPiece, StoredTensor
+from card_scale.files import commit, partial_path, sha256_file, sync_directory, write_atomically
 from card_scale.parallel import process_groups
 from card_scale.parallel.engine import WEIGHT, ShardingEngine
 
@@ -80,8 +80,8 @@ def save(
         manifest = dataclasses.replace(description, tensors=all_tensors, files=all_files)
         manifest.check_complete(temporary)
         for folder in folders:
-            directories.sync_directory(temporary / folder)
-        directories.write_durably(temporary / manifests.FILE_NAME, manifest.to_json())
+            sync_directory(temporary / folder)
+        write_atomically(temporary / manifests.FILE_NAME, manifest.to_json().encode())
         directories.publish(temporary, step)
     dist.barrier()
     return root / directories.name_of(step)
@@ -114,10 +114,9 @@ def _my_share(engine: ShardingEngine, stem: str) -> tuple[dict[str, tuple[str, T
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> StoredFile:
-    part = path.with_name(f"{path.name}.part")
-    save_file(tensors, part)
-    stored = _sync_and_hash(part)
-    os.replace(part, path)
+    save_file(tensors, partial_path(path))
+    stored = _sync_and_hash(partial_path(path))
+    commit(path)
     return stored
 
 
@@ -125,5 +124,4 @@ def _sync_and_hash(path: Path) -> StoredFile:
     """Force a file to disk and return its size and hash."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return StoredFile(path.stat().st_size, digest)
+    return StoredFile(path.stat().st_size, sha256_file(path))

@@ -22,7 +22,6 @@ import numpy as np
 from tqdm import tqdm
 
 from card_scale.data import sources, units
-from card_scale.data.files import PARTIAL, commit, partial_path, sha256_file, sync_directory, write_atomically
 from card_scale.data.manifest import (
     MANIFEST_NAME,
     SPLITS,
@@ -39,6 +38,7 @@ from card_scale.data.shards import INDEX_DTYPE
 from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
 from card_scale.data.units import BUILD_DIRECTORY, Unit, UnitRecord, UnitSettings
 from card_scale.errors import DataError, StopRequested
+from card_scale.files import PARTIAL, commit, partial_path, sha256_file, sync_directory, write_atomically
 
 # Enough units to keep many workers busy to the end, but shards neither tiny nor unwieldy: 1 TB of text gives 4,000.
 _UNITS = 64

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from card_scale.data.files import sha256_file, write_atomically
 from card_scale.data.shards import INDEX_DTYPE, ShardRecord
 from card_scale.errors import DataError
+from card_scale.files import sha256_file, write_atomically
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from card_scale.data.files import commit, partial_path
+from card_scale.files import commit, partial_path
 
 BLOCK = 512
 END_MARKER = bytes(2 * BLOCK)

@@ -10,9 +10,9 @@ from pathlib import Path
 import sentencepiece
 
 from card_scale.data import sources
-from card_scale.data.files import write_atomically
 from card_scale.data.tokenizer import BOS_ID, EOS_ID, MASK_PIECE, PAD_ID, UNK_ID, Tokenizer
 from card_scale.errors import DataError
+from card_scale.files import write_atomically
 
 SMALLEST_VOCABULARY = 256 + 5 + 1  # the byte pieces, the special symbols, and something to learn
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from card_scale.data import sources
-from card_scale.data.files import replace, sha256_file
 from card_scale.data.manifest import SPLITS, token_dtype
 from card_scale.data.shards import INDEX_DTYPE, ShardRecord, ShardWriter
 from card_scale.data.sources import InputSettings, Piece
 from card_scale.data.tokenizer import EOS_ID, Tokenizer
+from card_scale.files import replace, sha256_file
 
 BUILD_DIRECTORY = "build"  # inside the dataset directory while it is unfinished
 _MOST_PIECES = 4096

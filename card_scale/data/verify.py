@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from card_scale.data.files import sha256_file
 from card_scale.data.manifest import Manifest, Split, check_hash, load_index, size_problem
 from card_scale.data.processes import end_with_parent, interrupts_left_to_parent
 from card_scale.data.shards import END_MARKER, NPY_HEADER_BYTES, ShardRecord
 from card_scale.data.tokenizer import CONTROL_IDS, EOS_ID, SPECIAL_IDS, Tokenizer
 from card_scale.errors import DataError
+from card_scale.files import sha256_file
 
 _STRAY_PATTERNS = ("train-*.tar", "validation-*.tar", "*.partial")
 _MOST_PROBLEMS = 10  # of one shard

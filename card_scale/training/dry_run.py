@@ -8,7 +8,7 @@ from card_scale.model.gpt import padded_vocabulary
 from card_scale.parallel import topology
 from card_scale.training import job
 from card_scale.training.run_directory import RunDirectory
-from card_scale.training.throughput import flops_per_token, parameter_counts
+from card_scale.training.throughput import counts_of, flops_of
 from card_scale.versions import check_versions
 
 _BYTES_MASTER_AND_MOMENTS = 12
@@ -31,14 +31,8 @@ def dry_run(config: Config) -> None:
     data = job.open_data(config)
     steps = job.total_steps(config, data.train.sample_count)
     model = config.model
-    counts = parameter_counts(
-        layers=model.layers,
-        hidden=model.hidden,
-        ffn=model.ffn,
-        vocabulary=padded_vocabulary(data.vocabulary.size),
-        tied=model.tie_embeddings,
-    )
-    flops = flops_per_token(multiplied=counts.multiplied, layers=model.layers, hidden=model.hidden, length=model.length)
+    vocabulary_rows = padded_vocabulary(data.vocabulary.size)
+    counts, flops = counts_of(model, vocabulary_rows), flops_of(model, vocabulary_rows)
     tokens = steps * config.train.global_batch * model.length
     print(config.to_yaml(), end="")
     print("---")

@@ -13,7 +13,7 @@ from card_scale.parallel import cpu_backend
 from card_scale.training.records import MetricsFile, log_line
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.tensorboard import TensorBoardRecorder
-from card_scale.training.throughput import flops_per_token, parameter_counts, peak_flops, throughput_fields
+from card_scale.training.throughput import flops_of, peak_flops, throughput_fields
 from card_scale.training.update import LossSums
 
 
@@ -46,17 +46,7 @@ class Recorder:
             resume_step=resume_step,
             resume_samples=(resume_step or 0) * config.train.global_batch,
         )
-        model = config.model
-        multiplied = parameter_counts(
-            layers=model.layers,
-            hidden=model.hidden,
-            ffn=model.ffn,
-            vocabulary=padded_vocabulary(vocabulary_size),
-            tied=model.tie_embeddings,
-        ).multiplied
-        self.flops = flops_per_token(
-            multiplied=multiplied, layers=model.layers, hidden=model.hidden, length=model.length
-        )
+        self.flops = flops_of(config.model, padded_vocabulary(vocabulary_size))
         device = cpu_backend.device()
         self.is_gpu = device.type == "cuda"
         self.peak = peak_flops(torch.cuda.get_device_name(device)) if self.is_gpu else None

@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from card_scale.errors import DataError
+from card_scale.files import write_atomically
 
 
 class MetricsFile:
@@ -22,7 +22,7 @@ class MetricsFile:
         before = path.read_bytes() if path.exists() else b""
         kept = b"" if resume_step is None else _lines_up_to(resume_step, before, path)
         if kept != before:
-            _replace(path, kept)
+            write_atomically(path, kept)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, object]) -> None:
@@ -94,13 +94,3 @@ def _step(line: bytes) -> int | None:
         return None
     step = record.get("step") if isinstance(record, dict) else None
     return step if isinstance(step, int) else None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Replace ``path`` so that a kill leaves the old or the new content."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

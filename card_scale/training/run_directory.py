@@ -77,6 +77,7 @@ class RunDirectory:
         if code == ExitCode.PEER_LOST and self.exit.is_file():
             return  # the peer said itself why it left
         self.path.mkdir(parents=True, exist_ok=True)
+        # Several ranks may fail at once: each writes its own file before one of them becomes exit.json.
         temporary = self.exit.with_name(f"exit.json.{os.getpid()}.part")
         temporary.write_text(json.dumps({"code": int(code), "reason": reason}, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.exit)

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from card_scale.config import ModelConfig
+
 _ATTENTION_FACTORS = {"causal": 6, "full": 12}
 
 # Dense bfloat16 peak in FLOP/s by device, from the vendors' data sheets (half of the figures with 2:4 sparsity).
@@ -84,6 +86,27 @@ def flops_per_token(*, multiplied: int, layers: int, hidden: int, length: int) -
     """F of the module's formula; ``multiplied`` is N_mm, ``length`` the number of input tokens."""
     pairs = length * hidden * layers
     return ModelFlops(**{name: 6.0 * multiplied + factor * pairs for name, factor in _ATTENTION_FACTORS.items()})
+
+
+def counts_of(model: ModelConfig, vocabulary_rows: int) -> ParameterCounts:
+    """Weights of a configured model; ``vocabulary_rows`` are the rows held, padding included."""
+    return parameter_counts(
+        layers=model.layers,
+        hidden=model.hidden,
+        ffn=model.ffn,
+        vocabulary=vocabulary_rows,
+        tied=model.tie_embeddings,
+    )
+
+
+def flops_of(model: ModelConfig, vocabulary_rows: int) -> ModelFlops:
+    """Floating-point operations per token of a configured model."""
+    return flops_per_token(
+        multiplied=counts_of(model, vocabulary_rows).multiplied,
+        layers=model.layers,
+        hidden=model.hidden,
+        length=model.length,
+    )
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -27,7 +27,7 @@ def write(root, step: int, *, publish: bool = True):
         {"embedding.weight": StoredTensor([8, 2], 0, [StoredPiece("b", 4, 8), StoredPiece("a", 0, 4)])},
         {"model/tp00.safetensors": StoredFile(100, "hash")},
     )
-    directories.write_durably(temporary / manifests.FILE_NAME, manifest.to_json())
+    (temporary / manifests.FILE_NAME).write_text(manifest.to_json())
     return directories.publish(temporary, step) if publish else temporary
 
 

@@ -165,7 +165,7 @@ def test_the_benchmarks_report_their_ratios(built, corpus, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "b.json").read_text())
     assert result["build"]["ratio"] == result["build"]["bare_seconds"][0] / result["build"]["build_seconds"][0]
-    assert {"processor", "cores", "versions", "commit", "command"} <= set(result["environment"])
+    assert {"device", "cpus", "versions", "commit", "command"} <= set(result["environment"])
     done = tool("bench_data", "loader", built / "data", "--length", 32, "--steps", 5, "--consumption", 100,
                 "--json", tmp_path / "l.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
