@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
 def lost_peer_or_hang(error: RuntimeError) -> ExitCode | None:
     """Return the exit code for an error of a collective: gloo and NCCL raise RuntimeError with these words."""
     text = str(error)
-    if "imed out" in text or "imeout" in text:
+    if "timed out" in text.lower() or "timeout" in text.lower():
         return ExitCode.HANG
     if any(words in text for words in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")):
         return ExitCode.PEER_LOST

@@ -67,8 +67,9 @@ class RunDirectory:
             )
 
     def start(self, config: Config) -> None:
-        """Write the resolved configuration and the environment."""
+        """Write the resolved configuration and the environment; forget how an earlier command ended."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.exit.unlink(missing_ok=True)
         self.config.write_text(config.to_yaml(), encoding="utf-8")
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
 

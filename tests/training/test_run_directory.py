@@ -1,0 +1,67 @@
+"""The run directory's small files, and which changes of configuration a run survives."""
+
+import dataclasses
+import json
+
+import pytest
+
+from card_scale.errors import ConfigurationError, ExitCode
+from card_scale.training.run_directory import RunDirectory
+from tests.layouts.trajectory import small_config
+
+
+@pytest.fixture
+def directory(tmp_path):
+    made = RunDirectory(tmp_path / "run")
+    made.start(small_config())
+    return made
+
+
+def test_the_same_configuration_continues(directory):
+    directory.check_same_run(small_config())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallel": dict(tensor=2, pipeline=2, engine="fsdp2")},
+        {"train": dict(micro_batch=2, log_every=7)},
+        {"train": dict(steps=99)},  # the schedule is constant
+        {"data": dict(path="elsewhere")},
+    ],
+)
+def test_what_may_change(directory, changes):
+    directory.check_same_run(small_config(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"model": dict(layers=8)}, "model.layers is 8, the run there has 4"),
+        ({"train": dict(global_batch=16)}, "train.global_batch is 16, the run there has 8"),
+        ({"objective": dict(beta=2.0)}, "objective.beta is 2.0, the run there has 1.0"),
+        ({"train": dict(precision="bf16")}, "train.precision is 'bf16'"),
+        ({"run": dict(seed=7)}, "run.seed is 7"),
+    ],
+)
+def test_what_makes_it_another_run(directory, changes, key):
+    with pytest.raises(ConfigurationError, match=key):
+        directory.check_same_run(small_config(**changes))
+
+
+def test_the_length_is_part_of_a_cosine_run(tmp_path):
+    config = small_config(optimizer=dict(schedule="cosine"))
+    directory = RunDirectory(tmp_path)
+    directory.start(config)
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=99))
+    with pytest.raises(ConfigurationError, match=r"train.steps is 99, the run there has 5"):
+        directory.check_same_run(longer)
+
+
+def test_the_first_reason_to_fail_stays(directory):
+    directory.write_exit(ExitCode.DATA, "a shard is gone")
+    directory.write_exit(ExitCode.PEER_LOST, "Connection closed by peer")
+    assert json.loads(directory.exit.read_text()) == {"code": 4, "reason": "a shard is gone"}
+    directory.start(small_config())
+    directory.write_exit(ExitCode.PEER_LOST, "Connection closed by peer")
+    assert json.loads(directory.exit.read_text())["code"] == 8
