@@ -160,3 +160,8 @@ def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[s
         resolved["data_types"] = {"grad_accum_dtype": "fp32"}
         resolved.setdefault("communication_data_type", "fp32")
     return resolved
+
+
+def check(config: Config, data_parallel: int) -> None:
+    """Raise what :func:`resolve` would raise, before there is a model whose parameters could be counted."""
+    resolve(config, data_parallel, stage_parameters=1)

@@ -12,6 +12,7 @@ import sys
 import time
 
 from card_scale import config as configs
+from card_scale import deepspeed_json
 from card_scale.config import Config
 from card_scale.errors import (
     CardScaleError,
@@ -44,6 +45,8 @@ def train(config: Config, stop: StopRequest) -> str:
 
     # Everything that can be refused is refused before a process group forms.
     layout = topology.plan(config, int(os.environ.get("WORLD_SIZE", "1")))
+    if config.parallel.engine == "deepspeed":
+        deepspeed_json.check(config, layout.data)
     directory = RunDirectory(config.run.dir)
     directory.check_same_run(config)
     data = job.open_data(config)

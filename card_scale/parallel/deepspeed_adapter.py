@@ -82,7 +82,7 @@ def register_tied_embedding(module: nn.Module, chunks: list[GPT]) -> None:
 
 def reset_backward_hooks(optimizer) -> None:
     """Reset ZeRO's hook state. It does so in ``forward`` only, but 1F1B runs backward passes in a row (cool-down),
-    whose gradients would silently never be reduced."""
+    which stages 2 and 3 then refuse."""
     optimizer.clear_backward_seen_flag()
 
 

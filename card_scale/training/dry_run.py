@@ -26,7 +26,7 @@ def dry_run(config: Config) -> None:
     layout = topology.plan(config, world_size)
     job.objective_of(config)
     if config.parallel.engine == "deepspeed":
-        deepspeed_json.resolve(config, layout.data, 1)
+        deepspeed_json.check(config, layout.data)
     RunDirectory(config.run.dir).check_same_run(config)
     data = job.open_data(config)
     steps = job.total_steps(config, data.train.sample_count)

@@ -136,3 +136,12 @@ def test_help_and_wrong_command_line_answer_without_torch():
     assert "Exit codes" in helped.stdout
     nothing = subprocess.run([sys.executable, "-c", blocked.format("[]")], capture_output=True, text=True)
     assert nothing.returncode == ExitCode.COMMAND_LINE
+
+
+def test_a_deepspeed_file_that_contradicts_the_run(config_file, tmp_path, capsys):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 1}, "gradient_clipping": "auto"}))
+    assert main([str(config_file), f"parallel.deepspeed={path}"]) == ExitCode.CONFIGURATION
+    message = capsys.readouterr().err
+    assert all(words in message for words in (str(path), "zero_optimization.stage is 1", "parallel.zero is 3"))
+    assert not dist.is_initialized()
