@@ -15,7 +15,7 @@ setup(
         "numpy",
         "pyyaml",
         "safetensors",
-        "sentencepiece",
+        "sentencepiece>=0.2.3",
         "tensorboard",
         "tqdm",
         "webdataset",
