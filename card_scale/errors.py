@@ -51,18 +51,6 @@ class NumericError(CardScaleError):
     exit_code = ExitCode.NUMERIC
 
 
-class HangError(CardScaleError):
-    """A collective that did not complete within its time limit."""
-
-    exit_code = ExitCode.HANG
-
-
-class PeerLostError(CardScaleError):
-    """Another rank of the job went away."""
-
-    exit_code = ExitCode.PEER_LOST
-
-
 class StopRequested(CardScaleError):
     """The user or the scheduler asked for a stop; what was done is saved."""
 

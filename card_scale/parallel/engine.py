@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from card_scale.config import Config
 from card_scale.model.gpt import GPT
-from card_scale.model.weights import LogicalWeight, logical_weights
+from card_scale.model.weights import LogicalWeight
 from card_scale.parallel.optimizer import AdamW
 
 WEIGHT = "weight"
@@ -107,6 +107,3 @@ def parameter_groups(weights: list[tuple[nn.Parameter, LogicalWeight]], weight_d
         {"params": [p for p, where in weights if not where.decayed], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-__all__ = ["WEIGHT", "ShardingEngine", "Stage", "logical_weights", "parameter_groups"]

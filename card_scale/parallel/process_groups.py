@@ -75,8 +75,3 @@ def tied_embedding_group() -> dist.ProcessGroup | None:
     """Return the group of the first and last pipeline stage, or None on ranks of the stages between."""
     group = parallel_state.get_embedding_group(check_initialized=False)
     return group if dist.get_rank() in dist.get_process_group_ranks(group) else None
-
-
-def last_stage_rank() -> int:
-    """Return the global rank on the last pipeline stage of this rank's pipeline: it knows the losses."""
-    return parallel_state.get_pipeline_model_parallel_last_rank()
