@@ -30,7 +30,7 @@ def form(topology: Topology, timeout_seconds: int) -> None:
         tensor_model_parallel_size=topology.tensor,
         pipeline_model_parallel_size=topology.pipeline,
         virtual_pipeline_model_parallel_size=topology.virtual_pipeline if topology.virtual_pipeline > 1 else None,
-        distributed_timeout_minutes=max(1, timeout_seconds // 60),
+        distributed_timeout_minutes=-(-timeout_seconds // 60),
         create_gloo_process_groups=False,
     )
 
