@@ -92,11 +92,14 @@ def train(config: Config, stop: StopRequest) -> str:
         evaluate_and_record(0)
     if recorder:
         recorder.restart_clock(start)
-    interval_start = start
+    interval_start, last_update = start, None
     with job.open_loader(config, data) as loader:
         for step in range(start + 1, steps + 1):
             if job.agree_to_stop(stop.requested):
-                if saved_at != step - 1 and step > 1:
+                if last_update is not None and saved_at != step - 1:
+                    # No log line need have looked at the last update; a checkpoint must not hold what it ruined.
+                    local_sums, gradient_norm = last_update
+                    check_finite(step - 1, update.report(local_sums).loss, float(gradient_norm))
                     job.save_checkpoint(engine, directory, config, data, step - 1, layout.describe())
                 raise StopRequested(
                     f"stopped after {step - 1} of {steps} steps on {stop.reason or 'the request of another rank'}; "
@@ -121,7 +124,7 @@ def train(config: Config, stop: StopRequest) -> str:
                 warmup_steps=config.optimizer.warmup_steps,
                 total_steps=steps,
             )
-            local_sums, gradient_norm = update(batch, rate)
+            local_sums, gradient_norm = last_update = update(batch, rate)
 
             if logs or evaluates or saves:
                 sums, norm = update.report(local_sums), float(gradient_norm)

@@ -163,3 +163,19 @@ def test_ranks_of_one_replica_with_different_data_stop(tmp_path, config_file):
     codes = run_ranks(train_on_shifted_data, 2, [str(config_file), "parallel.pipeline=2"], deadline=60)
     assert codes == [ExitCode.DATA] * 2
     assert "different batches" in json.loads((tmp_path / "run/exit.json").read_text())["reason"]
+
+
+def train_and_stop_after_three_steps(arguments: list[str]) -> int:
+    """Let the first evaluation and three steps pass, then ask for a stop."""
+    from card_scale.training import job
+
+    answers = iter([False, False, False, False, True])
+    job.agree_to_stop = lambda requested: next(answers)  # noqa: ARG005
+    return train(arguments)
+
+
+def test_a_stop_never_saves_weights_that_are_not_finite(tmp_path, config_file):
+    quiet = ["train.log_every=1000", "train.eval_every=0", "train.save_every=0", "train.steps=500"]
+    arguments = [str(config_file), "optimizer.lr=1e30", "optimizer.warmup_steps=0", *quiet]
+    assert run_ranks(train_and_stop_after_three_steps, 2, arguments, deadline=60) == [ExitCode.NUMERIC] * 2
+    assert not list((tmp_path / "run/checkpoints").glob("iter_*"))
