@@ -43,11 +43,14 @@ class ModelConfig:
     """Use the input embedding as output head."""
     dropout: float = 0.0
     """Dropout on the embedding and on both residual branches of a layer."""
+    attention_backend: Literal["auto", "sdpa", "flex", "split", "dense"] = "auto"
+    """Kernel of attention. sdpa: torch's fused kernels (causal, bidirectional). flex: FlexAttention (GPU). split and
+    dense: block diffusion in exact pieces, or with the whole mask. auto: the device's best."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    name: Literal["card", "ar"] = "card"
+    name: Literal["card", "ar", "mdlm", "bd3lm"] = "card"
     """Training objective."""
     tail_factor: float = 1.5
     """card: masks fall into the last tail_factor * N positions (N masks)."""
@@ -63,6 +66,14 @@ class ObjectiveConfig:
     """card: lower end of the noise level's range."""
     max_noise: float = 1.0
     """card: upper end of the noise level's range."""
+    block: int = 16
+    """bd3lm: block size, a divisor of model.length."""
+    min_mask: float = 0.001
+    """bd3lm: lower end of the range of a block's mask rate."""
+    max_mask: float = 1.0
+    """bd3lm: upper end of the range of a block's mask rate."""
+    search_interval: bool = False
+    """bd3lm: take over the mask-rate interval that each evaluation finds to have the least variance."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,8 @@ class TrainConfig:
     """Steps between checkpoints; 0 saves at the end only."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward pass; the optimizer always holds fp32 weights."""
+    compile: bool = False
+    """Compile each decoder layer as one graph (torch.compile)."""
 
 
 @dataclass(frozen=True)
@@ -346,6 +359,9 @@ def _check_ranges(config: Config) -> None:
     require("objective.beta", config.objective.beta > 0.0, "above 0")
     require("objective.min_noise", 0.0 <= config.objective.min_noise <= 1.0, "in [0, 1]")
     require("objective.max_noise", 0.0 <= config.objective.max_noise <= 1.0, "in [0, 1]")
+    require("objective.block", config.objective.block >= 1, "at least 1")
+    require("objective.min_mask", 0.0 <= config.objective.min_mask <= 1.0, "in [0, 1]")
+    require("objective.max_mask", 0.0 < config.objective.max_mask <= 1.0, "in (0, 1]")
     require("data.path", bool(config.data.path), "a dataset directory written by tools/data.py build")
     require("data.validation_samples", config.data.validation_samples >= 0, "0 (all) or more")
     unique_tokens, epochs = config.data.unique_tokens, config.data.epochs
@@ -407,9 +423,30 @@ def _check_combinations(config: Config) -> None:
             f"objective.min_noise {config.objective.min_noise} is above objective.max_noise "
             f"{config.objective.max_noise}"
         )
+    _check_block_diffusion(config)
     if train.steps is None and config.data.epochs is None:
         raise ConfigurationError("neither train.steps nor data.epochs is given; set one of the two")
     if train.global_batch % train.micro_batch:
         raise ConfigurationError(
             f"train.global_batch {train.global_batch} is not divisible by train.micro_batch {train.micro_batch}"
+        )
+
+
+def _check_block_diffusion(config: Config) -> None:
+    objective, model = config.objective, config.model
+    if objective.min_mask > objective.max_mask:
+        raise ConfigurationError(
+            f"objective.min_mask {objective.min_mask} is above objective.max_mask {objective.max_mask}"
+        )
+    is_block_diffusion = objective.name == "bd3lm"
+    if is_block_diffusion and model.length % objective.block:
+        divisors = ", ".join(str(size) for size in range(1, model.length + 1) if model.length % size == 0)
+        raise ConfigurationError(
+            f"objective.block {objective.block} does not divide model.length {model.length}; valid: {divisors}"
+        )
+    if model.attention_backend in (("sdpa",) if is_block_diffusion else ("split", "dense")):
+        valid = "auto, flex, split, dense" if is_block_diffusion else "auto, sdpa, flex"
+        raise ConfigurationError(
+            f"model.attention_backend {model.attention_backend} is not one of objective.name {objective.name}; "
+            f"valid: {valid}"
         )

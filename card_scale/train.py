@@ -56,7 +56,7 @@ def train(config: Config, stop: StopRequest) -> str:
     process_groups.form(layout, config.run.timeout_seconds)
     is_main = dist.get_rank() == 0
     engine = build_engine(config, data.vocabulary, objective.attention)
-    done, opening = job.resume(engine, directory, data)
+    done, objective, opening = job.resume(engine, directory, data, objective)
     if is_main:
         directory.start(config)
         print(f"{opening}\nlayout: {layout.describe()}; {config.parallel.engine}; {steps} steps", flush=True)
@@ -79,6 +79,7 @@ def train(config: Config, stop: StopRequest) -> str:
 
     def evaluate_and_record(step: int) -> None:
         results = evaluate()
+        update.objective = job.adopt_interval(update.objective, results)
         if config.optimizer.ema and step:
             engine.swap_averaged()
             results["ema/validation_nll"] = evaluate()["validation_nll"]
@@ -100,7 +101,7 @@ def train(config: Config, stop: StopRequest) -> str:
                     # No log line need have looked at the last update; a checkpoint must not hold what it ruined.
                     local_sums, gradient_norm = last_update
                     check_finite(step - 1, update.report(local_sums).loss, float(gradient_norm))
-                    job.save_checkpoint(engine, directory, config, data, step - 1, layout.describe())
+                    job.save_checkpoint(engine, update.objective, directory, config, data, step - 1, layout.describe())
                 raise StopRequested(
                     f"stopped after {step - 1} of {steps} steps on {stop.reason or 'the request of another rank'}; "
                     "run the same command to go on"
@@ -139,7 +140,7 @@ def train(config: Config, stop: StopRequest) -> str:
             if evaluates:
                 evaluate_and_record(step)
             if saves:
-                job.save_checkpoint(engine, directory, config, data, step, layout.describe())
+                job.save_checkpoint(engine, update.objective, directory, config, data, step, layout.describe())
                 saved_at = step
                 if recorder:
                     recorder.restart_clock(step)

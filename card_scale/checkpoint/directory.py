@@ -1,8 +1,10 @@
 """The checkpoints of a run directory: naming, the pointer to the latest, and which one to resume from."""
 
+import json
 import re
 import uuid
 from pathlib import Path
+from typing import Any
 
 from card_scale.checkpoint import manifest as manifests
 from card_scale.checkpoint.manifest import Manifest
@@ -62,6 +64,11 @@ def find_latest(root: Path) -> tuple[Path, Manifest, list[str]] | None:
     if problems:
         raise CheckpointError("no complete checkpoint is left:\n  " + "\n  ".join(problems))
     return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the small state (step, cursor, ...) of a complete checkpoint."""
+    return json.loads((path / "state.json").read_text(encoding="utf-8"))
 
 
 def _pointed_step(root: Path) -> int | None:

@@ -17,6 +17,7 @@ class Batch(NamedTuple):
     sample_ids: torch.Tensor  # int64 [B]
     epochs: torch.Tensor  # int64 [B]
     tokens: torch.Tensor  # int64 [B, length + 1]
+    global_positions: torch.Tensor  # int64 [B], step * global_batch + place in the global batch
 
 
 class ValidationBatch(NamedTuple):
@@ -102,13 +103,14 @@ class GlobalBatchLoader:
         self.close()
 
     def _read(self, step: int) -> Batch:
-        epochs, places = locate(step * self._global_batch + self._places, self._stream.sample_count)
+        global_positions = step * self._global_batch + self._places
+        epochs, places = locate(global_positions, self._stream.sample_count)
         sample_ids = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
             rows = epochs == epoch
             sample_ids[rows] = self._order(epoch)[places[rows]]
         tokens = self._stream.samples(sample_ids)
-        return Batch(torch.from_numpy(sample_ids), torch.from_numpy(epochs), torch.from_numpy(tokens))
+        return Batch(*map(torch.from_numpy, (sample_ids, epochs, tokens, global_positions)))
 
     def _order(self, epoch: int) -> np.ndarray:
         key = epoch if self._reshuffle else 0

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from card_scale.config import Config
 from card_scale.errors import ConfigurationError
+from card_scale.model.attention import create_attention
 from card_scale.model.cross_entropy import vocabulary_parallel_cross_entropy
 from card_scale.model.dropout import dropout
 from card_scale.model.layer import DecoderLayer
 from card_scale.model.norm import RMSNorm
+from card_scale.objectives.base import AttentionKind
+from card_scale.parallel import cpu_backend
 
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this, whatever the layout, so that any layout loads any checkpoint."""
@@ -80,13 +83,15 @@ class Vocabulary:
 class GPT(nn.Module):
     """One model chunk: consecutive layers, with the embedding on the first chunk and the head on the last.
 
-    Activations are [L, B, hidden], sharded along L between tensor-parallel regions under sequence parallelism. Layers
-    are keyed by their number in the whole model, so parameter names are the same in every layout.
+    Activations are [M, B, hidden] for M inputs, sharded along M between tensor-parallel regions under sequence
+    parallelism. Layers are keyed by their number in the whole model, so parameter names are the same in every layout.
+    ``attention`` says which positions see which; no weight depends on it.
     """
 
-    def __init__(self, config: Config, vocabulary: Vocabulary, attention_kind: str, chunk: int = 0):
+    def __init__(self, config: Config, vocabulary: Vocabulary, attention_kind: AttentionKind, chunk: int = 0):
         """Build the chunk-th model chunk of this rank's pipeline stage (0 without interleaving)."""
         super().__init__()
+        self.attention = create_attention(attention_kind, config.model.attention_backend, cpu_backend.device())
         self.config = transformer_config(config)
         self.model_type = ModelType.encoder_or_decoder
         self.vocabulary = vocabulary
@@ -115,10 +120,13 @@ class GPT(nn.Module):
         recompute = config.parallel.recompute == "full"
         self.layers = nn.ModuleDict(
             {
-                str(index): DecoderLayer(self.config, index, attention_kind, recompute)
+                str(index): DecoderLayer(self.config, index, recompute)
                 for index in range(position * per_chunk, (position + 1) * per_chunk)
             }
         )
+        if config.train.compile:
+            for layer in self.layers.values():
+                layer.compile_forward()
         if self.is_last:
             self.final_norm = RMSNorm(config.model.hidden, config.parallel.sequence)
             self.head = ColumnParallelLinear(
@@ -154,8 +162,8 @@ class GPT(nn.Module):
         """Run the chunk.
 
         Args:
-            input_ids: int64 [B, L].
-            positions: int64 [L], rotary position of each input.
+            input_ids: int64 [B, M]; M is 2L for block diffusion, else L.
+            positions: int64 [M], rotary position of each input.
             targets: int64 [B, L], or None for logits.
             dropout_keys: int64 [B, 2] (see ``model.dropout``), or None for no dropout.
 
@@ -163,13 +171,11 @@ class GPT(nn.Module):
             On the last chunk the cross-entropy of each target, float32 [B, L], or without targets this rank's shard of
             the logits, [L, B, vocabulary / tensor]; on other chunks the activations for the next stage.
         """
-        first_position = 0
-        if self.config.sequence_parallel:
-            first_position = self.tensor_rank * (input_ids.shape[1] // self.config.tensor_model_parallel_size)
         if self.is_first:
             hidden_states = self.embedding(input_ids)
             if not self.config.sequence_parallel:
                 hidden_states = hidden_states.transpose(0, 1).contiguous()
+            first_position = self.tensor_rank * len(hidden_states) if self.config.sequence_parallel else 0
             hidden_states = dropout(
                 hidden_states, dropout_keys, self.config.hidden_dropout, site=0, first_position=first_position
             )
@@ -177,8 +183,9 @@ class GPT(nn.Module):
             hidden_states = self.stage_input
         angles = torch.outer(positions.float(), self.rotary_frequencies)
         rotary = torch.cat((angles, angles), dim=-1)[:, None, None, :]
+        self.attention.prepare(len(positions), positions.device)
         for layer in self.layers.values():
-            hidden_states = layer(hidden_states, rotary, dropout_keys, first_position)
+            hidden_states = layer(hidden_states, rotary, self.attention, dropout_keys)
         if not self.is_last:
             return hidden_states
         shared = self.embedding.weight if self.tied and self.is_first else None

@@ -6,7 +6,12 @@ Pre-norm, rotary positions, SwiGLU, no biases: the Llama shape (design decision 
 import torch
 import torch.utils.checkpoint
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel import (
+    gather_from_sequence_parallel_region,
+    layers,
+    scatter_to_sequence_parallel_region,
+)
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -14,20 +19,25 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from card_scale.model.attention import CoreAttention
+from card_scale.model.attention import Attention, AttentionFunction, CoreAttention
 from card_scale.model.dropout import dropout
 from card_scale.model.norm import RMSNorm
 
 
-def attention_spec(kind: str) -> ModuleSpec:
-    """Return the spec of self-attention with the objective's kind of visibility."""
+class RowParallelLinear(layers.RowParallelLinear):
+    """Megatron's, which looks up its group at each call and warns about it: a graph break (megatron-core 0.16.1)."""
+
+    def _forward_impl(self, input, weight, *arguments, **keywords):
+        return super()._forward_impl(input, weight, *arguments, **{**keywords, "tp_group": self.tp_group})
+
+
+def attention_spec() -> ModuleSpec:
+    """Return the spec of self-attention; which positions see which is an argument of the forward pass."""
     return ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.no_mask},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
-            core_attention=lambda **arguments: CoreAttention(kind=kind, **arguments),
-            linear_proj=RowParallelLinear,
+            linear_qkv=ColumnParallelLinear, core_attention=CoreAttention, linear_proj=RowParallelLinear
         ),
     )
 
@@ -40,16 +50,22 @@ def feed_forward_spec() -> ModuleSpec:
 
 
 class DecoderLayer(nn.Module):
-    """hidden += attention(norm(hidden)); hidden += mlp(norm(hidden))."""
+    """hidden += attention(norm(hidden)); hidden += mlp(norm(hidden)).
 
-    def __init__(self, config: TransformerConfig, index: int, attention_kind: str, recompute: bool):
+    The last layer of the model goes on with the positions that predict only (the noisy half of block diffusion).
+    """
+
+    def __init__(self, config: TransformerConfig, index: int, recompute: bool):
         """Build layer ``index`` (0-based, over the whole model)."""
         super().__init__()
         self.index = index
+        self.is_last = index == config.num_layers - 1
         self.dropout = config.hidden_dropout
         self.recompute = recompute
+        self.tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+        self.sequence_parallel = config.sequence_parallel
         self.attention_norm = RMSNorm(config.hidden_size, config.sequence_parallel)
-        self.attention = build_module(attention_spec(attention_kind), config=config, layer_number=index + 1)
+        self.attention = build_module(attention_spec(), config=config, layer_number=index + 1)
         self.mlp_norm = RMSNorm(config.hidden_size, config.sequence_parallel)
         self.mlp = build_module(
             feed_forward_spec(),
@@ -57,40 +73,49 @@ class DecoderLayer(nn.Module):
             ffn_hidden_size=config.ffn_hidden_size,
             tp_group=parallel_state.get_tensor_model_parallel_group(),
         )
+        self._run = self._forward
+
+    def compile_forward(self) -> None:
+        """Compile the layer as one graph; an error where it cannot be one."""
+        self._run = torch.compile(self._forward, fullgraph=True)
 
     def forward(
-        self, hidden_states: Tensor, rotary: Tensor, dropout_keys: Tensor | None, first_position: int
+        self, hidden_states: Tensor, rotary: Tensor, attention: Attention, dropout_keys: Tensor | None
     ) -> Tensor:
-        """Return the layer's output, [positions, B, hidden] like its input."""
+        """Return the layer's output, [positions, B, hidden] like its input, or fewer positions from the last layer."""
+        attend = attention.for_predictions if self.is_last else attention.everywhere
+        arguments = (hidden_states, rotary, attend, dropout_keys, 2 * self.index + 1)
         if self.recompute and torch.is_grad_enabled():
             # Nothing in a layer draws from a generator, so there is no random state to restore.
             return torch.utils.checkpoint.checkpoint(
-                self._forward,
-                hidden_states,
-                rotary,
-                dropout_keys,
-                first_position,
-                use_reentrant=False,
-                preserve_rng_state=False,
+                self._run, *arguments, use_reentrant=False, preserve_rng_state=False
             )
-        return self._forward(hidden_states, rotary, dropout_keys, first_position)
+        return self._run(*arguments)
 
     def _forward(
-        self, hidden_states: Tensor, rotary: Tensor, dropout_keys: Tensor | None, first_position: int
+        self,
+        hidden_states: Tensor,
+        rotary: Tensor,
+        attend: AttentionFunction,
+        dropout_keys: Tensor | None,
+        dropout_site: int,
     ) -> Tensor:
-        for branch, place in ((self._attend, 1), (self._transform, 2)):
-            added = dropout(
-                branch(hidden_states, rotary),
-                dropout_keys,
-                self.dropout,
-                site=2 * self.index + place,
-                first_position=first_position,
-            )
-            hidden_states = hidden_states + added
-        return hidden_states
+        attended = self.attention(self.attention_norm(hidden_states), attention_mask=attend, rotary_pos_emb=rotary)[0]
+        hidden_states = self._first(hidden_states, attended) + self._drop(attended, dropout_keys, dropout_site)
+        transformed = self.mlp(self.mlp_norm(hidden_states))[0]
+        return hidden_states + self._drop(transformed, dropout_keys, dropout_site + 1)
 
-    def _attend(self, hidden_states: Tensor, rotary: Tensor) -> Tensor:
-        return self.attention(self.attention_norm(hidden_states), attention_mask=None, rotary_pos_emb=rotary)[0]
+    def _first(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
+        """The hidden states of the positions that ``attended`` is of: all, or the first half."""
+        if hidden_states.shape[0] == attended.shape[0]:
+            return hidden_states
+        if not self.sequence_parallel:
+            return hidden_states[: attended.shape[0]]
+        # The first half lies on the first half of the ranks. Each of them will hold its part of the gradient, so the
+        # backward pass of the gathering is a mere split.
+        whole = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
+        return scatter_to_sequence_parallel_region(whole[: len(whole) // 2])
 
-    def _transform(self, hidden_states: Tensor, rotary: Tensor) -> Tensor:  # noqa: ARG002 - same shape as _attend
-        return self.mlp(self.mlp_norm(hidden_states))[0]
+    def _drop(self, states: Tensor, keys: Tensor | None, site: int) -> Tensor:
+        first_position = self.tensor_rank * states.shape[0] if self.sequence_parallel else 0
+        return dropout(states, keys, self.dropout, site=site, first_position=first_position)

@@ -6,10 +6,14 @@ from types import MappingProxyType
 
 from card_scale.errors import ConfigurationError
 from card_scale.objectives.ar import ArObjective
-from card_scale.objectives.base import Objective, ObjectiveBatch, weighted_loss
+from card_scale.objectives.base import AttentionKind, Objective, ObjectiveBatch, Samples, weighted_loss
+from card_scale.objectives.block_diffusion import BlockDiffusionObjective
 from card_scale.objectives.card import CardObjective
+from card_scale.objectives.mdlm import MdlmObjective
 
-OBJECTIVES: Mapping[str, type[Objective]] = MappingProxyType({kind.name: kind for kind in (CardObjective, ArObjective)})
+OBJECTIVES: Mapping[str, type[Objective]] = MappingProxyType(
+    {kind.name: kind for kind in (CardObjective, ArObjective, MdlmObjective, BlockDiffusionObjective)}
+)
 """Objectives by the value of ``objective.name``."""
 
 
@@ -38,9 +42,13 @@ def _keys(kind: type[Objective]) -> set[str]:
 __all__ = [
     "OBJECTIVES",
     "ArObjective",
+    "AttentionKind",
+    "BlockDiffusionObjective",
     "CardObjective",
+    "MdlmObjective",
     "Objective",
     "ObjectiveBatch",
+    "Samples",
     "create_objective",
     "weighted_loss",
 ]

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from card_scale.objectives.base import Objective, ObjectiveBatch, clean_next_token_batch
+from card_scale.objectives.base import AttentionKind, Objective, ObjectiveBatch, Samples, clean_next_token_batch
 
 
 @dataclass(frozen=True)
@@ -13,18 +11,17 @@ class ArObjective(Objective):
     """Mean cross-entropy of each token given the clean tokens before it; an exact likelihood."""
 
     name: ClassVar[str] = "ar"
-    attention: ClassVar[str] = "causal"
+    attention: ClassVar[AttentionKind] = AttentionKind("causal")
+    likelihood_is_exact: ClassVar[bool] = True
 
-    def corrupt(
-        self,
-        tokens: torch.Tensor,
-        sample_ids: torch.Tensor,  # noqa: ARG002 - nothing is drawn, the interface is shared
-        epochs: torch.Tensor,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> ObjectiveBatch:
+    def corrupt(self, samples: Samples, seed: int) -> ObjectiveBatch:  # noqa: ARG002 - nothing is drawn
         """The clean batch: nothing is corrupted."""
-        return clean_next_token_batch(tokens)
+        return clean_next_token_batch(samples.tokens)
 
-    def clean(self, tokens: torch.Tensor) -> ObjectiveBatch:
-        """Inputs, targets and unit weights of ``tokens`` int64 [B, L + 1]."""
-        return clean_next_token_batch(tokens)
+    def likelihood(self, samples: Samples, seed: int) -> ObjectiveBatch:  # noqa: ARG002 - nothing is drawn
+        """The clean batch, every weight 1."""
+        return clean_next_token_batch(samples.tokens)
+
+    def scored(self, length: int) -> int:
+        """Every input predicts the token after it."""
+        return length

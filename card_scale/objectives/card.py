@@ -12,7 +12,14 @@ import torch
 
 from card_scale.errors import ConfigurationError
 from card_scale.objectives import noise
-from card_scale.objectives.base import Objective, ObjectiveBatch, clean_next_token_batch
+from card_scale.objectives.base import (
+    AttentionKind,
+    Objective,
+    ObjectiveBatch,
+    Samples,
+    check_number,
+    clean_next_token_batch,
+)
 
 MASKINGS = ("soft_tail", "uniform")
 SMALLEST_BETA = 1e-6
@@ -85,7 +92,8 @@ class CardObjective(Objective):
     """CARD and its ablations. Raises ConfigurationError, naming the key, for values outside the stated ranges."""
 
     name: ClassVar[str] = "card"
-    attention: ClassVar[str] = "causal"
+    attention: ClassVar[AttentionKind] = AttentionKind("causal")
+    likelihood_is_exact: ClassVar[bool] = True
 
     tail_factor: float = 1.5
     """Width of the masked tail as a multiple of the number of masks, at least 1; 1 is a solid block."""
@@ -104,33 +112,36 @@ class CardObjective(Objective):
     """Token id of [MASK]."""
 
     def __post_init__(self) -> None:
-        _check_number("tail_factor", self.tail_factor, 1, math.inf)
-        _check_number("decay", self.decay, 0, 1)
-        _check_number("beta", self.beta, SMALLEST_BETA, math.inf)
-        _check_number("min_noise", self.min_noise, 0, 1)
-        _check_number("max_noise", self.max_noise, self.min_noise, 1)
+        check_number("tail_factor", self.tail_factor, 1, math.inf)
+        check_number("decay", self.decay, 0, 1)
+        check_number("beta", self.beta, SMALLEST_BETA, math.inf)
+        check_number("min_noise", self.min_noise, 0, 1)
+        check_number("max_noise", self.max_noise, self.min_noise, 1)
         if not isinstance(self.reweight, bool):
             raise ConfigurationError(f"objective.reweight is {self.reweight!r}; valid are true and false")
         if self.masking not in MASKINGS:
             raise ConfigurationError(f"objective.masking is {self.masking!r}; valid are {', '.join(MASKINGS)}")
 
-    def corrupt(
-        self, tokens: torch.Tensor, sample_ids: torch.Tensor, epochs: torch.Tensor, seed: int
-    ) -> ObjectiveBatch:
-        """The training batch of ``tokens`` int64 [B, L + 1], a pure function of its arguments.
+    def corrupt(self, samples: Samples, seed: int) -> ObjectiveBatch:
+        """The training batch, a pure function of tokens, sample ids, epochs and seed.
 
         Each sample has its own noise level. The first input is never masked, since the model needs one clean token to
         start from. Raises ConfigurationError if L is 1, where no other input is left.
         """
+        tokens, sample_ids, epochs = samples.tokens, samples.sample_ids, samples.epochs
         draw = noise.uniforms(seed, sample_ids, epochs, 1, noise.Stream.NOISE_LEVEL)[:, 0].double()
         noise_level = (self.min_noise + (self.max_noise - self.min_noise) * draw).to(torch.float32)
         masked = self._masked(tokens, noise_level, seed, sample_ids, epochs, noise.Stream.MASK)
         weights = context_weights(masked, self.decay, self.beta) if self.reweight else None
         return self._with_masks(tokens, masked, noise_level, weights)
 
-    def clean(self, tokens: torch.Tensor) -> ObjectiveBatch:
-        """``tokens`` int64 [B, L + 1] without masks and with weight 1: the exact likelihood, left to right."""
-        return clean_next_token_batch(tokens)
+    def likelihood(self, samples: Samples, seed: int) -> ObjectiveBatch:  # noqa: ARG002 - nothing is drawn
+        """The samples without masks and with weight 1: the exact likelihood, left to right."""
+        return clean_next_token_batch(samples.tokens)
+
+    def scored(self, length: int) -> int:
+        """Every input predicts the token after it."""
+        return length
 
     def at_noise_level(
         self, tokens: torch.Tensor, sample_ids: torch.Tensor, noise_level: torch.Tensor, seed: int
@@ -188,7 +199,7 @@ class CardObjective(Objective):
         return clean._replace(
             inputs=clean.inputs.masked_fill(masked, self.mask_id),
             masked=masked,
-            noise_level=noise_level,
+            noise_level=noise_level[:, None],
             weights=clean.weights if weights is None else weights,
         )
 
@@ -212,11 +223,3 @@ def _mask_smallest(uniforms: torch.Tensor, count: torch.Tensor, window: torch.Te
     order = uniforms.masked_fill(outside, 2.0).argsort(dim=1, stable=True)
     chosen = position < count.unsqueeze(1)
     return torch.empty_like(chosen).scatter_(1, order, chosen)
-
-
-def _check_number(key: str, value: float, low: float, high: float) -> None:
-    """Raises ConfigurationError unless ``value`` is a finite number from ``low`` to ``high``."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and low <= value <= high):
-        valid = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
-        raise ConfigurationError(f"objective.{key} is {value!r}; valid is a finite number {valid}")

@@ -24,6 +24,10 @@ class Stream(enum.IntEnum):
     MASK = 1
     EVALUATION = 2
     DROPOUT = 3
+    STRATA = 4
+    MASK_COUNT = 5
+    EVALUATION_NOISE_LEVEL = 6
+    EVALUATION_STRATA = 7
 
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

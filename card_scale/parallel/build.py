@@ -3,10 +3,11 @@
 from card_scale.config import Config
 from card_scale.model.gpt import GPT, Vocabulary
 from card_scale.model.initialization import initial_weight
+from card_scale.objectives.base import AttentionKind
 from card_scale.parallel.engine import WEIGHT, ShardingEngine
 
 
-def build_engine(config: Config, vocabulary: Vocabulary, attention_kind: str) -> ShardingEngine:
+def build_engine(config: Config, vocabulary: Vocabulary, attention_kind: AttentionKind) -> ShardingEngine:
     """Return the engine with weights at their initial values. The process groups must have formed."""
     chunks = [GPT(config, vocabulary, attention_kind, chunk) for chunk in range(config.parallel.virtual_pipeline)]
     if config.parallel.engine == "fsdp2":

@@ -32,7 +32,7 @@ def dry_run(config: Config) -> None:
     steps = job.total_steps(config, data.train.sample_count)
     model = config.model
     vocabulary_rows = padded_vocabulary(data.vocabulary.size)
-    counts, flops = counts_of(model, vocabulary_rows), flops_of(model, vocabulary_rows)
+    counts, flops = counts_of(model, vocabulary_rows), flops_of(config, vocabulary_rows)
     tokens = steps * config.train.global_batch * model.length
     print(config.to_yaml(), end="")
     print("---")
@@ -46,7 +46,7 @@ def dry_run(config: Config) -> None:
     )
     print(
         f"work: {steps:,} steps, {tokens:,} tokens ({tokens / (data.train.sample_count * model.length):.2f} epochs), "
-        f"{flops.causal * tokens:.3g} model FLOPs (causal attention)"
+        f"{flops.causal * tokens:.3g} model FLOPs (of visible pairs)"
     )
 
 
@@ -77,9 +77,10 @@ def activation_bytes(config: Config, layout: topology.Topology) -> float:
     model = config.model
     item = 2 if config.train.precision == "bf16" else 4
     per_layer = model.hidden if config.parallel.recompute == "full" else 10 * model.hidden + 4 * model.ffn
+    inputs = 2 * model.length if config.objective.name == "bd3lm" else model.length
     tokens = (
         config.train.micro_batch
-        * model.length
+        * inputs
         * min(layout.pipeline, config.train.global_batch // (config.train.micro_batch * layout.data))
     )
     shards = layout.tensor if layout.sequence else 1

@@ -1,14 +1,16 @@
-"""Evaluation: the exact likelihood of clean text, and for CARD the losses that parallel decoding lives on."""
+"""Evaluation: likelihood of held-out text, exact or bounded, and for CARD the losses that parallel decoding needs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from card_scale.config import Config
 from card_scale.data.loader import ValidationBatches
-from card_scale.objectives import CardObjective, Objective, ObjectiveBatch
+from card_scale.objectives import BlockDiffusionObjective, CardObjective, Objective, ObjectiveBatch, Samples
+from card_scale.objectives.mask_interval import MASK_RATE_BINS, cell_sums, least_variance
 from card_scale.parallel import cpu_backend, schedule
 from card_scale.parallel.engine import ShardingEngine
 from card_scale.training.update import global_sums, split
@@ -19,6 +21,13 @@ NOISE_LEVELS = (0.25, 0.5, 0.75, 1.0)
 DECODING_BLOCK = 8
 """CARD's denoising loss is reported for the k-th token of a block decoded at once, k = 1 ... this."""
 
+DRAWS = 4
+"""Draws of the noise over the validation set that estimate a bound; two at least, for its standard error."""
+
+Corruption = Callable[[Samples], ObjectiveBatch]
+Summary = Callable[[Tensor, ObjectiveBatch, Tensor], dict[str, Tensor]]
+"""(token losses [B, L], the batch they are of, float64 [B]: 1 for rows that count) -> what is kept of them."""
+
 
 class Evaluation:
     """Evaluates the model on a fixed set of validation samples. Collective over all ranks."""
@@ -26,63 +35,124 @@ class Evaluation:
     def __init__(self, engine: ShardingEngine, objective: Objective, config: Config, batches: ValidationBatches):
         self.engine, self.objective, self.config, self.batches = engine, objective, config, batches
         self.device = cpu_backend.device()
+        self.scored = objective.scored(config.model.length)
 
     @torch.no_grad()
-    def __call__(self) -> dict[str, float]:
-        """Return ``validation_nll`` (nats per token, exact, left to right) and ``validation_perplexity``.
+    def __call__(self) -> dict[str, Any]:
+        """Return ``validation_nll`` (nats per predicted token) and ``validation_perplexity``.
+
+        For AR, CARD and BD3-LM with blocks of one token this is the exact likelihood, left to right; else an estimate
+        of an upper bound, marked ``"bound": True``, with ``validation_nll_standard_error``.
 
         For CARD also ``card/validation_nll_noise_T``, the unweighted loss at noise level T, and
         ``card/validation_nll_masked_K``, the loss of a token predicted after K - 1 masks and clean text before them.
+        With ``objective.search_interval`` also ``bd3lm/min_mask`` and ``bd3lm/max_mask``, the interval of mask rates
+        with the least ``bd3lm/block_loss_variance``.
         """
-        length = self.config.model.length
-        everywhere = torch.ones(length, dtype=torch.bool, device=self.device)
         self.engine.train(False)
-        nll = self._mean(lambda tokens, _: self.objective.clean(tokens), everywhere).mean().item()
-        results = {"validation_nll": nll, "validation_perplexity": math.exp(min(nll, 700.0))}
+        results = self._exact() if self.objective.likelihood_is_exact else self._bound()
+        results["validation_perplexity"] = math.exp(min(results["validation_nll"], 700.0))
         if isinstance(self.objective, CardObjective):
-            results |= self._card(self.objective, everywhere)
+            results |= self._card(self.objective)
         self.engine.train()
         return results
 
-    def _card(self, objective: CardObjective, everywhere: Tensor) -> dict[str, float]:
+    def _exact(self) -> dict[str, Any]:
+        def summarise(token_losses: Tensor, batch: ObjectiveBatch, valid: Tensor) -> dict[str, Tensor]:
+            per_sample = (token_losses.double() * batch.weights).sum(1)
+            return {"sums": torch.stack(((per_sample * valid).sum(), valid.sum()))}
+
+        total, count = self._sum("sums", (2,), self._reports(self._likelihood, summarise)).tolist()
+        return {"validation_nll": total / (count * self.scored)}
+
+    def _bound(self) -> dict[str, Any]:
+        """The mean over samples and draws, in nats per token.
+
+        The standard error is that of the noise: how far other draws over the same samples would lie apart. It is taken
+        from the scatter of each sample's draws. That ignores what stratifying the noise levels over the samples gains,
+        so it errs upwards.
+        """
+        objective = self.objective
+        searched = (
+            objective.block if isinstance(objective, BlockDiffusionObjective) and objective.search_interval else 0
+        )
+
+        def summarise(token_losses: Tensor, batch: ObjectiveBatch, valid: Tensor) -> dict[str, Tensor]:
+            per_sample = (token_losses.double() * batch.weights).sum(1) / self.scored
+            summary = {"per_sample": per_sample * valid, "valid": valid}
+            if searched:
+                summary["cells"] = cell_sums(token_losses, batch, valid)
+            return summary
+
+        draws = [list(self._reports(self._likelihood, summarise, draw)) for draw in range(DRAWS)]
+        # Pipeline stages before the last have no reports: nothing of theirs enters the sums.
+        nothing = torch.zeros(0, dtype=torch.float64, device=self.device)
+        per_sample = torch.stack([torch.cat([nothing, *(report["per_sample"] for report in draw)]) for draw in draws])
+        count = torch.cat([nothing, *(report["valid"] for report in draws[0])]).sum()
+        local = torch.stack((per_sample.mean(0).sum(), per_sample.var(0).sum() / DRAWS, count))
+        total, variance, samples = global_sums(local).tolist()
+        results: dict[str, Any] = {
+            "validation_nll": total / samples,
+            "validation_nll_standard_error": math.sqrt(variance) / samples,
+            "bound": True,
+        }
+        if searched:
+            reports = (report for draw in draws for report in draw)
+            best = least_variance(self._sum("cells", (MASK_RATE_BINS, searched + 1, 3), reports))
+            results |= {
+                "bd3lm/min_mask": best.low,
+                "bd3lm/max_mask": best.high,
+                "bd3lm/block_loss_variance": best.variance,
+            }
+        return results
+
+    def _card(self, objective: CardObjective) -> dict[str, float]:
         results = {}
         for level in NOISE_LEVELS:
 
-            def corrupt(tokens: Tensor, ids: Tensor, level: float = level) -> ObjectiveBatch:
-                levels = torch.full((len(ids),), level, device=self.device)
-                return objective.at_noise_level(tokens, ids, levels, self.config.run.seed)
+            def at_level(samples: Samples, level: float = level) -> ObjectiveBatch:
+                levels = torch.full((len(samples.tokens),), level, device=self.device)
+                return objective.at_noise_level(samples.tokens, samples.sample_ids, levels, self.config.run.seed)
 
-            results[f"card/validation_nll_noise_{level}"] = self._mean(corrupt, everywhere).mean().item()
-        block = min(DECODING_BLOCK, len(everywhere))
-        tail = torch.zeros_like(everywhere)
-        tail[-block:] = True
-        by_token = self._mean(lambda tokens, _: objective.masked_tail(tokens, block - 1).batch, tail)
-        for number, value in enumerate(by_token.tolist(), start=1):
+            results[f"card/validation_nll_noise_{level}"] = self._by_position(at_level).mean().item()
+        block = min(DECODING_BLOCK, self.config.model.length)
+        by_position = self._by_position(lambda samples: objective.masked_tail(samples.tokens, block - 1).batch)
+        for number, value in enumerate(by_position[-block:].tolist(), start=1):
             results[f"card/validation_nll_masked_{number}"] = value
         return results
 
-    def _mean(self, corrupt: Callable[[Tensor, Tensor], ObjectiveBatch], positions: Tensor) -> Tensor:
-        """Return the mean cross-entropy at each selected position over the valid samples, float64 on every rank.
+    def _likelihood(self, samples: Samples) -> ObjectiveBatch:
+        return self.objective.likelihood(samples, self.config.run.seed)
 
-        Args:
-            corrupt: (tokens, sample ids) -> evaluation batch.
-            positions: bool [L].
-        """
-        sums = torch.zeros(int(positions.sum()) + 1, dtype=torch.float64, device=self.device)
+    def _by_position(self, corrupt: Corruption) -> Tensor:
+        """Return the mean cross-entropy at each position over the samples, float64 [L] on every rank."""
+
+        def summarise(token_losses: Tensor, _: ObjectiveBatch, valid: Tensor) -> dict[str, Tensor]:
+            return {"sums": torch.cat(((token_losses.double() * valid[:, None]).sum(0), valid.sum()[None]))}
+
+        sums = self._sum("sums", (self.config.model.length + 1,), self._reports(corrupt, summarise))
+        return sums[:-1] / sums[-1]
+
+    def _sum(self, key: str, shape: tuple[int, ...], reports: Iterator[dict[str, Tensor]]) -> Tensor:
+        """Return the reports' ``key``, float64 of ``shape``, summed over the validation set, on every rank."""
+        local = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        for report in reports:
+            local += report[key]
+        return global_sums(local)
+
+    def _reports(self, corrupt: Corruption, summarise: Summary, draw: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Run this rank's validation samples, with the noise of a draw; on the last stage yield their summaries."""
 
         def report(token_losses: Tensor, micro_batch: schedule.MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-            # The weights of an evaluation batch are 1, or 0 on rows that only fill up the last batch.
-            counted = token_losses.double() * micro_batch.extra.weights
-            per_position = counted[:, positions].sum(0)
-            rows = micro_batch.extra.weights[:, 0].double().sum()[None]
-            return token_losses.sum(), {"sums": torch.cat((per_position, rows))}
+            batch, valid = micro_batch.extra
+            return token_losses.sum(), summarise(token_losses, batch, valid.double())
 
-        for batch in self.batches:
-            sample_ids, _, tokens, valid = (field.to(self.device, non_blocking=True) for field in batch)
-            evaluated = corrupt(tokens, sample_ids)
-            evaluated = evaluated._replace(weights=evaluated.weights * valid[:, None])
-            micro_batches = split(evaluated, None, self.config.train.micro_batch)
-            for reported in schedule.run(self.engine, micro_batches, report, forward_only=True):
-                sums += reported["sums"]
-        sums = global_sums(sums)
-        return sums[:-1] / sums[-1]
+        count = self.batches.sample_count
+        for fields in self.batches:
+            sample_ids, _, tokens, valid = (field.to(self.device, non_blocking=True) for field in fields)
+            positions = draw * count + sample_ids
+            batch = corrupt(Samples(tokens, sample_ids, torch.full_like(sample_ids, draw), positions, count))
+            micro_batches = split(batch, None, self.config.train.micro_batch)
+            rows = valid.split(self.config.train.micro_batch)
+            with_valid = [part._replace(extra=(part.extra, row)) for part, row in zip(micro_batches, rows, strict=True)]
+            yield from schedule.run(self.engine, with_valid, report, forward_only=True)

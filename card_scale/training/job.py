@@ -1,7 +1,9 @@
 """The parts of a training job, opened from a configuration in the order in which they can fail cheaply."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,7 +20,7 @@ from card_scale.data.tokenizer import MASK_ID
 from card_scale.environment import library_versions
 from card_scale.errors import CheckpointError, ConfigurationError, DataError
 from card_scale.model.gpt import Vocabulary
-from card_scale.objectives import Objective, create_objective
+from card_scale.objectives import BlockDiffusionObjective, Objective, create_objective
 from card_scale.parallel import process_groups
 from card_scale.parallel.engine import ShardingEngine
 from card_scale.training.run_directory import RunDirectory
@@ -104,25 +106,33 @@ def open_validation(config: Config, data: Data) -> ValidationBatches:
     )
 
 
-def resume(engine: ShardingEngine, directory: RunDirectory, data: Data) -> tuple[int | None, str]:
-    """Load the run's latest complete checkpoint. Collective.
+class Start(NamedTuple):
+    """Where a run begins."""
 
-    Returns:
-        (updates already made, or None for a new run; what to tell the user).
-    """
+    done: int | None
+    """Updates already made, None for a new run."""
+    objective: Objective
+    """The configured objective, with what the run has found for it."""
+    opening: str
+    """What to tell the user."""
+
+
+def resume(engine: ShardingEngine, directory: RunDirectory, data: Data, objective: Objective) -> Start:
+    """Load the run's latest complete checkpoint, if there is one. Collective."""
     # One rank decides, so that a file system that shows ranks different states cannot split the job.
     found: list = [None]
     if dist.get_rank() == 0:
         try:
-            found = [directories.find_latest(directory.checkpoints)]
+            latest = directories.find_latest(directory.checkpoints)
+            found = [latest and (*latest, directories.read_state(latest[0]))]
         except CheckpointError as error:
             found = [error]
     dist.broadcast_object_list(found, src=0)
     if isinstance(found[0], CheckpointError):
         raise found[0]
     if found[0] is None:
-        return None, f"starting a new run in {directory.path}"
-    path, manifest, passed_over = found[0]
+        return Start(None, objective, f"starting a new run in {directory.path}")
+    path, manifest, passed_over, state = found[0]
     if manifest.tokenizer_sha256 != data.tokenizer_sha256:
         raise DataError(
             f"checkpoint {path} was trained with tokenizer {manifest.tokenizer_sha256[:12]}, the data has "
@@ -135,11 +145,28 @@ def resume(engine: ShardingEngine, directory: RunDirectory, data: Data) -> tuple
         )
     load(engine, path, manifest)
     problems = "".join(f"\nwarning: passed over: {problem}" for problem in passed_over)
-    return manifest.step, f"resuming from {path} ({manifest.layout}, {manifest.engine}){problems}"
+    opening = f"resuming from {path} ({manifest.layout}, {manifest.engine}){problems}"
+    return Start(manifest.step, adopt_interval(objective, state), opening)
+
+
+def adopt_interval(objective: Objective, found: Mapping[str, Any]) -> Objective:
+    """Return the objective with the interval of mask rates that an evaluation found, or a checkpoint kept.
+
+    ``found`` holds ``bd3lm/min_mask`` and ``bd3lm/max_mask``; they are looked at only if the objective searches.
+    """
+    if not (isinstance(objective, BlockDiffusionObjective) and objective.search_interval):
+        return objective
+    return dataclasses.replace(objective, min_mask=found["bd3lm/min_mask"], max_mask=found["bd3lm/max_mask"])
 
 
 def save_checkpoint(
-    engine: ShardingEngine, directory: RunDirectory, config: Config, data: Data, step: int, layout: str
+    engine: ShardingEngine,
+    objective: Objective,
+    directory: RunDirectory,
+    config: Config,
+    data: Data,
+    step: int,
+    layout: str,
 ) -> Path:
     """Save after ``step`` updates. Collective."""
     description = Manifest(
@@ -162,6 +189,8 @@ def save_checkpoint(
         "cursor": samples % data.train.sample_count,
         "seed": config.run.seed,
     }
+    if isinstance(objective, BlockDiffusionObjective):
+        state |= {"bd3lm/min_mask": objective.min_mask, "bd3lm/max_mask": objective.max_mask}
     return save(engine, directory.checkpoints, description, state, config.to_yaml(), data.train.tokenizer_path)
 
 

@@ -46,7 +46,7 @@ class Recorder:
             resume_step=resume_step,
             resume_samples=(resume_step or 0) * config.train.global_batch,
         )
-        self.flops = flops_of(config.model, padded_vocabulary(vocabulary_size))
+        self.flops = flops_of(config, padded_vocabulary(vocabulary_size))
         device = cpu_backend.device()
         self.is_gpu = device.type == "cuda"
         self.peak = peak_flops(torch.cuda.get_device_name(device)) if self.is_gpu else None
@@ -83,11 +83,15 @@ class Recorder:
             record |= throughput_fields(
                 self.flops, tokens_per_second=tokens_per_second, devices=self.world_size, peak=self.peak
             )
-        if self.config.objective.name == "card":
+        name = self.config.objective.name
+        if name != "ar":
+            record[f"{name}/mask_ratio"] = sums.masked_positions / sums.positions
+        if name == "card":
             record["card/loss_unweighted"] = sums.unweighted / sums.positions
-            record["card/mask_ratio"] = sums.masked_positions / sums.positions
             if sums.clean_positions:
                 record["card/loss_clean_context"] = sums.clean_context / sums.clean_positions
+        if name in ("mdlm", "bd3lm") and sums.masked_positions:
+            record[f"{name}/loss_masked"] = sums.masked / sums.masked_positions
         self.metrics.write(record)
         self.tensorboard.training(record)
         self.say(log_line(record, total_steps=self.total_steps))

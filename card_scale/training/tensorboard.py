@@ -26,6 +26,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
         # evaluation records
         "validation_nll": "lm loss validation",
         "validation_perplexity": "lm loss validation ppl",
+        "validation_nll_standard_error": "lm loss validation standard error",
     }
 )
 """Keys of ``metrics.jsonl`` and their tags. A key with a slash, as in ``card/mask_ratio``, is its own tag."""
@@ -52,6 +53,12 @@ _LAYOUT = {
         "loss of the k-th masked token": ["Multiline", [r"card/validation_nll_masked_"]],
         "unweighted loss": ["Multiline", [r"card/loss_unweighted$", r"card/loss_clean_context$"]],
         "masks": ["Multiline", [r"card/mask_ratio$"]],
+    },
+    "masked diffusion": {
+        "loss of a masked token": ["Multiline", [r"(mdlm|bd3lm)/loss_masked$"]],
+        "masks": ["Multiline", [r"(mdlm|bd3lm)/mask_ratio$"]],
+        "interval of mask rates": ["Multiline", [r"bd3lm/(min|max)_mask$"]],
+        "variance of a block's loss": ["Multiline", [r"bd3lm/block_loss_variance$"]],
     },
     "speed": {
         "tokens per second": ["Multiline", [r"tokens-per-sec$"]],

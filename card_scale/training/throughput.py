@@ -7,15 +7,18 @@ Training one token costs, forward and backward,
 with N_mm the weights that are multiplied with activations: all matrices and the output head (once, if tied), not the
 input embedding, which is a lookup. The attention scores and values cost c = 12 per pair if every pair counts
 ("full", as torchtitan does), c = 6 if only pairs that a causal mask leaves count ("causal", as Megatron-core does).
-Recomputed activations do not count: they are not progress. Grouped keys and values change N_mm only, since every head
-still attends.
+MDLM sees all pairs, so both agree for it. BD3-LM runs 2 * length positions through the layers and length through the
+head; each of its layers has length + block visible pairs per clean token (4 * length in the full square). The clean
+half of its last layer is needed for keys and values only: the rest of it does not count, nor its queries' pairs.
+Recomputed activations do not count either: they are not progress. Grouped keys and values change N_mm only, since every
+head still attends.
 """
 
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from card_scale.config import ModelConfig
+from card_scale.config import Config, ModelConfig
 
 _ATTENTION_FACTORS = {"causal": 6, "full": 12}
 
@@ -76,7 +79,7 @@ def parameter_counts(*, layers: int, hidden: int, ffn: int, vocabulary: int, tie
 
 
 class ModelFlops(NamedTuple):
-    """Floating-point operations that one token needs, forward and backward, under both conventions."""
+    """Floating-point operations that one clean token needs, forward and backward, under both conventions."""
 
     causal: float
     full: float
@@ -99,14 +102,37 @@ def counts_of(model: ModelConfig, vocabulary_rows: int) -> ParameterCounts:
     )
 
 
-def flops_of(model: ModelConfig, vocabulary_rows: int) -> ModelFlops:
-    """Floating-point operations per token of a configured model."""
-    return flops_per_token(
+def block_diffusion_flops_per_token(
+    *, layers: int, hidden: int, ffn: int, vocabulary: int, length: int, block: int
+) -> ModelFlops:
+    """F of BD3-LM per clean token; ``length`` is the number of clean tokens."""
+    per_layer = 4 * hidden**2 + 3 * hidden * ffn
+    unneeded = per_layer - 2 * hidden**2
+    dense = 6.0 * (2 * layers * per_layer - unneeded + vocabulary * hidden)
+    # The last layer answers half of the queries.
+    attention = 12.0 * hidden * (layers - 0.5)
+    return ModelFlops(causal=dense + attention * (length + block), full=dense + attention * 4 * length)
+
+
+def flops_of(config: Config, vocabulary_rows: int) -> ModelFlops:
+    """Floating-point operations per clean token of a configured model and objective."""
+    model = config.model
+    if config.objective.name == "bd3lm":
+        return block_diffusion_flops_per_token(
+            layers=model.layers,
+            hidden=model.hidden,
+            ffn=model.ffn,
+            vocabulary=vocabulary_rows,
+            length=model.length,
+            block=config.objective.block,
+        )
+    flops = flops_per_token(
         multiplied=counts_of(model, vocabulary_rows).multiplied,
         layers=model.layers,
         hidden=model.hidden,
         length=model.length,
     )
+    return ModelFlops(flops.full, flops.full) if config.objective.name == "mdlm" else flops
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from card_scale.config import Config
 from card_scale.data.loader import Batch
-from card_scale.objectives import Objective, ObjectiveBatch, weighted_loss
+from card_scale.objectives import Objective, ObjectiveBatch, Samples, weighted_loss
 from card_scale.objectives.noise import Stream, uniforms
 from card_scale.parallel import cpu_backend, process_groups, schedule
 from card_scale.parallel.engine import ShardingEngine
@@ -22,6 +22,8 @@ class LossSums(NamedTuple):
     """The objective's loss: already divided by the global normaliser."""
     unweighted: float
     """Sum of the cross-entropies."""
+    masked: float
+    """Sum of the cross-entropies at masked inputs: in masked diffusion, of the predicted tokens."""
     clean_context: float
     """Sum of the cross-entropies whose whole context is clean: comparable with AR."""
     clean_positions: float
@@ -44,13 +46,12 @@ class Update:
         Returns:
             (local loss sums, global gradient norm), still on the device; :meth:`report` makes numbers of the first.
         """
-        sample_ids, epochs, tokens = (field.to(self.device, non_blocking=True) for field in batch)
-        seed = self.config.run.seed
-        corrupted = self.objective.corrupt(tokens, sample_ids, epochs, seed)
+        samples = self.samples(batch)
+        corrupted = self.objective.corrupt(samples, self.config.run.seed)
         # Weights depend on masks alone, so the global normaliser is known before the forward pass.
         normaliser = self.objective.normaliser(corrupted)
         dist.all_reduce(normaliser, group=process_groups.data_group())
-        dropout_keys = self._dropout_keys(sample_ids, epochs)
+        dropout_keys = self._dropout_keys(samples)
         micro_batches = split(corrupted, dropout_keys, self.config.train.micro_batch)
         # The schedule averages over micro-batches and the engine over data-parallel ranks: undo both.
         undo_averages = len(micro_batches) * dist.get_world_size(process_groups.data_group())
@@ -65,14 +66,19 @@ class Update:
         zero = torch.zeros(len(LossSums._fields), dtype=torch.float64, device=self.device)
         return sum((report["sums"] for report in reports), start=zero), gradient_norm
 
+    def samples(self, batch: Batch) -> Samples:
+        """Return the batch on the device, with what its noise depends on."""
+        sample_ids, epochs, tokens, global_positions = (field.to(self.device, non_blocking=True) for field in batch)
+        return Samples(tokens, sample_ids, epochs, global_positions, self.config.train.global_batch)
+
     def report(self, local_sums: Tensor) -> LossSums:
         """Return the sums over the global batch, on every rank. Collective, and waits for the device."""
         return LossSums(*global_sums(local_sums).tolist())
 
-    def _dropout_keys(self, sample_ids: Tensor, epochs: Tensor) -> Tensor | None:
+    def _dropout_keys(self, samples: Samples) -> Tensor | None:
         if self.config.model.dropout == 0.0:
             return None
-        words = uniforms(self.config.run.seed, sample_ids, epochs, 2, Stream.DROPOUT)
+        words = uniforms(self.config.run.seed, samples.sample_ids, samples.epochs, 2, Stream.DROPOUT)
         return (words.double() * 2**24).long()
 
 
@@ -90,13 +96,14 @@ def split(batch: ObjectiveBatch, dropout_keys: Tensor | None, micro_batch: int) 
 
 
 def loss_sums(share: Tensor, token_losses: Tensor, batch: ObjectiveBatch) -> Tensor:
-    """Return one micro-batch's :class:`LossSums` as float64 [6]."""
+    """Return one micro-batch's :class:`LossSums` as float64 [7]."""
     clean = batch.masked.cumsum(1) == 0
     losses = token_losses.detach()
     return torch.stack(
         [
             share.detach().double(),
             losses.sum(dtype=torch.float64),
+            (losses * batch.masked).sum(dtype=torch.float64),
             (losses * clean).sum(dtype=torch.float64),
             clean.sum().double(),
             batch.masked.sum().double(),

@@ -132,8 +132,8 @@ def noise_differs_by_stage(patch: pytest.MonkeyPatch) -> None:
 def _shift_sample_ids(patch: pytest.MonkeyPatch, shift: int) -> None:
     original = CardObjective.corrupt
 
-    def shifted(self, tokens, sample_ids, epochs, seed):
-        return original(self, tokens, sample_ids + 1000 * shift, epochs, seed)
+    def shifted(self, samples, seed):
+        return original(self, samples._replace(sample_ids=samples.sample_ids + 1000 * shift), seed)
 
     patch.setattr(CardObjective, "corrupt", shifted)
 

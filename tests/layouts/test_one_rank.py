@@ -76,7 +76,7 @@ def float64_trajectory(config: Config) -> tuple[list[float], list[float]]:
     allowed = [i for i in range(VOCABULARY.size) if i != VOCABULARY.mask_id]
     losses, norms = [], []
     for step in range(config.train.steps):
-        sample_ids, epochs, tokens = global_batch(config, step)
+        sample_ids, epochs, tokens, _ = global_batch(config, step)
         masked, context = corrupted(config, sample_ids, epochs)
         inputs = torch.where(torch.tensor(masked), VOCABULARY.mask_id, tokens[:, :-1])
         logits = reference_gpt.logits(weights, inputs, config.model.layers, config.model.heads)

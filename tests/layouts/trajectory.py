@@ -61,7 +61,7 @@ def global_batch(config: Config, step: int) -> Batch:
     generator = torch.Generator().manual_seed(1000 + step)
     tokens = torch.randint(5, VOCABULARY.size, (size, length + 1), generator=generator)
     ids = torch.arange(step * size, (step + 1) * size)
-    return Batch(ids, torch.zeros_like(ids), tokens)
+    return Batch(ids, torch.zeros_like(ids), tokens, ids)
 
 
 def rank_batch(config: Config, step: int) -> Batch:
@@ -73,12 +73,7 @@ def rank_batch(config: Config, step: int) -> Batch:
 
 
 def objective_of(config: Config) -> Objective:
-    settings = dataclasses.asdict(config.objective)
-    if settings["name"] == "ar":
-        settings = {"name": "ar"}
-    else:
-        settings["mask_id"] = VOCABULARY.mask_id
-    return create_objective(settings.pop("name"), **settings)
+    return create_objective(**dataclasses.asdict(config.objective), mask_id=VOCABULARY.mask_id)
 
 
 def form_groups(config: Config) -> None:

@@ -10,6 +10,7 @@ from card_scale.config import Config, DataConfig, ModelConfig, TrainConfig
 from card_scale.model.gpt import GPT, Vocabulary
 from card_scale.model.initialization import initial_weight
 from card_scale.model.weights import logical_weights
+from card_scale.objectives import AttentionKind
 from card_scale.parallel import process_groups
 from card_scale.parallel.topology import Topology
 
@@ -33,14 +34,14 @@ def build(one_rank):  # noqa: ARG001 - the groups must stand
     Norm weights are moved away from one, where a missing norm weight would not show.
     """
 
-    def build_model(**model) -> GPT:
+    def build_model(attention: AttentionKind = AttentionKind("causal"), **model) -> GPT:  # noqa: B008 - immutable
         config = Config(
             model=dataclasses.replace(ModelConfig(layers=2, hidden=24, heads=3, ffn=40, length=12), **model),
             data=DataConfig(path="synthetic"),
             train=TrainConfig(steps=1),
         )
         config.check()
-        chunk = GPT(config, VOCABULARY, "causal")
+        chunk = GPT(config, VOCABULARY, attention)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter, where in logical_weights([chunk]):

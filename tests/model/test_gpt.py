@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from card_scale.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
 from card_scale.model.gpt import GPT, VOCABULARY_MULTIPLE, padded_vocabulary
-from card_scale.objectives import ArObjective, CardObjective, weighted_loss
+from card_scale.objectives import ArObjective, AttentionKind, CardObjective, weighted_loss
 from card_scale.objectives.noise import Stream, uniforms
 from card_scale.parallel import process_groups
 from card_scale.parallel.topology import Topology
@@ -17,6 +17,7 @@ from tests.layouts.processes import run_ranks
 from tests.model import reference_gpt
 from tests.model.conftest import VOCABULARY
 from tests.objectives import oracles
+from tests.objectives.samples import samples_of
 
 ALLOWED = torch.tensor([i for i in range(VOCABULARY.size) if i != VOCABULARY.mask_id])
 
@@ -156,7 +157,7 @@ def test_card_loss_of_the_model_against_a_float64_loop(build, settings):
     rows, length, seed = 4, 12, 77
     tokens = clean_tokens(rows, length + 1, seed=3)
     ids, epochs = torch.arange(rows) + 900, torch.tensor([0, 1, 2, 3])
-    batch = objective.corrupt(tokens, ids, epochs, seed)
+    batch = objective.corrupt(samples_of(tokens, ids, epochs), seed)
     with torch.no_grad():
         token_losses = model(batch.inputs, batch.positions, batch.targets)
     loss = weighted_loss(token_losses, batch.weights, objective.normaliser(batch)).item()
@@ -185,10 +186,10 @@ def test_card_loss_of_the_model_against_a_float64_loop(build, settings):
 
 def test_without_masks_card_trains_the_model_exactly_as_ar(build):
     model, tokens = build(), clean_tokens(3, 13)
-    ids = torch.arange(3)
+    samples = samples_of(tokens)
     card, ar = CardObjective(mask_id=VOCABULARY.mask_id), ArObjective()
     losses, gradients = [], []
-    for batch, objective in ((card.clean(tokens), card), (ar.corrupt(tokens, ids, ids, 0), ar)):
+    for batch, objective in ((card.likelihood(samples, 0), card), (ar.corrupt(samples, 0), ar)):
         model.zero_grad()
         token_losses = model(batch.inputs, batch.positions, batch.targets)
         loss = weighted_loss(token_losses, batch.weights, objective.normaliser(batch))
@@ -229,17 +230,10 @@ def build_with_three_tensor_ranks():
         parallel=ParallelConfig(tensor=3),
         train=TrainConfig(steps=1),
     )
-    GPT(config, VOCABULARY, "causal")
+    GPT(config, VOCABULARY, AttentionKind("causal"))
 
 
 def test_a_tensor_size_that_does_not_divide_the_vocabulary_is_refused():
     message = r"ConfigurationError: the padded vocabulary 256 is not divisible by parallel\.tensor 3"
     for error in run_ranks(build_with_three_tensor_ranks, 3, expect_failure=True):
         assert re.search(message, error)
-
-
-def test_an_unknown_attention_kind_is_refused(build):
-    config = dataclasses.replace(Config(), data=DataConfig(path="synthetic"), train=TrainConfig(steps=1))
-    build()
-    with pytest.raises(ValueError, match="attention kind 'sideways' is unknown; valid: causal"):
-        GPT(config, VOCABULARY, "sideways")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from card_scale.model.initialization import initial_weight
+from card_scale.objectives import AttentionKind
 from card_scale.parallel.build import build_engine
 from card_scale.parallel.engine import WEIGHT
 from tests.layouts.processes import run_ranks
@@ -16,7 +17,7 @@ from tests.layouts.trajectory import VOCABULARY, form_groups
 def held_weights(config):
     """Return (place, float32 value) of each weight of this rank."""
     form_groups(config)
-    engine = build_engine(config, VOCABULARY, "causal")
+    engine = build_engine(config, VOCABULARY, AttentionKind("causal"))
     return [(where, engine.full_state(parameter, WEIGHT).clone()) for parameter, where in engine.weights()]
 
 

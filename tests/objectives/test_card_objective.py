@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from card_scale.errors import ConfigurationError
-from card_scale.objectives import ArObjective, CardObjective, create_objective, weighted_loss
+from card_scale.objectives import ArObjective, AttentionKind, CardObjective, create_objective, weighted_loss
 from card_scale.objectives.card import context_weights, soft_tail_mask
 from card_scale.objectives.noise import Stream, uniforms
 from tests.objectives import oracles
+from tests.objectives.samples import samples_of
 
 VOCABULARY = 11
 MASK_ID = 4
@@ -30,7 +31,7 @@ def cross_entropy(logits, targets):
 def batch_of(objective, rows=4, length=16, seed=7):
     tokens = clean_tokens(rows, length)
     ids = torch.arange(rows) * 1001
-    return tokens, objective.corrupt(tokens, ids, torch.ones(rows, dtype=torch.int64), seed)
+    return tokens, objective.corrupt(samples_of(tokens, ids, torch.ones(rows, dtype=torch.int64)), seed)
 
 
 @given(
@@ -52,7 +53,7 @@ def test_loss_equals_the_loop_from_logits_to_scalar(
     tokens = clean_tokens(rows, length, seed % 1000)
     ids = torch.arange(rows) + seed % 1000
     epochs = torch.arange(rows) % 3
-    batch = objective.corrupt(tokens, ids, epochs, seed)
+    batch = objective.corrupt(samples_of(tokens, ids, epochs), seed)
     generator = torch.Generator().manual_seed(seed)
     # The logits depend on what the model reads, so a wrong input shows in the loss.
     table = torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64)
@@ -84,8 +85,8 @@ def test_without_masks_the_loss_is_exactly_that_of_ar():
     tokens = clean_tokens(3, 20)
     logits = torch.randn(3, 20, VOCABULARY, generator=torch.Generator().manual_seed(3))
     card, ar = CardObjective(), ArObjective()
-    clean = card.clean(tokens)
-    trained = ar.corrupt(tokens, torch.arange(3), torch.zeros(3, dtype=torch.int64), 0)
+    clean = card.likelihood(samples_of(tokens), 0)
+    trained = ar.corrupt(samples_of(tokens, torch.arange(3), torch.zeros(3, dtype=torch.int64)), 0)
     for ours, theirs in zip(clean, trained, strict=True):
         assert torch.equal(ours, theirs)
     losses = cross_entropy(logits, clean.targets)
@@ -121,10 +122,10 @@ def test_corruption_does_not_depend_on_the_layout(order, split):
     tokens = clean_tokens(6, 33)
     ids, epochs = torch.arange(6) * 10**12, torch.tensor([0, 1, 2, 0, 1, 2])
     objective = CardObjective(decay=0.3)
-    whole = objective.corrupt(tokens, ids, epochs, 5)
+    whole = objective.corrupt(samples_of(tokens, ids, epochs), 5)
     order = torch.tensor(order)
     for part in (order[:split], order[split:]):
-        batch = objective.corrupt(tokens[part], ids[part], epochs[part], 5)
+        batch = objective.corrupt(samples_of(tokens[part], ids[part], epochs[part]), 5)
         for field in ("inputs", "targets", "weights", "masked", "noise_level"):
             assert torch.equal(getattr(batch, field), getattr(whole, field)[part])
 
@@ -133,9 +134,9 @@ def test_another_epoch_or_seed_is_another_corruption():
     tokens = clean_tokens(8, 64)
     ids, zero = torch.arange(8), torch.zeros(8, dtype=torch.int64)
     objective = CardObjective()
-    base = objective.corrupt(tokens, ids, zero, 0)
-    assert not torch.equal(base.masked, objective.corrupt(tokens, ids, zero + 1, 0).masked)
-    assert not torch.equal(base.masked, objective.corrupt(tokens, ids, zero, 1).masked)
+    base = objective.corrupt(samples_of(tokens, ids, zero), 0)
+    assert not torch.equal(base.masked, objective.corrupt(samples_of(tokens, ids, zero + 1), 0).masked)
+    assert not torch.equal(base.masked, objective.corrupt(samples_of(tokens, ids, zero), 1).masked)
 
 
 @pytest.mark.parametrize("masking", ["soft_tail", "uniform"])
@@ -145,7 +146,7 @@ def test_corruption_never_waits_for_the_device(masking):
         tokens = torch.zeros(4, 33, dtype=torch.int64)
         ids = torch.zeros(4, dtype=torch.int64)
         objective = CardObjective(masking=masking)
-        batch = objective.corrupt(tokens, ids, ids, 0)
+        batch = objective.corrupt(samples_of(tokens, ids, ids), 0)
         assert weighted_loss(batch.weights, batch.weights, objective.normaliser(batch)).shape == ()
 
 
@@ -212,8 +213,8 @@ def test_at_noise_level_masks_that_share_with_unit_weights():
         assert torch.equal(batch.weights, torch.ones(50, 41))
         again = objective.at_noise_level(tokens.flip(0), ids.flip(0), levels, 9)
         assert torch.equal(again.masked.flip(0), batch.masked)
-    trained = objective.corrupt(tokens, ids, torch.zeros(50, dtype=torch.int64), 9)
-    same_levels = objective.at_noise_level(tokens, ids, trained.noise_level, 9)
+    trained = objective.corrupt(samples_of(tokens, ids, torch.zeros(50, dtype=torch.int64)), 9)
+    same_levels = objective.at_noise_level(tokens, ids, trained.noise_level[:, 0], 9)
     assert not torch.equal(same_levels.masked, trained.masked)
 
 
@@ -268,16 +269,16 @@ def test_noise_range_in_the_wrong_order():
 def test_registry():
     assert create_objective("card", tail_factor=2, mask_id=9) == CardObjective(tail_factor=2.0, mask_id=9)
     assert create_objective("ar") == ArObjective()
-    assert {create_objective(name).attention for name in ("card", "ar")} == {"causal"}
-    with pytest.raises(ConfigurationError, match=r"objective\.name is 'crad'; valid are card, ar"):
+    assert {create_objective(name).attention for name in ("card", "ar")} == {AttentionKind("causal")}
+    with pytest.raises(ConfigurationError, match=r"objective\.name is 'crad'; valid are card, ar, mdlm, bd3lm"):
         create_objective("crad")
     assert create_objective("ar", decay=0.5) == ArObjective()
-    with pytest.raises(ConfigurationError, match=r"objective\.dekay is unknown; valid are beta, decay"):
+    with pytest.raises(ConfigurationError, match=r"objective\.dekay is unknown; valid are beta, block, decay"):
         create_objective("ar", dekay=0.5)
 
 
 def test_one_input_position_is_too_short_for_card():
     tokens = torch.tensor([[1, 2]])
     with pytest.raises(ConfigurationError, match=r"model\.length is 1"):
-        CardObjective().corrupt(tokens, torch.tensor([0]), torch.tensor([0]), 0)
-    assert ArObjective().corrupt(tokens, torch.tensor([0]), torch.tensor([0]), 0).inputs.tolist() == [[1]]
+        CardObjective().corrupt(samples_of(tokens, torch.tensor([0]), torch.tensor([0])), 0)
+    assert ArObjective().corrupt(samples_of(tokens, torch.tensor([0]), torch.tensor([0])), 0).inputs.tolist() == [[1]]

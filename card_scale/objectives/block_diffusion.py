@@ -1,0 +1,188 @@
+"""BD3-LM (arXiv 2503.09573): diffusion inside blocks, left to right over blocks, all blocks of a sample in one pass.
+
+The model reads 2L tokens: the noisy sample, then the clean one, both at rotary positions 0 ... L - 1. A noisy block
+sees itself and the clean blocks before it, so its loss is that of denoising it after a clean prefix.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from card_scale.errors import ConfigurationError
+from card_scale.objectives import masked_diffusion, noise
+from card_scale.objectives.base import AttentionKind, Objective, ObjectiveBatch, Samples, check_number
+
+HIGHEST_WEIGHTED_RATE = 0.5
+"""Intervals that begin above it train with weight 1 in place of 1 / m (as the authors' code does)."""
+
+
+def attention_mask(length: int, block: int) -> torch.Tensor:
+    """bool [2L, 2L], (query, key), noisy half first, true where the query may attend.
+
+    A noisy block sees itself and the clean blocks before it; a clean block itself and the clean blocks before it.
+    Raises ValueError unless ``block`` divides ``length``.
+    """
+    if block < 1 or length % block:
+        raise ValueError(f"block {block} does not divide the length {length}")
+    index = torch.arange(2 * length)
+    return visible(index[:, None], index[None, :], length, block)
+
+
+def visible(query: torch.Tensor, key: torch.Tensor, length: int, block: int) -> torch.Tensor:
+    """Whether the query at index ``query`` in [0, 2L) sees the key at ``key``: integer tensors → bool, broadcast."""
+    query_noisy, key_noisy = query < length, key < length
+    query_block, key_block = query % length // block, key % length // block
+    within = (query_block == key_block) & (query_noisy == key_noisy)
+    before = (key_block < query_block) & ~key_noisy
+    return within | before
+
+
+@dataclass(frozen=True)
+class BlockDiffusionObjective(Objective):
+    """BD3-LM. Raises ConfigurationError, naming the key, for values outside the stated ranges."""
+
+    name: ClassVar[str] = "bd3lm"
+
+    block: int = 16
+    """Block size, a divisor of the context length. L makes it MDLM, 1 an autoregressive model."""
+    min_mask: float = masked_diffusion.SMALLEST_MASK_RATE
+    """A block's mask rate is uniform in [min_mask, max_mask] in training; in evaluation always in [0.001, 1]."""
+    max_mask: float = 1.0
+    search_interval: bool = False
+    """Whether training takes over the interval that an evaluation finds to have the least variance
+    (objectives/mask_interval.py)."""
+    mask_id: int = 4
+    """Token id of [MASK]."""
+
+    def __post_init__(self) -> None:
+        check_number("block", self.block, 1, math.inf)
+        check_number("min_mask", self.min_mask, 0, 1)
+        check_number("max_mask", self.max_mask, self.min_mask, 1)
+        if self.max_mask == 0:
+            raise ConfigurationError("objective.max_mask is 0: nothing would be masked; valid is a number up to 1")
+        fewest, most = self._mask_counts()
+        if fewest > most:
+            raise ConfigurationError(
+                f"objective.min_mask {self.min_mask} to objective.max_mask {self.max_mask} holds no whole number of "
+                f"masks in a block of objective.block {self.block}; widen the interval"
+            )
+
+    @property
+    def attention(self) -> AttentionKind:
+        """Block diffusion's, of this block size."""
+        return AttentionKind("block_diffusion", self.block)
+
+    @property
+    def likelihood_is_exact(self) -> bool:
+        """True for blocks of one token: each is then predicted, once, from all tokens before it."""
+        return self.block == 1
+
+    def corrupt(self, samples: Samples, seed: int) -> ObjectiveBatch:
+        """The training batch: a mask rate per block, stratified over all blocks of the global batch.
+
+        Within a clipped interval the masked share of each block lies in it too, as if masks outside were drawn again.
+        The first input is never masked. Raises ConfigurationError if L is 1 or no multiple of the block.
+        """
+        if self.block == 1:
+            return self._fully_masked(samples)
+        levels = masked_diffusion.stratified_uniforms(
+            samples, self._blocks(samples), seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA
+        )
+        rates = masked_diffusion.mask_rates(levels, self.min_mask, self.max_mask)
+        draws = self._draws(samples, seed, noise.Stream.MASK)
+        if self._mask_counts() == (0, self.block):
+            masked = masked_diffusion.independent_masks(rates, draws)
+        else:
+            counts = noise.uniforms(seed, samples.sample_ids, samples.epochs, rates.shape[1], noise.Stream.MASK_COUNT)
+            masked = truncated_masks(rates, draws, counts, *self._mask_counts())
+        return self._beside_clean(samples, masked, rates, weighted=self.min_mask <= HIGHEST_WEIGHTED_RATE)
+
+    def likelihood(self, samples: Samples, seed: int) -> ObjectiveBatch:
+        """One draw of the NELBO's estimator, mask rates in [0.001, 1]; exact with blocks of one token."""
+        if self.block == 1:
+            return self._fully_masked(samples)
+        levels = masked_diffusion.stratified_uniforms(
+            samples,
+            self._blocks(samples),
+            seed,
+            noise.Stream.EVALUATION_NOISE_LEVEL,
+            noise.Stream.EVALUATION_STRATA,
+        )
+        rates = masked_diffusion.mask_rates(levels, 0.0, 1.0)
+        masked = masked_diffusion.independent_masks(rates, self._draws(samples, seed, noise.Stream.EVALUATION))
+        return self._beside_clean(samples, masked, rates, weighted=True)
+
+    def scored(self, length: int) -> int:
+        """All but the first token."""
+        return length - 1
+
+    def normaliser(self, batch: ObjectiveBatch) -> torch.Tensor:
+        """float64 scalar: the clean tokens of ``batch``."""
+        return masked_diffusion.clean_tokens(batch)
+
+    def _mask_counts(self) -> tuple[int, int]:
+        """Fewest and most masks of a block. An end of the interval at 0.001 or 1 is no clip and forbids nothing."""
+        # The tolerance keeps 0.3 * 10 from falling short of 3.
+        fewest = math.ceil(self.min_mask * self.block - 1e-9)
+        most = math.floor(self.max_mask * self.block + 1e-9)
+        return (
+            fewest if self.min_mask > masked_diffusion.SMALLEST_MASK_RATE else 0,
+            most if self.max_mask < 1 else self.block,
+        )
+
+    def _blocks(self, samples: Samples) -> int:
+        length = samples.tokens.shape[1] - 1
+        if length % self.block:
+            raise ConfigurationError(f"objective.block {self.block} does not divide model.length {length}")
+        return length // self.block
+
+    def _draws(self, samples: Samples, seed: int, stream: noise.Stream) -> torch.Tensor:
+        return noise.uniforms(seed, samples.sample_ids, samples.epochs, samples.tokens.shape[1] - 1, stream)
+
+    def _fully_masked(self, samples: Samples) -> ObjectiveBatch:
+        clean = samples.tokens[:, :-1]
+        rates = torch.ones(clean.shape, dtype=torch.float64, device=clean.device)
+        return self._beside_clean(samples, torch.ones_like(clean, dtype=torch.bool), rates, weighted=False)
+
+    def _beside_clean(
+        self, samples: Samples, masked: torch.Tensor, rates: torch.Tensor, *, weighted: bool
+    ) -> ObjectiveBatch:
+        """The in-place batch with the clean sample after the noisy one."""
+        batch = masked_diffusion.in_place_batch(samples.tokens, masked, rates, self.mask_id, weighted=weighted)
+        return batch._replace(
+            inputs=torch.cat((batch.inputs, batch.targets), dim=1), positions=batch.positions.repeat(2)
+        )
+
+
+def truncated_masks(
+    rates: torch.Tensor, uniforms: torch.Tensor, count_uniforms: torch.Tensor, fewest: int, most: int
+) -> torch.Tensor:
+    """Independent masks, given that each block has from ``fewest`` to ``most`` of them.
+
+    The distribution of drawing masks again until every block's count is in range, without the loop: the count comes
+    from the binomial distribution cut to the range, the positions are any with that count.
+
+    Args:
+        rates: float64 [B, blocks].
+        uniforms: [B, L] in [0, 1): the smallest of a block are masked.
+        count_uniforms: [B, blocks] in [0, 1): decide the counts.
+        fewest: at least 0.
+        most: at most L / blocks.
+
+    Returns:
+        bool [B, L].
+    """
+    block = uniforms.shape[1] // rates.shape[1]
+    counts = torch.arange(fewest, most + 1, dtype=torch.float64, device=rates.device)
+    size = torch.full_like(counts, block)
+    ways = torch.lgamma(size + 1) - torch.lgamma(counts + 1) - torch.lgamma(size - counts + 1)
+    rate = rates.unsqueeze(2)
+    log_probability = ways + torch.xlogy(counts, rate) + torch.xlogy(size - counts, 1 - rate)
+    cumulative = log_probability.softmax(2).cumsum(2)
+    above = (cumulative[..., :-1] <= count_uniforms.double().unsqueeze(2)).sum(2)
+    count = fewest + above
+    order = uniforms.unflatten(1, (-1, block)).argsort(dim=2, stable=True)
+    chosen = torch.arange(block, device=rates.device) < count.unsqueeze(2)
+    return torch.empty_like(chosen).scatter_(2, order, chosen).flatten(1)

@@ -1,0 +1,89 @@
+"""What MDLM (arXiv 2406.07524) and BD3-LM (arXiv 2503.09573) share: mask rates, masks and the weights of their bound.
+
+A token is masked independently with its block's mask rate m and predicted in place; the loss of a masked token has
+weight 1 / m, that of any other none. With m uniform this estimates, without bias, an upper bound on the negative
+log-likelihood (the continuous-time NELBO under the linear schedule). MDLM has one block per sample.
+"""
+
+import torch
+
+from card_scale.errors import ConfigurationError
+from card_scale.objectives import noise
+from card_scale.objectives.base import ObjectiveBatch, Samples
+
+SMALLEST_MASK_RATE = 1e-3
+"""Mask rates are drawn above this (as by the baselines' authors): the weight 1 / m has infinite variance without. The
+mean over [0.001, 1] in place of [0, 1] raises the bound by at most a thousandth of what context is worth."""
+
+
+def stratified_uniforms(
+    samples: Samples, blocks: int, seed: int, jitter: noise.Stream, rotation: noise.Stream
+) -> torch.Tensor:
+    """float64 [B, blocks] in [0, 1): one number per block, spread evenly over the whole global batch.
+
+    [0, 1) is cut into batch_size * blocks strata and every block of the global batch gets its own: those of a sample
+    lie a whole batch_size apart, so a sample sees all noise levels. Each number is uniform within its stratum, and all
+    of a batch are rotated together, so that no place in the batch and no block is tied to a noise level.
+
+    It depends on the sample's place in the global batch, not on the rank or micro-batch that holds it.
+    """
+    count = samples.batch_size * blocks
+    place = samples.global_positions % samples.batch_size
+    batch = samples.global_positions // samples.batch_size
+    block = torch.arange(blocks, device=place.device)
+    stratum = block * samples.batch_size + place.unsqueeze(1)
+    within = noise.uniforms(seed, samples.sample_ids, samples.epochs, blocks, jitter).double()
+    turned = noise.uniforms(seed, batch, torch.zeros_like(batch), 1, rotation).double()
+    return ((stratum + within) / count + turned) % 1.0
+
+
+def mask_rates(uniforms: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Mask rates float64 in [low, high] from ``uniforms`` in [0, 1), never below SMALLEST_MASK_RATE."""
+    low, high = max(low, SMALLEST_MASK_RATE), max(high, SMALLEST_MASK_RATE)
+    return low + (high - low) * uniforms
+
+
+def independent_masks(rates: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Each position masked with its block's rate: ``rates`` [B, blocks], ``uniforms`` [B, L] → bool [B, L]."""
+    blocks = uniforms.double().unflatten(1, (rates.shape[1], -1))
+    return (blocks < rates.unsqueeze(2)).flatten(1)
+
+
+def in_place_batch(
+    tokens: torch.Tensor, masked: torch.Tensor, rates: torch.Tensor, mask_id: int, *, weighted: bool
+) -> ObjectiveBatch:
+    """Prediction of the masked tokens at their own positions.
+
+    Args:
+        tokens: int64 [B, L + 1]; the first L are used.
+        masked: bool [B, L]; the first position is kept clean whatever it says, since the model needs one clean token.
+        rates: float64 [B, blocks] mask rates.
+        mask_id: token id of [MASK].
+        weighted: weight 1 / rate for masked tokens, else 1.
+    """
+    clean = tokens[:, :-1]
+    length = clean.shape[1]
+    if length < 2:
+        raise ConfigurationError(f"model.length is {length}; masked diffusion needs at least 2")
+    positions = torch.arange(length, device=tokens.device)
+    masked = masked & (positions > 0)
+    weights = masked.to(torch.float32)
+    if weighted:
+        inverse = rates.reciprocal().to(torch.float32)
+        weights = weights * inverse.repeat_interleave(length // rates.shape[1], dim=1)
+    return ObjectiveBatch(
+        inputs=clean.masked_fill(masked, mask_id),
+        positions=positions,
+        targets=clean,
+        weights=weights,
+        masked=masked,
+        noise_level=rates.to(torch.float32),
+    )
+
+
+def clean_tokens(batch: ObjectiveBatch) -> torch.Tensor:
+    """float64 scalar: number of clean tokens behind ``batch``, the denominator of the masked-diffusion losses.
+
+    Not the sum of weights, which is random and would bias the bound.
+    """
+    return torch.full((), batch.targets.numel(), dtype=torch.float64, device=batch.targets.device)

@@ -1,0 +1,55 @@
+"""MDLM (arXiv 2406.07524): masked diffusion with bidirectional attention, the log-linear schedule and SUBS.
+
+SUBS: [MASK] is no possible prediction (the model forbids its logit) and unmasked inputs are taken as they are (their
+loss has weight 0).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from card_scale.objectives import masked_diffusion, noise
+from card_scale.objectives.base import AttentionKind, Objective, ObjectiveBatch, Samples
+
+
+@dataclass(frozen=True)
+class MdlmObjective(Objective):
+    """Predicts masked tokens in place, weight 1 / t; the noise level t of a sample is its mask rate.
+
+    Noise levels are stratified over the global batch.
+    """
+
+    name: ClassVar[str] = "mdlm"
+    attention: ClassVar[AttentionKind] = AttentionKind("bidirectional")
+    likelihood_is_exact: ClassVar[bool] = False
+
+    mask_id: int = 4
+    """Token id of [MASK]."""
+
+    def corrupt(self, samples: Samples, seed: int) -> ObjectiveBatch:
+        """The training batch. The first input is never masked. Raises ConfigurationError if L is 1."""
+        levels = masked_diffusion.stratified_uniforms(samples, 1, seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA)
+        return self._masked(samples, levels, seed, noise.Stream.MASK)
+
+    def likelihood(self, samples: Samples, seed: int) -> ObjectiveBatch:
+        """One draw of the NELBO's estimator, from the same distribution as in training."""
+        levels = masked_diffusion.stratified_uniforms(
+            samples, 1, seed, noise.Stream.EVALUATION_NOISE_LEVEL, noise.Stream.EVALUATION_STRATA
+        )
+        return self._masked(samples, levels, seed, noise.Stream.EVALUATION)
+
+    def scored(self, length: int) -> int:
+        """All but the first token."""
+        return length - 1
+
+    def normaliser(self, batch: ObjectiveBatch) -> torch.Tensor:
+        """float64 scalar: the clean tokens of ``batch``."""
+        return masked_diffusion.clean_tokens(batch)
+
+    def _masked(self, samples: Samples, levels: torch.Tensor, seed: int, stream: noise.Stream) -> ObjectiveBatch:
+        rates = masked_diffusion.mask_rates(levels, 0.0, 1.0)
+        length = samples.tokens.shape[1] - 1
+        draws = noise.uniforms(seed, samples.sample_ids, samples.epochs, length, stream)
+        masked = masked_diffusion.independent_masks(rates, draws)
+        return masked_diffusion.in_place_batch(samples.tokens, masked, rates, self.mask_id, weighted=True)
