@@ -50,11 +50,14 @@ def test_ranks_partition_the_global_batch(stream, layout, step):
         with loader(stream, rank, size, micro_batch=micro_batch) as source:
             batches.append(source.rank_batch(step))
     for batch in batches:
-        assert [tensor.dtype for tensor in batch] == [torch.int64] * 3
+        assert [tensor.dtype for tensor in batch] == [torch.int64] * 4
         assert batch.tokens.shape == (12 // size, LENGTH + 1)
     # rows are micro-batch major: putting rank beside rank in each micro-batch gives the global batch in order
-    ids = torch.stack([batch.sample_ids.reshape(micro_batches, micro_batch) for batch in batches], dim=1).reshape(-1)
-    epochs = torch.stack([batch.epochs.reshape(micro_batches, micro_batch) for batch in batches], dim=1).reshape(-1)
+    ids, epochs, positions = (
+        torch.stack([getattr(batch, name).reshape(micro_batches, micro_batch) for batch in batches], dim=1).reshape(-1)
+        for name in ("sample_ids", "epochs", "global_positions")
+    )
+    assert positions.tolist() == list(range(step * 12, step * 12 + 12))
     expected = [sample_at(step * 12 + place, stream.sample_count) for place in range(12)]
     assert list(zip(epochs.tolist(), ids.tolist(), strict=True)) == expected
     for batch in batches:
