@@ -1,0 +1,208 @@
+"""The step-latency benchmark: arms over models and lengths, one engine per model, results as plain dictionaries."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from card_scale import deepspeed_json
+from card_scale.benchmark.arms import Arm, comparisons, config_of, with_sizes
+from card_scale.benchmark.decomposition import explain
+from card_scale.benchmark.device import gpu_state
+from card_scale.benchmark.measurement import ArmTimes, measure
+from card_scale.benchmark.memory import available_bytes, check_fits
+from card_scale.benchmark.micro_batch import best_micro_batches
+from card_scale.benchmark.profiling import step_profile
+from card_scale.benchmark.runner import ArmRunner, random_batches
+from card_scale.benchmark.work import step_work
+from card_scale.config import Config
+from card_scale.data.tokenizer import MASK_ID
+from card_scale.errors import ConfigurationError
+from card_scale.model.attention import create_attention
+from card_scale.model.gpt import Vocabulary
+from card_scale.parallel import cpu_backend, topology
+from card_scale.parallel.build import build_engine
+from card_scale.parallel.engine import ShardingEngine
+from card_scale.training import job
+from card_scale.training.dry_run import state_bytes
+from card_scale.training.throughput import counts_of
+
+
+class Settings(NamedTuple):
+    """What is measured of every model and length."""
+
+    arms: list[Arm]
+    vocabulary: int
+    """Pieces of the tokenizer."""
+    steps: int
+    """Counted steps of each arm."""
+    warm_up: int
+    """Steps of each arm before them, at least 2."""
+    memory_cap: float | None
+    """Bytes under which each arm's largest micro-batch is sought and timed too; None: not."""
+    profile: bool
+    """Whether to profile each arm."""
+
+
+class Case(NamedTuple):
+    """A model at one length."""
+
+    model: str
+    """Name of the run configuration."""
+    config: Config
+
+
+def cases(
+    models: Sequence[tuple[str, Config]], lengths: Sequence[int], tokens: int | None, world_size: int
+) -> list[Case]:
+    """Return every model at every length (none given: its own).
+
+    With ``tokens`` a micro-batch holds so many clean tokens, and a step one micro-batch per rank and pipeline stage;
+    else both are the model's own. Raises ConfigurationError if a length does not divide ``tokens``.
+    """
+    found = []
+    for name, config in models:
+        micro_batch, global_batch = config.train.micro_batch, config.train.global_batch
+        for length in lengths or [config.model.length]:
+            if tokens is not None:
+                if tokens % length:
+                    raise ConfigurationError(f"--tokens {tokens} is not a multiple of length {length}")
+                micro_batch = tokens // length
+                global_batch = micro_batch * max(1, world_size // config.parallel.tensor)
+            sizes = with_sizes(config, length=length, micro_batch=micro_batch, global_batch=global_batch)
+            found.append(Case(name, sizes))
+    return found
+
+
+def check(found: Sequence[Case], settings: Settings, world_size: int) -> topology.Topology:
+    """Return the layout of all cases, once nothing stands against running them; nothing is allocated.
+
+    Raises ConfigurationError: an arm that a case or the device does not have, more memory than there is, models of
+    different layouts.
+    """
+    device, available = cpu_backend.device(), None
+    layouts = {}
+    for case in found:
+        layout = topology.plan(case.config, world_size)
+        layouts[layout] = case.model
+        if case.config.parallel.engine == "deepspeed":
+            deepspeed_json.check(case.config, layout.data)
+        for arm in settings.arms:
+            objective = job.objective_of(config_of(arm, case.config))
+            create_attention(objective.attention, arm.backend, device)
+        available = available_bytes(device) if available is None else available
+        for arm in settings.arms:
+            check_fits(arm, case.config, layout, Vocabulary(settings.vocabulary, MASK_ID).padded, available)
+    if len(layouts) > 1:
+        listed = "; ".join(f"{model}: {layout.describe()}" for layout, model in layouts.items())
+        raise ConfigurationError(f"one process forms one layout, but these models have several ({listed})")
+    return layout
+
+
+def run(found: Sequence[Case], settings: Settings, layout: topology.Topology) -> Iterator[tuple[dict, dict[str, str]]]:
+    """Measure the cases; yield for each its result, ready for JSON, and the profiles by arm. Collective.
+
+    The process groups of ``layout`` must have formed. One engine serves all lengths of a model.
+    """
+    engine, built_for = None, None
+    for case in found:
+        if built_for != case.model:
+            engine, built_for = None, case.model  # lets go of the last model's memory before the next one's is taken
+            torch.cuda.empty_cache()
+            attention = job.objective_of(config_of(settings.arms[0], case.config)).attention
+            engine = build_engine(case.config, Vocabulary(settings.vocabulary, MASK_ID), attention)
+        # Compiled code is kept by shape, up to a limit; no two cases share a shape.
+        torch.compiler.reset()
+        yield _measured(engine, case, settings, layout), _profiles(engine, case, settings)
+
+
+def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: topology.Topology) -> dict[str, Any]:
+    config, rows = case.config, Vocabulary(settings.vocabulary, MASK_ID).padded
+    steps = {"steps": settings.steps, "warm_up": settings.warm_up}
+    times = measure(engine, settings.arms, config, settings.vocabulary, **steps)
+    states = state_bytes(config, layout, counts_of(config.model, rows).total)
+    best = None
+    if settings.memory_cap is not None:
+        limits = {"states": states, "cap": settings.memory_cap}
+        sizes = best_micro_batches(engine, settings.arms, config, settings.vocabulary, layout, **limits)
+        in_flight = max(sizes.values()) * layout.data * layout.pipeline
+        smallest = min(sizes.values())
+        common = with_sizes(config, length=config.model.length, micro_batch=smallest, global_batch=in_flight)
+        best_times = measure(engine, settings.arms, common, settings.vocabulary, micro_batches=sizes, **steps)
+        best = {"cap_bytes": settings.memory_cap, **_case_result(common, settings, best_times, rows)}
+    return {
+        "model": case.model,
+        "layout": layout.describe(),
+        "engine": config.parallel.engine,
+        "state_bytes_estimate": states,
+        "gpu_state": gpu_state(cpu_backend.device()),
+        "config": dataclasses.asdict(config),
+        **_case_result(config, settings, times, rows),
+        "best_micro_batch": best,
+    }
+
+
+def _case_result(config: Config, settings: Settings, times: dict[str, ArmTimes], rows: int) -> dict[str, Any]:
+    configs = {arm.name: config_of(arm, config) for arm in settings.arms}
+    pairs = comparisons(settings.arms)
+    return {
+        "length": config.model.length,
+        "global_batch": config.train.global_batch,
+        "tokens_per_step": config.train.global_batch * config.model.length,
+        "arms": {arm.name: _arm_result(arm, configs[arm.name], times[arm.name], rows) for arm in settings.arms},
+        "comparisons": [_comparison(arm, base, configs, times, rows) for arm, base in pairs],
+    }
+
+
+def _arm_result(arm: Arm, config: Config, times: ArmTimes, rows: int) -> dict[str, Any]:
+    step, parts = times.summary(), times.part_medians()
+    tokens = config.train.global_batch * config.model.length
+    work = step_work(config, rows)
+    return {
+        **arm._asdict(),
+        "attention_backend": times.backend,
+        "micro_batch": times.micro_batch,
+        "step_seconds": step._asdict(),
+        "forward_seconds": times.forward()._asdict(),
+        "forward_backward_seconds": times.forward_backward()._asdict(),
+        "phase_seconds": times.phase_medians(),
+        "part_seconds": parts,
+        "parts_over_step": sum(parts.values()) / step.median,
+        "peak_bytes": times.peak_bytes,
+        "tokens_per_second": tokens / step.median,
+        "supervised_tokens_per_step": tokens * times.supervised_share,
+        "supervised_tokens_per_second": tokens * times.supervised_share / step.median,
+        "flops": {**work._asdict(), "total": work.total},
+        "flops_per_second_and_device": work.total / step.median / dist.get_world_size(),
+        "samples_seconds": {"step": times.step, "phases": times.phases, "parts": times.parts},
+    }
+
+
+def _comparison(
+    arm: Arm, base: Arm, configs: dict[str, Config], times: dict[str, ArmTimes], rows: int
+) -> dict[str, Any]:
+    of_arm, of_base = times[arm.name], times[base.name]
+    explanation = explain(
+        of_arm.part_medians(),
+        of_base.part_medians(),
+        step=of_arm.summary().median,
+        base_step=of_base.summary().median,
+        work=step_work(configs[arm.name], rows),
+        base_work=step_work(configs[base.name], rows),
+    )
+    return {
+        "arm": arm.name,
+        "base": base.name,
+        "paired_ratio": of_arm.ratio_to(of_base)._asdict(),
+        **explanation._asdict(),
+    }
+
+
+def _profiles(engine: ShardingEngine, case: Case, settings: Settings) -> dict[str, str]:
+    """Return a profile of each arm by name, or none."""
+    if not settings.profile:
+        return {}
+    batch = random_batches(case.config, settings.vocabulary)(0)
+    return {arm.name: step_profile(ArmRunner(engine, arm, case.config), batch) for arm in settings.arms}
