@@ -21,17 +21,20 @@ def stratified_uniforms(
 ) -> torch.Tensor:
     """float64 [B, blocks] in [0, 1): one number per block, spread evenly over the whole global batch.
 
-    [0, 1) is cut into batch_size * blocks strata and every block of the global batch gets its own: those of a sample
-    lie a whole batch_size apart, so a sample sees all noise levels. Each number is uniform within its stratum, and all
-    of a batch are rotated together, so that no place in the batch and no block is tied to a noise level.
+    [0, 1) is cut into batch_size * blocks strata and every block of the global batch gets its own. Those of a sample
+    lie evenly over [0, 1), and so do those of the k-th blocks of all samples: block and noise level both move the loss,
+    so a batch whose k-th blocks shared one level would vary more than one without strata. Each number is uniform within
+    its stratum, and all of a batch are rotated together, so that no place in the batch and no block is tied to a level.
 
     It depends on the sample's place in the global batch, not on the rank or micro-batch that holds it.
     """
     count = samples.batch_size * blocks
     place = samples.global_positions % samples.batch_size
     batch = samples.global_positions // samples.batch_size
-    block = torch.arange(blocks, device=place.device)
-    stratum = block * samples.batch_size + place.unsqueeze(1)
+    # A sample takes one stratum in each of `blocks` cells of [0, 1); the next sample begins with a later cell.
+    shift = place * blocks // min(samples.batch_size, blocks)
+    cell = (torch.arange(blocks, device=place.device) + shift.unsqueeze(1)) % blocks
+    stratum = cell * samples.batch_size + place.unsqueeze(1)
     within = noise.uniforms(seed, samples.sample_ids, samples.epochs, blocks, jitter).double()
     turned = noise.uniforms(seed, batch, torch.zeros_like(batch), 1, rotation).double()
     return ((stratum + within) / count + turned) % 1.0

@@ -31,6 +31,17 @@ def context_weights(masked: list[bool], decay: float, beta: float) -> list[float
     return weights
 
 
+def sees(query: int, key: int, length: int, block: int) -> bool:
+    """Block diffusion's mask, as the union of the BD3-LM paper's three parts; indices into the noisy ⊕ clean input."""
+    noisy_query, noisy_key = query < length, key < length
+    query_block = (query if noisy_query else query - length) // block
+    key_block = (key if noisy_key else key - length) // block
+    block_diagonal = noisy_query == noisy_key and query_block == key_block
+    offset_block_causal = noisy_query and not noisy_key and query_block > key_block
+    block_causal = not noisy_query and not noisy_key and query_block >= key_block
+    return block_diagonal or offset_block_causal or block_causal
+
+
 def cross_entropy(logits: list[float], target: int) -> float:
     top = max(logits)
     return top + math.log(math.fsum(math.exp(logit - top) for logit in logits)) - logits[target]
