@@ -10,10 +10,11 @@ import torch.distributed as dist
 from card_scale import deepspeed_json
 from card_scale.benchmark.arms import Arm, comparisons, config_of, with_sizes
 from card_scale.benchmark.decomposition import explain
-from card_scale.benchmark.device import gpu_state
+from card_scale.benchmark.device import gpu_state, measured_gemm_flops
 from card_scale.benchmark.measurement import ArmTimes, measure
 from card_scale.benchmark.memory import available_bytes, check_fits
 from card_scale.benchmark.micro_batch import best_micro_batches
+from card_scale.benchmark.peak_memory import MEANINGS
 from card_scale.benchmark.profiling import step_profile
 from card_scale.benchmark.runner import ArmRunner, random_batches
 from card_scale.benchmark.work import step_work
@@ -27,7 +28,7 @@ from card_scale.parallel.build import build_engine
 from card_scale.parallel.engine import ShardingEngine
 from card_scale.training import job
 from card_scale.training.dry_run import state_bytes
-from card_scale.training.throughput import counts_of
+from card_scale.training.throughput import counts_of, peak_flops
 
 
 class Settings(NamedTuple):
@@ -76,6 +77,14 @@ def cases(
     return found
 
 
+def memory_cap(gib: float | None) -> float | None:
+    """Return the bytes of ``--memory-gib``: as given, None for 0; by default 90 % of a GPU, and None on a CPU."""
+    if gib is None:
+        device = cpu_backend.device()
+        return 0.9 * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+    return gib * 2**30 if gib else None
+
+
 def check(found: Sequence[Case], settings: Settings, world_size: int) -> topology.Topology:
     """Return the layout of all cases, once nothing stands against running them; nothing is allocated.
 
@@ -119,7 +128,8 @@ def run(found: Sequence[Case], settings: Settings, layout: topology.Topology) ->
 
 
 def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: topology.Topology) -> dict[str, Any]:
-    config, rows = case.config, Vocabulary(settings.vocabulary, MASK_ID).padded
+    config, rows, device = case.config, Vocabulary(settings.vocabulary, MASK_ID).padded, cpu_backend.device()
+    bf16, is_gpu = config.train.precision == "bf16", device.type == "cuda"
     steps = {"steps": settings.steps, "warm_up": settings.warm_up}
     times = measure(engine, settings.arms, config, settings.vocabulary, **steps)
     states = state_bytes(config, layout, counts_of(config.model, rows).total)
@@ -137,7 +147,10 @@ def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: to
         "layout": layout.describe(),
         "engine": config.parallel.engine,
         "state_bytes_estimate": states,
-        "gpu_state": gpu_state(cpu_backend.device()),
+        "gpu_state": gpu_state(device),
+        "gemm_flops_per_second": measured_gemm_flops(device, torch.bfloat16 if bf16 else torch.float32),
+        "peak_flops_per_second": peak_flops(torch.cuda.get_device_name(device)) if bf16 and is_gpu else None,
+        "peak_memory_is": MEANINGS[device.type],
         "config": dataclasses.asdict(config),
         **_case_result(config, settings, times, rows),
         "best_micro_batch": best,
