@@ -151,7 +151,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward pass; the optimizer always holds fp32 weights."""
     compile: bool = False
-    """Compile each decoder layer as one graph (torch.compile)."""
+    """Compile each decoder layer as one graph (torch.compile); not with parallel.tensor above 1."""
 
 
 @dataclass(frozen=True)
@@ -417,6 +417,11 @@ def _check_combinations(config: Config) -> None:
     if parallel.engine == "fsdp2" and parallel.deepspeed is not None:
         raise ConfigurationError(
             f"parallel.deepspeed is {parallel.deepspeed!r} but parallel.engine is fsdp2; use one of the two"
+        )
+    if train.compile and parallel.tensor > 1:
+        raise ConfigurationError(
+            f"train.compile is true but parallel.tensor is {parallel.tensor}: Megatron's overlapped collectives cannot "
+            "be part of a compiled layer; leave one of the two out"
         )
     if config.objective.min_noise > config.objective.max_noise:
         raise ConfigurationError(

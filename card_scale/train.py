@@ -34,7 +34,8 @@ def train(config: Config, stop: StopRequest) -> str:
     """
     import torch.distributed as dist
 
-    from card_scale.parallel import process_groups, topology
+    from card_scale.model.attention import resolve_backend
+    from card_scale.parallel import cpu_backend, process_groups, topology
     from card_scale.parallel.build import build_engine
     from card_scale.training import job
     from card_scale.training.evaluation import Evaluation
@@ -52,6 +53,7 @@ def train(config: Config, stop: StopRequest) -> str:
     data = job.open_data(config)
     steps = job.total_steps(config, data.train.sample_count)
     objective = job.objective_of(config)
+    resolve_backend(objective.attention, config.model.attention_backend, cpu_backend.device().type)
 
     process_groups.form(layout, config.run.timeout_seconds)
     is_main = dist.get_rank() == 0

@@ -198,21 +198,27 @@ class FlexAttention(Attention):
         return lambda _batch, _head, query, key: visible(query, key, length, block)
 
 
-def create_attention(kind: AttentionKind, backend: str, device: torch.device) -> Attention:
-    """The attention of ``kind`` by ``backend``, "auto" being the device's best: fused kernels where they know the mask,
-    else FlexAttention on a GPU and the split form on a CPU.
+def resolve_backend(kind: AttentionKind, backend: str, device_type: str) -> str:
+    """The backend of ``kind`` that ``backend`` stands for: itself, or if it is "auto" the best that the device has.
 
-    Raises ConfigurationError for a backend that the kind or the device does not have.
+    That is the fused kernels where they know the mask, else FlexAttention on a GPU and the split form on a CPU. Raises
+    ConfigurationError for a backend that the kind or the device does not have.
     """
-    valid = [name for name in BACKENDS[kind.name] if name != "flex" or device.type != "cpu"]
+    valid = [name for name in BACKENDS[kind.name] if name != "flex" or device_type != "cpu"]
     if backend == "auto":
-        backend = valid[0]
+        return valid[0]
     if backend not in valid:
-        reason = ", where FlexAttention has no backward pass" if (backend, device.type) == ("flex", "cpu") else ""
+        reason = ", where FlexAttention has no backward pass" if (backend, device_type) == ("flex", "cpu") else ""
         raise ConfigurationError(
             f"model.attention_backend is {backend}, but {kind.name.replace('_', ' ')} attention runs on a "
-            f"{device.type}{reason}; valid here: auto, {', '.join(valid)}"
+            f"{device_type}{reason}; valid here: auto, {', '.join(valid)}"
         )
+    return backend
+
+
+def create_attention(kind: AttentionKind, backend: str, device: torch.device) -> Attention:
+    """The attention of ``kind`` by ``backend``, resolved and refused as by :func:`resolve_backend`."""
+    backend = resolve_backend(kind, backend, device.type)
     if backend == "flex":
         return FlexAttention(kind, compiled=True)
     if backend == "sdpa":

@@ -23,6 +23,8 @@ from card_scale.model.attention import Attention, AttentionFunction, CoreAttenti
 from card_scale.model.dropout import dropout
 from card_scale.model.norm import RMSNorm
 
+MOST_COMPILED_VERSIONS = 128
+
 
 class RowParallelLinear(layers.RowParallelLinear):
     """Megatron's, which looks up its group at each call and warns about it: a graph break (megatron-core 0.16.1)."""
@@ -76,7 +78,12 @@ class DecoderLayer(nn.Module):
         self._run = self._forward
 
     def compile_forward(self) -> None:
-        """Compile the layer as one graph; an error where it cannot be one."""
+        """Compile the layer as one graph; an error where it cannot be one.
+
+        All layers, and every kind of attention that a process measures in turn, are versions of one function for
+        torch.compile, which by default gives up at the ninth.
+        """
+        torch._dynamo.config.recompile_limit = MOST_COMPILED_VERSIONS
         self._run = torch.compile(self._forward, fullgraph=True)
 
     def forward(

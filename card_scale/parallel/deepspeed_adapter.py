@@ -14,6 +14,7 @@ from deepspeed.utils import safe_set_full_grad, safe_set_local_grad
 from torch import nn
 
 from card_scale.model.gpt import GPT
+from card_scale.model.layer import DecoderLayer
 from card_scale.model.weights import LogicalWeight
 from card_scale.parallel import cpu_backend, process_groups
 
@@ -71,6 +72,15 @@ def mark_counted(weights: list[tuple[nn.Parameter, LogicalWeight]]) -> None:
         parameter.model_parallel = where.counted
         parameter.tensor_model_parallel = False
         parameter.ds_pipe_replicated = not where.counted
+
+
+def gather_layer_by_layer(chunks: list[GPT]) -> None:
+    """Make ZeRO-3 gather the weights of a decoder layer at once, before it runs. Call it before DeepSpeed's engine.
+
+    By default each module inside has its own hooks, none of which a compiled layer can hold.
+    """
+    for chunk in chunks:
+        deepspeed.utils.set_z3_leaf_modules(chunk, [DecoderLayer])
 
 
 def register_tied_embedding(module: nn.Module, chunks: list[GPT]) -> None:

@@ -59,6 +59,8 @@ class DeepSpeedEngine(ShardingEngine):
         )
         if self.zero_stage == 0:
             settings["gradient_clipping"] = 0.0  # stage 0 leaves norm and clipping to us
+        if self.zero_stage == 3 and config.train.compile:
+            adapter.gather_layer_by_layer(chunks)
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,

@@ -1,0 +1,131 @@
+"""What a GPU would lose time to, shown on a CPU: graph breaks inside a layer, and values read by the host in a step."""
+
+import collections
+import traceback
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from card_scale.parallel import schedule
+from card_scale.parallel.build import build_engine
+from card_scale.training.update import Update
+from tests.layouts.parity import assert_parity
+from tests.layouts.processes import run_ranks
+from tests.layouts.test_parity import ENGINES, cell
+from tests.layouts.trajectory import (
+    VOCABULARY,
+    Trajectory,
+    form_groups,
+    objective_of,
+    rank_batch,
+    run,
+    run_variants,
+)
+
+HOST_READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
+"""Operations that wait for the device: .item(), branches on data, shapes that depend on data."""
+
+
+MOST_GRAPHS = 3
+"""Layers share their graphs: one for the last layer, one for the others, and one more where a first pass differs."""
+
+
+def run_and_count_graphs(configs) -> list[tuple[Trajectory, int]]:
+    form_groups(configs[0])
+    found = []
+    for config in configs:
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        trajectory = run(config)
+        found.append((trajectory, torch._dynamo.utils.counters["stats"]["unique_graphs"] - before))
+    return found
+
+
+def test_every_layer_compiles_as_one_graph_and_trains_the_same():
+    """Compilation is with fullgraph=True, so a graph break is an error."""
+    model = {"layers": 10, "hidden": 16, "heads": 2, "ffn": 24}
+    cases = [
+        (ENGINES[2], {"name": "mdlm"}, {}),
+        (ENGINES[3], {"name": "bd3lm", "block": 4}, {}),
+        (ENGINES[4], {"name": "card"}, {"dropout": 0.1}),
+    ]
+    plain, compiled = (
+        [
+            cell((1, 1, 1), engine, objective=objective, model={**model, **more}, train={"compile": compiled})
+            for engine, objective, more in cases
+        ]
+        for compiled in (False, True)
+    )
+    (expected,) = run_ranks(run_variants, 1, plain, deadline=120)
+    (found,) = run_ranks(run_and_count_graphs, 1, compiled, deadline=300)
+    assert_parity((1, 1, 1), compiled, [[trajectory for trajectory, _ in found]], expected)
+    for config, (_, graphs) in zip(compiled, found, strict=True):
+        assert 1 <= graphs <= MOST_GRAPHS, config
+
+
+class Reads(NamedTuple):
+    """Values that the host read in one update, by the file of the code that read them."""
+
+    in_passes: dict[str, int]
+    """Forward and backward."""
+    in_all: dict[str, int]
+
+
+class _HostReads(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.by_file = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name in HOST_READS:
+            frames = [frame.filename for frame in traceback.extract_stack()]
+            callers = [name for name in frames if not any(part in name for part in ("_dynamo", "_compile", __file__))]
+            self.by_file[callers[-1].rpartition("site-packages/")[2]] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def reads_of_an_update(configs) -> list[Reads]:
+    form_groups(configs[0])
+    found = []
+    for config in configs:
+        objective = objective_of(config)
+        update = Update(build_engine(config, VOCABULARY, objective.attention), objective, config)
+        update(rank_batch(config, 0), 1e-3)  # the first makes states and traces
+        update(rank_batch(config, 1), 1e-3)
+        batch = rank_batch(config, 2)
+        passes = _HostReads()
+        run = schedule.run
+
+        def observed(*arguments, run=run, passes=passes, **keywords):
+            with passes:
+                return run(*arguments, **keywords)
+
+        with pytest.MonkeyPatch.context() as patch, _HostReads() as whole:
+            patch.setattr(schedule, "run", observed)
+            update(batch, 1e-3)
+        found.append(Reads(dict(passes.by_file), dict(whole.by_file + passes.by_file)))
+    return found
+
+
+DEEPSPEED_READS = {1: 3, 2: 4, 3: 1}
+"""Reads of DeepSpeed 0.19.8's own step by stage, at most (the norm, the check of it and the factor of the clip)."""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_host_reads_nothing_from_the_device(precision):
+    engines = ENGINES if precision == "fp32" else ENGINES[1:]
+    cells = [
+        cell((1, 1, 1), engine, objective=objective, train={"precision": precision})
+        for engine in engines
+        for objective in ({"name": "card"}, {"name": "mdlm"}, {"name": "bd3lm", "block": 4, "min_mask": 0.3})
+    ]
+    (found,) = run_ranks(reads_of_an_update, 1, cells, deadline=120)
+    for config, reads in zip(cells, found, strict=True):
+        what = f"{config.parallel}, {config.objective.name}: {reads}"
+        assert reads.in_passes == {}, what
+        # Adam's step counters live on the host, unless the fused kernel counts on the device, without reading.
+        files = {name: count for name, count in reads.in_all.items() if not name.startswith("torch/optim/")}
+        assert all(name.startswith("deepspeed/runtime/") for name in files), what
+        allowed = 0 if config.parallel.engine == "fsdp2" else DEEPSPEED_READS.get(config.parallel.zero, 0)
+        assert sum(files.values()) <= allowed, what
