@@ -1,15 +1,21 @@
 """The trajectory that all layouts are compared with, against plain float64 torch.
 
 In common are the uniform numbers and the initial weights, tested by themselves; not the layers, the objective, the
-loss, the norm, the clip or the optimizer's grouping.
+loss, the norm, the clip or the optimizer's grouping. Under block diffusion the plain trainer takes all 2L positions
+through all layers, under a mask that it makes itself, and lets go of the clean half at the very end.
 """
+
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from card_scale.config import Config
+from card_scale.data.loader import Batch
 from card_scale.model.initialization import initial_weight
 from card_scale.objectives.noise import Stream, uniforms
+from tests.layouts import masked_diffusion_loops
 from tests.layouts.parity import TOLERANCE
 from tests.layouts.trajectory import VOCABULARY, global_batch, small_config
 from tests.model import reference_gpt
@@ -21,7 +27,29 @@ CONFIGS = {
     "ar": small_config(objective={"name": "ar"}),
     "ablations": small_config(objective={"masking": "uniform", "decay": 0.2, "beta": 2.0, "min_noise": 0.3}),
     "no clipping": small_config(optimizer={"clip": 0.0, "betas": (0.8, 0.9), "weight_decay": 0.5, "eps": 1e-4}),
+    "mdlm": small_config(objective={"name": "mdlm"}),
+    "mdlm tied": small_config(objective={"name": "mdlm"}, model={"tie_embeddings": True}),
+    "bd3lm": small_config(objective={"name": "bd3lm", "block": 4}),
+    "bd3lm dense": small_config(
+        objective={"name": "bd3lm", "block": 2}, model={"attention_backend": "dense", "length": 32}
+    ),
+    "bd3lm, blocks of one": small_config(objective={"name": "bd3lm", "block": 1}),
+    "bd3lm, one block": small_config(objective={"name": "bd3lm", "block": 16}),
+    "bd3lm clipped": small_config(objective={"name": "bd3lm", "block": 4, "min_mask": 0.3, "max_mask": 0.8}),
+    "bd3lm clipped below": small_config(objective={"name": "bd3lm", "block": 8, "max_mask": 0.5}),
+    "bd3lm without weights": small_config(objective={"name": "bd3lm", "block": 8, "min_mask": 0.55}),
 }
+
+
+class Prediction(NamedTuple):
+    """What the plain trainer's model reads and is asked for."""
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor
+    normaliser: float
+    sees: Tensor | None
+    positions: Tensor | None
 
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -41,7 +69,25 @@ def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def corrupted(config: Config, sample_ids: torch.Tensor, epochs: torch.Tensor) -> tuple[list, list]:
+def prediction(config: Config, batch: Batch) -> Prediction:
+    """Return the plain trainer's view of a global batch."""
+    if config.objective.name in ("mdlm", "bd3lm"):
+        loops = masked_diffusion_loops.training_batch(config, batch)
+        return Prediction(
+            torch.tensor(loops.inputs),
+            batch.tokens[:, :-1],
+            torch.tensor(loops.weights, dtype=torch.float64),
+            config.train.global_batch * config.model.length,
+            torch.tensor(loops.sees),
+            torch.tensor(loops.positions),
+        )
+    masked, weights = next_token_corruption(config, batch.sample_ids, batch.epochs)
+    inputs = torch.where(torch.tensor(masked), VOCABULARY.mask_id, batch.tokens[:, :-1])
+    weights = torch.tensor(weights, dtype=torch.float64)
+    return Prediction(inputs, batch.tokens[:, 1:], weights, weights.sum().item(), None, None)
+
+
+def next_token_corruption(config: Config, sample_ids: Tensor, epochs: Tensor) -> tuple[list, list]:
     """Return (which inputs are masked, weights of the predictions) of each sample."""
     length, objective, seed = config.model.length, config.objective, config.run.seed
     if objective.name == "ar":
@@ -76,14 +122,12 @@ def float64_trajectory(config: Config) -> tuple[list[float], list[float]]:
     allowed = [i for i in range(VOCABULARY.size) if i != VOCABULARY.mask_id]
     losses, norms = [], []
     for step in range(config.train.steps):
-        sample_ids, epochs, tokens, _ = global_batch(config, step)
-        masked, context = corrupted(config, sample_ids, epochs)
-        inputs = torch.where(torch.tensor(masked), VOCABULARY.mask_id, tokens[:, :-1])
-        logits = reference_gpt.logits(weights, inputs, config.model.layers, config.model.heads)
-        normaliser = torch.logsumexp(logits[..., allowed], -1)
-        token_losses = normaliser - logits.gather(-1, tokens[:, 1:, None]).squeeze(-1)
-        context = torch.tensor(context, dtype=torch.float64)
-        loss = (token_losses * context).sum() / context.sum()
+        asked = prediction(config, global_batch(config, step))
+        logits = reference_gpt.logits(
+            weights, asked.inputs, config.model.layers, config.model.heads, asked.sees, asked.positions
+        )[:, : config.model.length]
+        token_losses = torch.logsumexp(logits[..., allowed], -1) - logits.gather(-1, asked.targets[..., None])[..., 0]
+        loss = (token_losses * asked.weights).sum() / asked.normaliser
         optimizer.zero_grad()
         loss.backward()
         norm = torch.stack([w.grad.square().sum() for w in weights.values()]).sum().sqrt()

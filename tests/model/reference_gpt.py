@@ -6,8 +6,21 @@ import torch
 from torch import Tensor
 
 
-def logits(weights: dict[str, Tensor], tokens: Tensor, layers: int, heads: int) -> Tensor:
-    """Return the logits [B, L, vocabulary] of ``tokens`` int64 [B, L] under whole-model ``weights`` by name."""
+def logits(
+    weights: dict[str, Tensor],
+    tokens: Tensor,
+    layers: int,
+    heads: int,
+    sees: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Return the logits [B, M, vocabulary] of ``tokens`` int64 [B, M] under whole-model ``weights`` by name.
+
+    ``sees`` bool [M, M], (query, key), by default causal; ``positions`` [M], by default 0 ... M - 1.
+    """
+    count = tokens.shape[1]
+    sees = torch.ones(count, count, dtype=torch.bool).tril() if sees is None else sees
+    positions = torch.arange(count) if positions is None else positions
     hidden_states = weights["embedding.weight"][tokens]
     for index in range(layers):
         weight = {
@@ -17,7 +30,12 @@ def logits(weights: dict[str, Tensor], tokens: Tensor, layers: int, heads: int) 
         }
         normed = rms_norm(hidden_states, weight["attention_norm.weight"])
         hidden_states = hidden_states + attention(
-            normed, weight["attention.linear_qkv.weight"], weight["attention.linear_proj.weight"], heads
+            normed,
+            weight["attention.linear_qkv.weight"],
+            weight["attention.linear_proj.weight"],
+            heads,
+            sees,
+            positions.double(),
         )
         normed = rms_norm(hidden_states, weight["mlp_norm.weight"])
         hidden_states = hidden_states + swiglu(normed, weight["mlp.linear_fc1.weight"], weight["mlp.linear_fc2.weight"])
@@ -36,24 +54,22 @@ def swiglu(values: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return (gated / (1 + torch.exp(-gated)) * (values @ factor.T)) @ second.T
 
 
-def attention(values: Tensor, first: Tensor, second: Tensor, heads: int) -> Tensor:
+def attention(values: Tensor, first: Tensor, second: Tensor, heads: int, sees: Tensor, positions: Tensor) -> Tensor:
     """``first`` holds for each head its query, key and value rows."""
     size = values.shape[-1] // heads
     mixed = []
     for head in range(heads):
         query, key, value = (values @ rows.T for rows in first[3 * size * head : 3 * size * (head + 1)].split(size))
-        scores = rotated(query) @ rotated(key).transpose(1, 2) / math.sqrt(size)
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-        mixed.append(torch.softmax(scores.masked_fill(later, -math.inf), -1) @ value)
+        scores = rotated(query, positions) @ rotated(key, positions).transpose(1, 2) / math.sqrt(size)
+        mixed.append(torch.softmax(scores.masked_fill(~sees, -math.inf), -1) @ value)
     return torch.cat(mixed, -1) @ second.T
 
 
-def rotated(values: Tensor) -> Tensor:
+def rotated(values: Tensor, positions: Tensor) -> Tensor:
     """Turn each pair (i, i + size / 2) of position p by the angle p / 10000^(2i / size)."""
-    length, size = values.shape[-2:]
+    size = values.shape[-1]
     half = size // 2
     columns = [None] * size
-    positions = torch.arange(length, dtype=torch.float64)
     for i in range(half):
         angle = positions / 10_000.0 ** (2 * i / size)
         first, second = values[..., i], values[..., i + half]
