@@ -60,13 +60,11 @@ class BlockDiffusionObjective(Objective):
         check_number("block", self.block, 1, math.inf)
         check_number("min_mask", self.min_mask, 0, 1)
         check_number("max_mask", self.max_mask, self.min_mask, 1)
-        if self.max_mask == 0:
-            raise ConfigurationError("objective.max_mask is 0: nothing would be masked; valid is a number up to 1")
         fewest, most = self._mask_counts()
-        if fewest > most:
+        if max(fewest, 1) > most:
             raise ConfigurationError(
                 f"objective.min_mask {self.min_mask} to objective.max_mask {self.max_mask} holds no whole number of "
-                f"masks in a block of objective.block {self.block}; widen the interval"
+                f"masks above 0 in a block of objective.block {self.block}; widen the interval"
             )
 
     @property
