@@ -140,6 +140,8 @@ def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: to
         in_flight = max(sizes.values()) * layout.data * layout.pipeline
         smallest = min(sizes.values())
         common = with_sizes(config, length=config.model.length, micro_batch=smallest, global_batch=in_flight)
+        # These steps are long: fewer of them say as much.
+        steps["steps"] = max(1, settings.steps // 5)
         best_times = measure(engine, settings.arms, common, settings.vocabulary, micro_batches=sizes, **steps)
         best = {"cap_bytes": settings.memory_cap, **_case_result(common, settings, best_times, rows)}
     return {

@@ -1,0 +1,35 @@
+"""The comparison of runs at equal tokens and equal FLOPs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from card_scale.benchmark import comparison
+from card_scale.benchmark.comparison import Curve, Point
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CHEAP = Curve("ar", False, (Point(0, 0, 9.0, 0.0), Point(100, 1000, 5.0, 0.0), Point(200, 2000, 4.0, 0.0)))
+DEAR = Curve("bd3lm", True, (Point(0, 0, 9.0, 0.1), Point(100, 1900, 6.0, 0.2), Point(200, 3800, 5.0, 0.3)))
+
+
+def test_equal_tokens_and_equal_flops():
+    equal = comparison.at_equal_cost([CHEAP, DEAR])
+    assert equal["tokens"] == {"ar": CHEAP.points[-1], "bd3lm": DEAR.points[-1]}
+    assert equal["flops"]["ar"] == CHEAP.points[-1]
+    # 2000 FLOPs lie 100 / 1900 of the way from the second to the third evaluation.
+    share = 100 / 1900
+    expected = (100 + 100 * share, 2000, 6.0 - share, 0.2 + 0.1 * share)
+    assert equal["flops"]["bd3lm"] == pytest.approx(expected)
+    text = comparison.table([CHEAP, DEAR])
+    assert "<= 5.000 +- 0.300" in text and "4.000 (0.00 M)" in text
+
+
+def test_an_override_of_no_arm_is_refused(tmp_path):
+    command = [sys.executable, str(ROOT / "tools/compare_objectives.py"), "x.yaml", "--arms", "ar", "--runs"]
+    command += [str(tmp_path), "--output", str(tmp_path / "out"), "--of", "mdlm:run.seed=1"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 3
+    assert "is not ARM:KEY=VALUE with an arm of ar" in refused.stderr
