@@ -13,6 +13,7 @@ setup(
         "deepspeed",
         "megatron-core",
         "numpy",
+        "psutil",
         "pyyaml",
         "safetensors",
         "sentencepiece>=0.2.3",
@@ -23,7 +24,9 @@ setup(
     extras_require={
         # Parquet and zstd corpora.
         "data": ["pyarrow", "zstandard"],
+        # Figures of measurements.
+        "plots": ["matplotlib"],
         # What `make test` and `make lint` need.
-        "dev": ["hypothesis", "mypy", "pyarrow", "pytest", "ruff", "types-PyYAML", "zstandard"],
+        "dev": ["hypothesis", "matplotlib", "mypy", "pyarrow", "pytest", "ruff", "types-PyYAML", "zstandard"],
     },
 )

@@ -2,6 +2,7 @@
 """Time a training step of AR, CARD, MDLM and BD3-LM on the same layers, in turns, and say where the time goes."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -74,6 +75,7 @@ def main() -> None:
     from card_scale.files import write_atomically
     from card_scale.parallel import process_groups
 
+    earlier = [result for path in arguments.earlier for result in json.loads(path.read_text())["results"]]
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     cases = latency.cases(models, arguments.lengths, arguments.tokens, world_size)
     settings = latency.Settings(
@@ -102,7 +104,7 @@ def main() -> None:
             write_curves(arguments.tensorboard, record["results"])
         if arguments.plot:
             device = record["environment"]["device"]
-            draw(record["results"], arguments.plot, f"{device}, torch {torch.__version__}")
+            draw([*earlier, *record["results"]], arguments.plot, f"{device}, torch {torch.__version__}")
     process_groups.dissolve()
     quotients = [parts_over_whole(result) for result in record["results"]]
     check_adds_up({name: value for each in quotients for name, value in each.items()}, arguments.tolerance)

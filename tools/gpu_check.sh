@@ -1,32 +1,92 @@
 #!/usr/bin/env bash
-# What only a GPU can show, with one command from the repository's directory: the same run on GPU and CPU, CARD's cost
-# over AR and the model FLOPs utilisation at 124M and 1B. Results: benchmarks/gpu_*.json.
-# Usage: tools/gpu_check.sh [PYTHON]        (PYTHON: interpreter of the environment, default .venv/bin/python)
+# What only a GPU can show, from the repository's directory: the same run on GPU and CPU, the step-latency benchmark and
+# the model FLOPs utilisation at 124M and 1B. Results: benchmarks/gpu_*. About 25 minutes on one H200, each stage less
+# than 10; a stage's file is written anew after each of its lengths, so one that is cut short leaves what it has.
+# Usage: tools/gpu_check.sh [STAGE ...]     (default: all, in this order; PYTHON=... another interpreter than .venv's)
+#   parity      20 steps of the quickstart model, GPU against CPU (needs data/quickstart/tokens: make quickstart)
+#   mfu         compiled layers, 65,536 tokens a micro-batch: AR and CARD at 124M and 1B, both engines, with profiles
+#   124m-short  L 512, 1024, 2048; every arm, blocks 4, 16 and 128 under FlexAttention
+#   124m-long   L 4096, 8192
+#   1b-short    L 512, 1024, 2048; block 16
+#   1b-long     L 4096, 8192
+#   compiled    compiled layers at L 1024, 124M and 1B, block diffusion among them
+#   engine      124M under FSDP2 at L 1024
+#   largest     124M at L 1024 with each arm's largest micro-batch that the memory holds
 set -euo pipefail
-python=${1:-.venv/bin/python}
-[[ -d data/quickstart/tokens ]] || { echo "error: data/quickstart/tokens is missing; run make quickstart first" >&2; exit 4; }
+python=${PYTHON:-.venv/bin/python}
+stages=(parity mfu 124m-short 124m-long 1b-short 1b-long compiled engine largest)
+[[ $# -eq 0 ]] || stages=("$@")
 "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available() and "error: torch sees no GPU")'
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
 
-echo "== parity: 20 steps of the quickstart model, GPU against CPU =="
-one_rank=(launchers/configs/quickstart.yaml parallel.pipeline=1 train.steps=20 train.log_every=1 data.validation_samples=32)
-"$python" -m card_scale.train "${one_rank[@]}" run.dir="$scratch/gpu" | tail -n 1
-CUDA_VISIBLE_DEVICES="" "$python" -m card_scale.train "${one_rank[@]}" run.dir="$scratch/cpu" | tail -n 1
-"$python" - "$scratch" <<'PY'
+small=launchers/configs/card-124m.yaml
+large=launchers/configs/card-1b.yaml
+fsdp2=(parallel.engine=fsdp2 parallel.deepspeed=null)
+arms=(ar card mdlm bd3lm-split-b16 bd3lm-dense-b16)
+# With FlexAttention under every arm too: what is left of the ratio when all use one kernel.
+same_kernel=(card-flex mdlm-flex)
+
+status=0
+bench() { # what fails (6: the parts do not add up) is remembered, and the rest measured all the same
+  "$python" tools/bench_step_latency.py "$@" || status=$?
+}
+
+parity() {
+  local scratch one_rank
+  [[ -d data/quickstart/tokens ]] || { echo "error: data/quickstart/tokens is missing; run make quickstart first" >&2; exit 4; }
+  scratch=$(mktemp -d)
+  one_rank=(launchers/configs/quickstart.yaml parallel.pipeline=1 train.steps=20 train.log_every=1 data.validation_samples=32)
+  "$python" -m card_scale.train "${one_rank[@]}" run.dir="$scratch/gpu" | tail -n 1
+  CUDA_VISIBLE_DEVICES="" "$python" -m card_scale.train "${one_rank[@]}" run.dir="$scratch/cpu" | tail -n 1
+  "$python" - "$scratch" <<'PY'
 import json, sys
 read = lambda name: [r for r in map(json.loads, open(f"{sys.argv[1]}/{name}/metrics.jsonl")) if "loss" in r]
 worst = max(abs(g[k] - c[k]) / abs(c[k]) for g, c in zip(read("gpu"), read("cpu")) for k in ("loss", "grad_norm"))
 print(f"largest relative difference of loss or gradient norm in 20 steps: {worst:.2e}")
 sys.exit(worst > 1e-3)
 PY
+  rm -rf "$scratch"
+}
 
-echo "== CARD over AR, and utilisation =="
-for size in 124m 1b; do
-  for engine in deepspeed fsdp2; do
-    overrides=(parallel.engine="$engine" train.global_batch=64 train.micro_batch=64)
-    [[ $engine == deepspeed ]] || overrides+=(parallel.deepspeed=null)
-    "$python" tools/bench_objective_cost.py "launchers/configs/card-$size.yaml" "${overrides[@]}" \
-      --json "benchmarks/gpu_objective_cost_${size}_$engine.json"
+mfu() {
+  local common=(train.compile=true --arms ar card --lengths 1024 --tokens 65536 --steps 20 --memory-gib 0 --profile)
+  bench "$small" "$large" "${common[@]}" --json benchmarks/gpu_mfu_deepspeed.json
+  bench "$small" "$large" "${fsdp2[@]}" "${common[@]}" --json benchmarks/gpu_mfu_fsdp2.json
+}
+
+sweep() { # NAME CONFIG TOKENS FLEX_BLOCKS... -- LENGTH...
+  local name=$1 config=$2 tokens=$3 flex=()
+  shift 3
+  while [[ $1 != -- ]]; do
+    flex+=("bd3lm-flex-b$1")
+    shift
   done
+  shift
+  bench "$config" --tokens "$tokens" --memory-gib 0 --lengths "$@" --arms "${arms[@]}" "${flex[@]}" "${same_kernel[@]}" \
+    --json "benchmarks/gpu_latency_$name.json" --plot "benchmarks/gpu_latency_$name.png"
+}
+
+for stage in "${stages[@]}"; do
+  echo "== $stage =="
+  case $stage in
+    parity) parity ;;
+    mfu) mfu ;;
+    124m-short) sweep 124m-short "$small" 16384 4 16 128 -- 512 1024 2048 ;;
+    124m-long) sweep 124m-long "$small" 16384 4 16 128 -- 4096 8192 ;;
+    1b-short) sweep 1b-short "$large" 8192 16 -- 512 1024 2048 ;;
+    1b-long) sweep 1b-long "$large" 8192 16 -- 4096 8192 ;;
+    compiled)
+      bench "$small" "$large" train.compile=true --tokens 16384 --memory-gib 0 --lengths 1024 --arms ar card mdlm bd3lm-flex-b16 \
+        --json benchmarks/gpu_latency_compiled.json
+      ;;
+    engine)
+      bench "$small" "${fsdp2[@]}" --tokens 16384 --memory-gib 0 --lengths 1024 --arms ar card mdlm bd3lm-flex-b16 \
+        --json benchmarks/gpu_latency_fsdp2.json
+      ;;
+    largest)
+      bench "$small" --tokens 16384 --lengths 1024 --arms card bd3lm-flex-b16 bd3lm-dense-b16 \
+        --json benchmarks/gpu_latency_largest.json
+      ;;
+    *) echo "error: unknown stage $stage; see the head of $0" >&2; exit 2 ;;
+  esac
 done
+exit $status

@@ -21,8 +21,9 @@ from card_scale.benchmark.work import step_work
 from card_scale.config import Config
 from card_scale.data.tokenizer import MASK_ID
 from card_scale.errors import ConfigurationError
-from card_scale.model.attention import create_attention
+from card_scale.model.attention import resolve_backend
 from card_scale.model.gpt import Vocabulary
+from card_scale.model.layer import MOST_COMPILED_VERSIONS
 from card_scale.parallel import cpu_backend, topology
 from card_scale.parallel.build import build_engine
 from card_scale.parallel.engine import ShardingEngine
@@ -100,7 +101,7 @@ def check(found: Sequence[Case], settings: Settings, world_size: int) -> topolog
             deepspeed_json.check(case.config, layout.data)
         for arm in settings.arms:
             objective = job.objective_of(config_of(arm, case.config))
-            create_attention(objective.attention, arm.backend, device)
+            resolve_backend(objective.attention, arm.backend, device.type)
         available = available_bytes(device) if available is None else available
         for arm in settings.arms:
             check_fits(arm, case.config, layout, Vocabulary(settings.vocabulary, MASK_ID).padded, available)
@@ -115,6 +116,10 @@ def run(found: Sequence[Case], settings: Settings, layout: topology.Topology) ->
 
     The process groups of ``layout`` must have formed. One engine serves all lengths of a model.
     """
+    # Each arm's attention is one more version of the same compiled function; past the limit it would silently run
+    # uncompiled, and be measured so.
+    torch._dynamo.config.recompile_limit = MOST_COMPILED_VERSIONS
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     engine, built_for = None, None
     for case in found:
         if built_for != case.model:
@@ -122,7 +127,7 @@ def run(found: Sequence[Case], settings: Settings, layout: topology.Topology) ->
             torch.cuda.empty_cache()
             attention = job.objective_of(config_of(settings.arms[0], case.config)).attention
             engine = build_engine(case.config, Vocabulary(settings.vocabulary, MASK_ID), attention)
-        # Compiled code is kept by shape, up to a limit; no two cases share a shape.
+        # No two cases share a shape, hence no compiled code.
         torch.compiler.reset()
         yield _measured(engine, case, settings, layout), _profiles(engine, case, settings)
 
