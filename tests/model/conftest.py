@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from card_scale.config import Config, DataConfig, ModelConfig, TrainConfig
+from card_scale.config import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from card_scale.model.gpt import GPT, Vocabulary
 from card_scale.model.initialization import initial_weight
 from card_scale.model.weights import logical_weights
@@ -15,6 +15,7 @@ from card_scale.parallel import process_groups
 from card_scale.parallel.topology import Topology
 
 VOCABULARY = Vocabulary(size=250, mask_id=4)
+OBJECTIVES = {"causal": "card", "bidirectional": "mdlm", "block_diffusion": "bd3lm"}
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +30,27 @@ def one_rank(tmp_path_factory):
 
 @pytest.fixture
 def build(one_rank):  # noqa: ARG001 - the groups must stand
-    """Function that builds the whole model on this rank; keywords are keys of the group ``model``.
+    """Function that builds the whole model on this rank; further keywords are keys of the group ``model``.
 
     Norm weights are moved away from one, where a missing norm weight would not show.
     """
 
-    def build_model(attention: AttentionKind = AttentionKind("causal"), **model) -> GPT:  # noqa: B008 - immutable
+    def build_model(
+        attention: AttentionKind = AttentionKind("causal"),  # noqa: B008 - immutable
+        vocabulary: Vocabulary = VOCABULARY,
+        **model,
+    ) -> GPT:
+        objective = ObjectiveConfig(name=OBJECTIVES[attention.name])
+        if attention.name == "block_diffusion":
+            objective = dataclasses.replace(objective, block=attention.block)
         config = Config(
             model=dataclasses.replace(ModelConfig(layers=2, hidden=24, heads=3, ffn=40, length=12), **model),
+            objective=objective,
             data=DataConfig(path="synthetic"),
             train=TrainConfig(steps=1),
         )
         config.check()
-        chunk = GPT(config, VOCABULARY, attention)
+        chunk = GPT(config, vocabulary, attention)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter, where in logical_weights([chunk]):

@@ -1,6 +1,5 @@
 """The model that is trained: its architecture, causality, and what it can never predict."""
 
-import dataclasses
 import re
 
 import pytest
