@@ -28,8 +28,8 @@ HOST_READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", 
 """Operations that wait for the device: .item(), branches on data, shapes that depend on data."""
 
 
-MOST_GRAPHS = 3
-"""Layers share their graphs: one for the last layer, one for the others, and one more where a first pass differs."""
+MOST_GRAPHS = 4
+"""Layers share their graphs, those of a first and of a last layer apart: far fewer than the ten layers."""
 
 
 def run_and_count_graphs(configs) -> list[tuple[Trajectory, int]]:
@@ -48,7 +48,7 @@ def test_every_layer_compiles_as_one_graph_and_trains_the_same():
     cases = [
         (ENGINES[2], {"name": "mdlm"}, {}),
         (ENGINES[3], {"name": "bd3lm", "block": 4}, {}),
-        (ENGINES[4], {"name": "card"}, {"dropout": 0.1}),
+        ({**ENGINES[4], "recompute": "full"}, {"name": "card"}, {"dropout": 0.1}),
     ]
     plain, compiled = (
         [
