@@ -1,9 +1,22 @@
-"""Model FLOPs against published throughput figures, and parameter counts against a Megatron-like model."""
+"""Model FLOPs against a count of every product and published figures; parameter counts against a model's."""
+
+import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from card_scale.training.throughput import flops_per_token, parameter_counts, peak_flops, throughput_fields
+from card_scale.config import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from card_scale.training.throughput import (
+    block_diffusion_flops_per_token,
+    flops_of,
+    flops_per_token,
+    parameter_counts,
+    peak_flops,
+    throughput_fields,
+)
+from tests.objectives import oracles
 
 H100 = 989.4e12
 # Llama-3 8B: grouped-query attention with 8 of 32 heads, hence N_mm written out; head included, input embedding not.
@@ -49,6 +62,133 @@ def test_flops_count_pairs_of_a_causal_mask():
     flops = flops_per_token(multiplied=0, layers=1, hidden=hidden, length=length)
     assert flops.full * length == 3 * 2 * 2 * hidden * length**2
     assert flops.causal * length == 3 * 2 * 2 * hidden * length**2 / 2
+
+
+def config_of(name, *, layers, hidden, ffn, length, block=1, heads=1):
+    return Config(
+        model=ModelConfig(layers=layers, hidden=hidden, heads=heads, ffn=ffn, length=length),
+        objective=ObjectiveConfig(name=name, block=block),
+        data=DataConfig(path="synthetic"),
+        train=TrainConfig(steps=1),
+    )
+
+
+def sees(name, query, key, length, block):
+    if name == "bd3lm":
+        return oracles.sees(query, key, length, block)
+    return name == "mdlm" or key <= query
+
+
+def products(name, *, layers, hidden, ffn, length, block, vocabulary):
+    """Return the forward FLOPs of one sample, matrix product by matrix product: (of visible pairs, of all pairs).
+
+    A product of [m, k] and [k, n] is 2 m n k. Only what the losses need is computed.
+    """
+    positions = 2 * length if name == "bd3lm" else length
+    visible = whole = 0
+    for layer in range(layers):
+        asked = length if layer == layers - 1 else positions
+        matrices = [
+            (asked, hidden, hidden),  # queries
+            (positions, hidden, hidden),  # keys
+            (positions, hidden, hidden),  # values
+            (asked, hidden, hidden),  # projection
+            (asked, hidden, 2 * ffn),  # gate and factor
+            (asked, ffn, hidden),
+        ]
+        dense = sum(2 * m * n * k for m, k, n in matrices)
+        pairs = sum(sees(name, query, key, length, block) for query in range(asked) for key in range(positions))
+        # Each pair takes a product of two rows of the keys' width, and adds a row of that width to the output.
+        visible += dense + 2 * (2 * hidden) * pairs
+        whole += dense + 2 * (2 * hidden) * asked * positions
+    head = 2 * length * hidden * vocabulary
+    return visible + head, whole + head
+
+
+@given(
+    name=st.sampled_from(["mdlm", "bd3lm"]),
+    layers=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    head_size=st.sampled_from([2, 4]),
+    ffn=st.integers(1, 20),
+    blocks=st.integers(1, 4),
+    block=st.integers(1, 4),
+)
+@settings(max_examples=60, deadline=None)
+def test_flops_are_those_of_every_product(name, layers, heads, head_size, ffn, blocks, block):
+    sizes = {"layers": layers, "hidden": heads * head_size, "ffn": ffn, "length": blocks * block, "block": block}
+    visible, whole = products(name, **sizes, vocabulary=64)
+    flops = flops_of(config_of(name, **sizes, heads=heads), 64)
+    # The backward pass has two products for each of the forward pass's.
+    assert flops.causal * blocks * block == pytest.approx(3 * visible, rel=1e-12)
+    assert flops.full * blocks * block == pytest.approx(3 * whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["card", "ar"])
+def test_flops_of_causal_objectives(name):
+    sizes = {"layers": 3, "hidden": 8, "ffn": 20, "length": 12, "block": 1}
+    visible, whole = products("ar", **sizes, vocabulary=64)
+    flops = flops_of(config_of(name, **sizes), 64)
+    assert flops.full * 12 == pytest.approx(3 * whole, rel=1e-12)
+    # By convention half of the square, without half of its diagonal.
+    assert flops.causal * 12 == pytest.approx(3 * (visible - 3 * 2 * 2 * 8 * 12 / 2), rel=1e-12)
+
+
+GPT_124M = {"layers": 12, "hidden": 768, "ffn": 2048, "vocabulary": 50368}
+CARD_1B = {"layers": 33, "hidden": 1536, "ffn": 4096, "vocabulary": 50368}
+
+
+def ratios(sizes, length, block):
+    """Return (MDLM/AR, BD3-LM/AR, BD3-LM/AR if its last layer took all 2L positions too)."""
+    sizes = dict(sizes)
+    vocabulary = sizes.pop("vocabulary")
+    ar, mdlm, blocks = (
+        flops_of(config_of(name, **sizes, length=length, block=block), vocabulary).causal
+        for name in ("ar", "mdlm", "bd3lm")
+    )
+    hidden, ffn = sizes["hidden"], sizes["ffn"]
+    # Of the last layer's clean half: queries, projection, feed-forward network; and half of its pairs.
+    saved = 6 * (2 * hidden**2 + 3 * hidden * ffn) + 12 * hidden * (length + block) / 2
+    return mdlm / ar, blocks / ar, (blocks + saved) / ar
+
+
+@pytest.mark.parametrize(
+    "sizes, length, mdlm, blocks",
+    [
+        (GPT_124M, 1024, 1.07, 1.71),
+        (GPT_124M, 4096, 1.23, 1.76),
+        (CARD_1B, 1024, 1.05, 1.93),
+        (CARD_1B, 2048, 1.09, 1.93),
+        (CARD_1B, 8192, 1.29, 1.95),
+    ],
+)
+def test_the_ratios_of_the_reference_table(sizes, length, mdlm, blocks):
+    """The table's BD3-LM takes all 2L positions through every layer; ours saves what the last need not compute."""
+    for block in (1, 4, 16):
+        of_mdlm, of_blocks, of_all_positions = ratios(sizes, length, block)
+        assert round(of_mdlm, 2) == mdlm
+        assert round(of_all_positions, 2) == blocks
+        assert 0.4 / sizes["layers"] < of_all_positions - of_blocks < 1 / sizes["layers"]
+
+
+@pytest.mark.parametrize("length, grouped", [(2048, 1.93), (8192, 1.94)])
+def test_the_ratio_of_an_8b_model(length, grouped):
+    """In the same table, for a model with grouped keys and values; ours, with all of them, has more dense work."""
+    sizes = {"layers": 32, "hidden": 4096, "ffn": 14336, "vocabulary": 128256}
+    assert grouped - 0.005 < ratios(sizes, length, 4)[2] < grouped + 0.015
+
+
+def test_the_limits_of_block_diffusion():
+    sizes = {"layers": 4, "hidden": 32, "ffn": 64, "length": 16}
+    smallest, largest = (block_diffusion_flops_per_token(**sizes, vocabulary=64, block=block) for block in (1, 16))
+    # The larger the block, the more it sees of itself; the full square has no blocks.
+    assert largest.causal - smallest.causal == 12 * 32 * 3.5 * 15
+    assert largest.full == smallest.full > largest.causal
+    config = config_of("bd3lm", **sizes, block=16)
+    assert flops_of(config, 64) == largest
+    # Neither the objective's other keys nor tying change the count.
+    tied = dataclasses.replace(config, model=dataclasses.replace(config.model, tie_embeddings=True))
+    assert flops_of(tied, 64) == largest
 
 
 @pytest.mark.parametrize(
