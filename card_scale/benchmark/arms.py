@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from card_scale.config import Config, nearest
 from card_scale.errors import ConfigurationError
@@ -66,11 +66,12 @@ def config_of(arm: Arm, base: Config) -> Config:
 
     Raises ConfigurationError where the arm cannot be run so, e.g. a block that does not divide ``model.length``.
     """
-    settings = {"name": arm.objective} | ({"block": arm.block} if arm.block else {})
+    objective: dict[str, Any] = {"name": arm.objective} | ({"block": arm.block} if arm.block else {})
+    model: dict[str, Any] = {"attention_backend": arm.backend}
     config = dataclasses.replace(
         base,
-        objective=dataclasses.replace(base.objective, **settings),
-        model=dataclasses.replace(base.model, attention_backend=arm.backend),
+        objective=dataclasses.replace(base.objective, **objective),
+        model=dataclasses.replace(base.model, **model),
     )
     config.check()
     return config

@@ -74,6 +74,7 @@ def _chunk_hooks(chunk: GPT, switch: Switch) -> Iterator[Any]:
     last_part = "head" if chunk.is_last else "layers"
 
     def take_stage_input(chunk: GPT, _arguments: tuple) -> None:
+        assert chunk.stage_input is not None
         (chunk.stage_input,) = mark(switch, "layers", "rest", chunk.stage_input)
 
     if chunk.is_first:

@@ -1,6 +1,8 @@
 """The step-latency benchmark: arms over models and lengths, one engine per model, results as plain dictionaries."""
 
 import dataclasses
+import gc
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -62,8 +64,12 @@ def cases(
     """Return every model at every length (none given: its own).
 
     With ``tokens`` a micro-batch holds so many clean tokens, and a step one micro-batch per rank and pipeline stage;
-    else both are the model's own. Raises ConfigurationError if a length does not divide ``tokens``.
+    else both are the model's own. Raises ConfigurationError if a length does not divide ``tokens``, or
+    two models have one name.
     """
+    names = [name for name, _ in models]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"results are told apart by the configuration's name, but two are alike: {names}")
     found = []
     for name, config in models:
         micro_batch, global_batch = config.train.micro_batch, config.train.global_batch
@@ -120,23 +126,23 @@ def run(found: Sequence[Case], settings: Settings, layout: topology.Topology) ->
     # uncompiled, and be measured so.
     torch._dynamo.config.recompile_limit = MOST_COMPILED_VERSIONS
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    engine, built_for = None, None
-    for case in found:
-        if built_for != case.model:
-            engine, built_for = None, case.model  # lets go of the last model's memory before the next one's is taken
-            torch.cuda.empty_cache()
-            attention = job.objective_of(config_of(settings.arms[0], case.config)).attention
-            engine = build_engine(case.config, Vocabulary(settings.vocabulary, MASK_ID), attention)
-        # No two cases share a shape, hence no compiled code.
-        torch.compiler.reset()
-        yield _measured(engine, case, settings, layout), _profiles(engine, case, settings)
+    for _, group in itertools.groupby(found, key=lambda case: case.model):
+        of_one_model = list(group)
+        config = of_one_model[0].config
+        attention = job.objective_of(config_of(settings.arms[0], config)).attention
+        engine = build_engine(config, Vocabulary(settings.vocabulary, MASK_ID), attention)
+        for case in of_one_model:
+            torch.compiler.reset()  # no two cases share a shape, hence no compiled code
+            yield _measured(engine, case, settings, layout), _profiles(engine, case, settings)
+        del engine  # before the next model's takes memory
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: topology.Topology) -> dict[str, Any]:
     config, rows, device = case.config, Vocabulary(settings.vocabulary, MASK_ID).padded, cpu_backend.device()
     bf16, is_gpu = config.train.precision == "bf16", device.type == "cuda"
-    steps = {"steps": settings.steps, "warm_up": settings.warm_up}
-    times = measure(engine, settings.arms, config, settings.vocabulary, **steps)
+    times = measure(engine, settings.arms, config, settings.vocabulary, steps=settings.steps, warm_up=settings.warm_up)
     states = state_bytes(config, layout, counts_of(config.model, rows).total)
     best = None
     if settings.memory_cap is not None:
@@ -145,9 +151,15 @@ def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: to
         in_flight = max(sizes.values()) * layout.data * layout.pipeline
         smallest = min(sizes.values())
         common = with_sizes(config, length=config.model.length, micro_batch=smallest, global_batch=in_flight)
-        # These steps are long: fewer of them say as much.
-        steps["steps"] = max(1, settings.steps // 5)
-        best_times = measure(engine, settings.arms, common, settings.vocabulary, micro_batches=sizes, **steps)
+        best_times = measure(
+            engine,
+            settings.arms,
+            common,
+            settings.vocabulary,
+            steps=max(1, settings.steps // 5),  # these steps are long: fewer of them say as much
+            warm_up=settings.warm_up,
+            micro_batches=sizes,
+        )
         best = {"cap_bytes": settings.memory_cap, **_case_result(common, settings, best_times, rows)}
     return {
         "model": case.model,

@@ -116,12 +116,11 @@ def measure(
     runners = [ArmRunner(engine, arm, _sized(base, micro_batches, arm)) for arm in arms]
     times = {runner.arm.name: ArmTimes(runner.backend, runner.config.train.micro_batch) for runner in runners}
     batches = random_batches(base, vocabulary)
-    parameters = [parameter for parameter, _ in engine.weights()]
     for runner in runners:
         runner.install()
         for step in range(warm_up - 1):
             runner.step(batches(step))
-        with PeakMemory(device, parameters) as peak:
+        with PeakMemory(device, engine.chunks) as peak:
             runner.step(batches(warm_up - 1))
         times[runner.arm.name].peak_bytes = maximum_over_ranks(peak.bytes)
     for number in range(-(-steps // turn.counted)):
@@ -178,7 +177,7 @@ def _join_ranks(times: ArmTimes) -> None:
     }
 
 
-def _reduced(values: list, operation: dist.ReduceOp) -> list:
+def _reduced(values: list, operation: dist.ReduceOp.RedOpType) -> list:
     tensor = torch.tensor(values, dtype=torch.float64, device=cpu_backend.device())
     dist.all_reduce(tensor, op=operation)
     return tensor.tolist()

@@ -42,7 +42,6 @@ def best_micro_batches(
     ConfigurationError for an arm of which not one sequence fits.
     """
     device = cpu_backend.device()
-    parameters = [parameter for parameter, _ in engine.weights()]
     best = {}
     for arm in arms:
         peaks = []
@@ -53,10 +52,10 @@ def best_micro_batches(
             runner.install()
             batch = random_batches(sizes, vocabulary)(0)
             runner.step(batch)  # compiles, and makes masks and optimizer states
-            with PeakMemory(device, parameters) as peak:
+            with PeakMemory(device, engine.chunks) as peak:
                 runner.step(batch)
             peaks.append(maximum_over_ranks(peak.bytes) + (states if device.type == "cpu" else 0.0))
-        best[arm.name] = largest_fitting(*peaks, cap)
+        best[arm.name] = largest_fitting(peaks[0], peaks[1], cap)
         if not best[arm.name]:
             raise ConfigurationError(
                 f"arm {arm.name}: one sequence of model.length {base.model.length} takes {peaks[0] / 2**30:.3g} GiB, "

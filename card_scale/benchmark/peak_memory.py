@@ -1,9 +1,11 @@
 """Peak memory of a training step, measured."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 MEANINGS = {
     "cuda": "peak of the CUDA allocator during a step: states, activations, workspaces",
@@ -18,12 +20,12 @@ class PeakMemory:
     A CPU has no allocator to ask, so there the tensors saved for the backward pass are counted, each storage once.
     """
 
-    def __init__(self, device: torch.device, parameters: list[Tensor]):
-        """``parameters`` are not counted on a CPU: they are states, though autograd keeps them too."""
+    def __init__(self, device: torch.device, modules: Sequence[nn.Module]):
+        """Parameters of ``modules`` are not counted on a CPU: they are states, though autograd keeps them too."""
         self.bytes = 0
         self._device = device
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, _Kept.take)
-        self._not_counted = {_address(parameter) for parameter in parameters}
+        self._modules = modules
         self._keepers: Counter[int] = Counter()
         self._kept_bytes = 0
 
@@ -45,20 +47,23 @@ class PeakMemory:
     def _keep(self, tensor: Tensor) -> "_Kept":
         return _Kept(self, tensor)
 
+    def parameter_storages(self) -> set[int]:
+        """Return where the parameters lie now: full sharding gathers them anew in every pass."""
+        parameters = (parameter for module in self._modules for parameter in module.parameters())
+        return {_address(parameter) for parameter in parameters if not isinstance(parameter, DTensor)}
+
     def hold(self, address: int, size: int) -> None:
         """Count a storage until :meth:`release`; one that is held already costs nothing more."""
-        if address not in self._not_counted:
-            if not self._keepers[address]:
-                self._kept_bytes += size
-            self._keepers[address] += 1
-            self.bytes = max(self.bytes, self._kept_bytes)
+        if not self._keepers[address]:
+            self._kept_bytes += size
+        self._keepers[address] += 1
+        self.bytes = max(self.bytes, self._kept_bytes)
 
     def release(self, address: int, size: int) -> None:
         """Take back one :meth:`hold`."""
-        if address not in self._not_counted:
-            self._keepers[address] -= 1
-            if not self._keepers[address]:
-                self._kept_bytes -= size
+        self._keepers[address] -= 1
+        if not self._keepers[address]:
+            self._kept_bytes -= size
 
 
 class _Kept:
@@ -66,15 +71,17 @@ class _Kept:
 
     def __init__(self, owner: PeakMemory, tensor: Tensor):
         self.owner, self.tensor = owner, tensor
-        # Remembered: full sharding empties the storages of gathered parameters under way.
-        self.place = _address(tensor), tensor.untyped_storage().nbytes()
-        owner.hold(*self.place)
+        self.address, self.size = _address(tensor), tensor.untyped_storage().nbytes()
+        self.counted = self.address not in owner.parameter_storages()
+        if self.counted:
+            owner.hold(self.address, self.size)
 
     def take(self) -> Tensor:
         return self.tensor
 
     def __del__(self) -> None:
-        self.owner.release(*self.place)
+        if self.counted:
+            self.owner.release(self.address, self.size)
 
 
 def _address(tensor: Tensor) -> int:

@@ -7,13 +7,16 @@ import subprocess
 import sys
 
 import pytest
+import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from card_scale.benchmark import plot
+from card_scale.benchmark import arms, latency, plot
 from card_scale.benchmark.instruments import PARTS
 from card_scale.benchmark.report import parts_over_whole, tables, to_json
 from card_scale.errors import ConfigurationError
+from card_scale.parallel import process_groups
 from tests.launchers.processes import REPOSITORY
+from tests.layouts.processes import run_ranks
 from tests.layouts.trajectory import small_config
 
 ARMS = ["ar", "card", "mdlm", "bd3lm-split-b4", "bd3lm-dense-b4"]
@@ -136,3 +139,24 @@ def test_bad_input_ends_with_a_line_and_its_code(options, code, message):
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def measured(config) -> dict:
+    settings = latency.Settings(
+        arms=arms.parse(["card", "bd3lm-b4"], []), vocabulary=250, steps=2, warm_up=2, memory_cap=2**22, profile=False
+    )
+    cases = latency.cases([("small", config)], [16], 32, dist.get_world_size())
+    layout = latency.check(cases, settings, dist.get_world_size())
+    process_groups.form(layout, 60)
+    ((result, _),) = latency.run(cases, settings, layout)
+    return result
+
+
+@pytest.mark.parametrize("parallel", [dict(pipeline=2, zero=1), dict(engine="fsdp2")], ids=str)
+def test_every_rank_has_the_same_result(parallel):
+    config = small_config(parallel=parallel, train=dict(global_batch=2))
+    first, second = run_ranks(measured, 2, config, deadline=90)
+    assert {**first, "gemm_flops_per_second": 0} == {**second, "gemm_flops_per_second": 0}
+    assert set(first["arms"]) == {"card", "bd3lm-b4"}
+    assert first["tokens_per_step"] == 64
+    assert first["best_micro_batch"]["arms"]["card"]["micro_batch"] >= 1

@@ -81,6 +81,8 @@ def test_cases_that_cannot_be_are_refused():
     models = [("small", small_config())]
     with pytest.raises(ConfigurationError, match="--tokens 100 is not a multiple of length 16"):
         latency.cases(models, [16], 100, 1)
+    with pytest.raises(ConfigurationError, match="two are alike"):
+        latency.cases(models * 2, [16], None, 1)
     mixed = [*models, ("tensor", small_config(parallel=dict(tensor=2)))]
     with pytest.raises(ConfigurationError, match=r"several \(.*tensor 1.*; .*tensor 2"):
         latency.check(latency.cases(mixed, [], None, 2), settings(), 2)
@@ -100,11 +102,11 @@ def test_the_largest_micro_batch_is_a_power_of_two_under_the_cap():
 
 
 def test_kept_tensors_are_counted_once_each_until_their_backward_pass():
-    weight = torch.randn(8, 8, requires_grad=True)
-    with PeakMemory(CPU, [weight]) as peak:
+    layer = torch.nn.Linear(8, 8, bias=False)
+    with PeakMemory(CPU, [layer]) as peak:
         for _ in range(3):
             x = torch.randn(4, 8)
-            y = x @ weight  # keeps x (128 bytes); the weight is a state
+            y = layer(x)  # keeps x (128 bytes); the weight is a state
             z = y.sigmoid()  # keeps its output (128 bytes)
             (z * z).sum().backward()  # keeps z again, twice
     assert peak.bytes == 2 * 4 * 8 * 4
