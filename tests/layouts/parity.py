@@ -21,6 +21,7 @@ def label(config: Config) -> str:
         "tied" if model.tie_embeddings else "",
         "interleaved" if parallel.virtual_pipeline > 1 else "",
         "recompute" if parallel.recompute != "none" else "",
+        model.attention_backend if model.attention_backend != "auto" else "",
         "dropout" if model.dropout else "",
         f"micro_batch={train.micro_batch}",
         "bf16" if train.precision == "bf16" else "",
@@ -38,11 +39,14 @@ def label(config: Config) -> str:
 def one_rank(config: Config) -> Config:
     """Return the configuration that trains the same on one rank, in the plainest way: no sharding, no micro-batches.
 
-    DeepSpeed's stage 0 does not train in bf16; stage 1 on one rank shards nothing.
+    DeepSpeed's stage 0 does not train in bf16; stage 1 on one rank shards nothing. The plainest attention of block
+    diffusion is the one with the whole mask.
     """
     zero = 1 if config.train.precision == "bf16" else 0
+    backend = "dense" if config.objective.name == "bd3lm" else "auto"
     return dataclasses.replace(
         config,
+        model=dataclasses.replace(config.model, attention_backend=backend),
         parallel=ParallelConfig(zero=zero),
         train=dataclasses.replace(config.train, micro_batch=config.train.global_batch),
     )

@@ -5,19 +5,21 @@ loss, the norm, the clip or the optimizer's grouping. Under block diffusion the 
 through all layers, under a mask that it makes itself, and lets go of the clean half at the very end.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from card_scale.config import Config
+from card_scale.config import Config, ParallelConfig
 from card_scale.data.loader import Batch
 from card_scale.model.initialization import initial_weight
 from card_scale.objectives.noise import Stream, uniforms
 from tests.layouts import masked_diffusion_loops
-from tests.layouts.parity import TOLERANCE
-from tests.layouts.trajectory import VOCABULARY, global_batch, small_config
+from tests.layouts.parity import TOLERANCE, deadline
+from tests.layouts.processes import run_ranks
+from tests.layouts.trajectory import VOCABULARY, global_batch, run_variants, small_config
 from tests.model import reference_gpt
 from tests.objectives import oracles
 
@@ -140,10 +142,16 @@ def float64_trajectory(config: Config) -> tuple[list[float], list[float]]:
     return losses, norms
 
 
+@pytest.fixture(scope="module")
+def trajectories():
+    """What the library trains on one rank, by name of the configuration."""
+    plain = [dataclasses.replace(config, parallel=ParallelConfig(zero=0)) for config in CONFIGS.values()]
+    (found,) = run_ranks(run_variants, 1, plain, deadline=deadline(plain))
+    return dict(zip(CONFIGS, found, strict=True))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_one_rank_trains_as_plain_float64_torch(references, name):
-    config = CONFIGS[name]
-    (found,) = references.of([config])
-    losses, norms = float64_trajectory(config)
-    assert found.losses == pytest.approx(losses, rel=TOLERANCE)
-    assert found.norms == pytest.approx(norms, rel=TOLERANCE)
+def test_one_rank_trains_as_plain_float64_torch(trajectories, name):
+    losses, norms = float64_trajectory(CONFIGS[name])
+    assert trajectories[name].losses == pytest.approx(losses, rel=TOLERANCE)
+    assert trajectories[name].norms == pytest.approx(norms, rel=TOLERANCE)
