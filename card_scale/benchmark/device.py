@@ -1,5 +1,6 @@
 """What the device is capable of, next to which a step's speed is put, and the state it was in."""
 
+import shutil
 import subprocess
 
 import torch
@@ -27,6 +28,8 @@ def gpu_state(device: torch.device) -> str | None:
     """Return clocks, power and temperature of the GPUs as nvidia-smi states them, None on a CPU."""
     if device.type != "cuda":
         return None
+    if shutil.which("nvidia-smi") is None:
+        return "unknown: no nvidia-smi"
     query = "--query-gpu=clocks.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
     shown = subprocess.run(["nvidia-smi", query, "--format=csv"], capture_output=True, text=True, check=False)
-    return shown.stdout.strip() or "unknown"
+    return shown.stdout.strip()

@@ -64,8 +64,8 @@ def cases(
     """Return every model at every length (none given: its own).
 
     With ``tokens`` a micro-batch holds so many clean tokens, and a step one micro-batch per rank and pipeline stage;
-    else both are the model's own. Raises ConfigurationError if a length does not divide ``tokens``, or
-    two models have one name.
+    else both are the model's own. Raises ConfigurationError if a length does not divide ``tokens``, or if two models
+    have one name.
     """
     names = [name for name, _ in models]
     if len(set(names)) < len(names):
@@ -87,8 +87,7 @@ def cases(
 def memory_cap(gib: float | None) -> float | None:
     """Return the bytes of ``--memory-gib``: as given, None for 0; by default 90 % of a GPU, and None on a CPU."""
     if gib is None:
-        device = cpu_backend.device()
-        return 0.9 * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+        return 0.9 * torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
     return gib * 2**30 if gib else None
 
 
@@ -98,7 +97,7 @@ def check(found: Sequence[Case], settings: Settings, world_size: int) -> topolog
     Raises ConfigurationError: an arm that a case or the device does not have, more memory than there is, models of
     different layouts.
     """
-    device, available = cpu_backend.device(), None
+    device_type, available = cpu_backend.device().type, available_bytes()
     layouts = {}
     for case in found:
         layout = topology.plan(case.config, world_size)
@@ -107,8 +106,7 @@ def check(found: Sequence[Case], settings: Settings, world_size: int) -> topolog
             deepspeed_json.check(case.config, layout.data)
         for arm in settings.arms:
             objective = job.objective_of(config_of(arm, case.config))
-            resolve_backend(objective.attention, arm.backend, device.type)
-        available = available_bytes(device) if available is None else available
+            resolve_backend(objective.attention, arm.backend, device_type)
         for arm in settings.arms:
             check_fits(arm, case.config, layout, Vocabulary(settings.vocabulary, MASK_ID).padded, available)
     if len(layouts) > 1:

@@ -28,10 +28,12 @@ def step_bytes(config: Config, layout: topology.Topology, vocabulary_rows: int) 
     return states + activation_bytes(config, layout) + logits + mask
 
 
-def available_bytes(device: torch.device) -> int:
+def available_bytes() -> int:
     """Return the bytes that this rank may still take: of its GPU, or its share of the machine's memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if torch.cuda.is_available():
+        # Asked before the ranks take their GPUs; a rank without one is refused when they do.
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.cuda.mem_get_info(local_rank % torch.cuda.device_count())[0]
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

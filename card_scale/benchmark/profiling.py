@@ -20,7 +20,7 @@ def step_profile(runner: ArmRunner, batch: Batch) -> str:
     clock.wait()
     activities, column = [ProfilerActivity.CPU], "self_cpu_time_total"
     if device.type == "cuda":
-        activities, column = [*activities, ProfilerActivity.CUDA], "self_cuda_time_total"
+        activities, column = [*activities, ProfilerActivity.CUDA], "self_device_time_total"
     with profile(activities=activities) as profiled:
         for _ in range(PROFILED_STEPS):
             runner.step(batch)

@@ -62,7 +62,7 @@ def settings(**changes) -> latency.Settings:
 
 
 def test_a_sweep_is_refused_before_any_engine_is_built(monkeypatch):
-    monkeypatch.setattr(latency, "available_bytes", lambda _: 2**27)
+    monkeypatch.setattr(latency, "available_bytes", lambda: 2**27)
     monkeypatch.setattr(latency, "build_engine", lambda *_: pytest.fail("an engine was built"))
     models = [("small", small_config(parallel=dict(zero=0)))]
     assert latency.check(latency.cases(models, [16], None, 1), settings(), 1).world_size == 1
