@@ -206,8 +206,15 @@ def _arm_result(arm: Arm, config: Config, times: ArmTimes, rows: int) -> dict[st
         "supervised_tokens_per_second": tokens * times.supervised_share / step.median,
         "flops": {**work._asdict(), "total": work.total},
         "flops_per_second_and_device": work.total / step.median / dist.get_world_size(),
-        "samples_seconds": {"step": times.step, "phases": times.phases, "parts": times.parts},
+        "samples_seconds": _rounded({"step": times.step, "phases": times.phases, "parts": times.parts}),
     }
+
+
+def _rounded(samples: Any) -> Any:
+    """Return the samples to a tenth of a microsecond: a long file is not more exact."""
+    if isinstance(samples, dict):
+        return {name: _rounded(part) for name, part in samples.items()}
+    return [_rounded(part) for part in samples] if isinstance(samples, list) else round(samples, 7)
 
 
 def _comparison(

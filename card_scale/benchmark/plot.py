@@ -53,7 +53,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path, device: str) -> None:
     blocks = sorted({block for _, block in panels})
     models = list(dict.fromkeys(model for model, _ in panels))
     backends = list(dict.fromkeys(backend for panel in panels.values() for backend in panel))
-    size = (1.0 + 3.4 * len(blocks), 1.2 + 3.0 * len(models))
+    size = (max(6.0, 1.0 + 3.2 * len(blocks)), 1.4 + 3.0 * len(models))
     figure, axes = pyplot.subplots(len(models), len(blocks), figsize=size, sharex=True, sharey=True, squeeze=False)
     for row, model in enumerate(models):
         for column, block in enumerate(blocks):
@@ -63,7 +63,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path, device: str) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("L, clean tokens a sequence")
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(f"{device}; medians of paired rounds, 95 % bootstrap intervals", fontsize=9)
+    figure.suptitle(f"{device}\nmedians of paired rounds, 95 % bootstrap intervals", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -77,10 +77,9 @@ def _panel(axis: Any, panel: dict[str, list[Point]], backends: list[str]) -> Non
             style = {"color": f"C{number}", "marker": "o", "markersize": 4, "capsize": 3, "label": backend}
             axis.errorbar([p.length for p in points], [p.median for p in points], yerr=bars, **style)
     reference = next(iter(panel.values()), [])
-    axis.plot(
-        [p.length for p in reference], [p.by_flops for p in reference], color="grey", linestyle="--", label="FLOPs"
-    )
+    lengths = [p.length for p in reference]
+    axis.plot(lengths, [p.by_flops for p in reference], color="grey", linestyle="--", label="ratio of FLOPs")
     axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_xticks(lengths, [str(length) for length in lengths])
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
