@@ -74,6 +74,8 @@ class ObjectiveConfig:
     """bd3lm: upper end of the range of a block's mask rate."""
     search_interval: bool = False
     """bd3lm: take over the mask-rate interval that each evaluation finds to have the least variance."""
+    resample: bool = True
+    """Corrupt a sample anew in each epoch; false repeats the corruption of its first."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class DataConfig:
     """Dataset directory whose validation split is evaluated; by default data.path."""
     validation_samples: int = 0
     """Validation samples per evaluation; 0 takes them all."""
+    train_samples: int = 0
+    """Training samples, the first of the stream, that are evaluated beside them; 0 takes none."""
     unique_tokens: int | None = None
     """Keep only the first so many tokens of the training stream."""
     epochs: float | None = None
@@ -364,6 +368,7 @@ def _check_ranges(config: Config) -> None:
     require("objective.max_mask", 0.0 < config.objective.max_mask <= 1.0, "in (0, 1]")
     require("data.path", bool(config.data.path), "a dataset directory written by tools/data.py build")
     require("data.validation_samples", config.data.validation_samples >= 0, "0 (all) or more")
+    require("data.train_samples", config.data.train_samples >= 0, "0 (none) or more")
     unique_tokens, epochs = config.data.unique_tokens, config.data.epochs
     require("data.unique_tokens", unique_tokens is None or unique_tokens > config.model.length, "above model.length")
     require("data.epochs", epochs is None or epochs > 0, "above 0")

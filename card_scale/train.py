@@ -67,6 +67,7 @@ def train(config: Config, stop: StopRequest) -> str:
 
     update = Update(engine, objective, config)
     evaluate = Evaluation(engine, objective, config, job.open_validation(config, data))
+    evaluate_on_train = Evaluation(engine, objective, config, job.open_train_samples(config, data))
     recorder = None
     if is_main:
         recorder = Recorder(
@@ -81,10 +82,13 @@ def train(config: Config, stop: StopRequest) -> str:
 
     def evaluate_and_record(step: int) -> None:
         results = evaluate()
+        if config.data.train_samples:
+            train_nll = evaluate_on_train.likelihood()["validation_nll"]
+            results |= {"train_nll": train_nll, "repetition/gap": results["validation_nll"] - train_nll}
         update.objective = job.adopt_interval(update.objective, results)
         if config.optimizer.ema and step:
             engine.swap_averaged()
-            results["ema/validation_nll"] = evaluate()["validation_nll"]
+            results["ema/validation_nll"] = evaluate.likelihood()["validation_nll"]
             engine.swap_averaged()
         if recorder:
             recorder.evaluation(step, results)

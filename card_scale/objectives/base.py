@@ -36,6 +36,12 @@ class Samples(NamedTuple):
     batch_size: int
     """Samples of the global batch over all ranks: those that share the strata of the noise levels."""
 
+    def resampled(self, resample: bool) -> "Samples":
+        """The same samples, or unless ``resample`` ones whose noise depends on their id, not on epoch and batch."""
+        if resample:
+            return self
+        return self._replace(epochs=torch.zeros_like(self.epochs), global_positions=self.sample_ids, batch_size=1)
+
 
 class ObjectiveBatch(NamedTuple):
     """What the model reads and what it is asked for: B samples, L predictions each, of M inputs.

@@ -53,6 +53,8 @@ class BlockDiffusionObjective(Objective):
     search_interval: bool = False
     """Whether training takes over the interval that an evaluation finds to have the least variance
     (objectives/mask_interval.py)."""
+    resample: bool = True
+    """False repeats the corruption of a sample's first epoch in all others."""
     mask_id: int = 4
     """Token id of [MASK]."""
 
@@ -60,6 +62,11 @@ class BlockDiffusionObjective(Objective):
         check_number("block", self.block, 1, math.inf)
         check_number("min_mask", self.min_mask, 0, 1)
         check_number("max_mask", self.max_mask, self.min_mask, 1)
+        if self.search_interval and self.block == 1:
+            raise ConfigurationError(
+                "objective.search_interval is true, but blocks of one token (objective.block 1) are always fully "
+                "masked; leave it false"
+            )
         fewest, most = self._mask_counts()
         if max(fewest, 1) > most:
             raise ConfigurationError(
@@ -85,6 +92,7 @@ class BlockDiffusionObjective(Objective):
         """
         if self.block == 1:
             return self._fully_masked(samples)
+        samples = samples.resampled(self.resample)
         levels = masked_diffusion.stratified_uniforms(
             samples, self._blocks(samples), seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA
         )

@@ -108,6 +108,8 @@ class CardObjective(Objective):
     min_noise: float = 0.0
     """Noise levels are uniform in [min_noise, max_noise)."""
     max_noise: float = 1.0
+    resample: bool = True
+    """False repeats the corruption of a sample's first epoch in all others."""
     mask_id: int = 4
     """Token id of [MASK]."""
 
@@ -128,7 +130,7 @@ class CardObjective(Objective):
         Each sample has its own noise level. The first input is never masked, since the model needs one clean token to
         start from. Raises ConfigurationError if L is 1, where no other input is left.
         """
-        tokens, sample_ids, epochs = samples.tokens, samples.sample_ids, samples.epochs
+        tokens, sample_ids, epochs, *_ = samples.resampled(self.resample)
         draw = noise.uniforms(seed, sample_ids, epochs, 1, noise.Stream.NOISE_LEVEL)[:, 0].double()
         noise_level = (self.min_noise + (self.max_noise - self.min_noise) * draw).to(torch.float32)
         masked = self._masked(tokens, noise_level, seed, sample_ids, epochs, noise.Stream.MASK)

@@ -24,11 +24,14 @@ class MdlmObjective(Objective):
     attention: ClassVar[AttentionKind] = AttentionKind("bidirectional")
     likelihood_is_exact: ClassVar[bool] = False
 
+    resample: bool = True
+    """False repeats the corruption of a sample's first epoch in all others."""
     mask_id: int = 4
     """Token id of [MASK]."""
 
     def corrupt(self, samples: Samples, seed: int) -> ObjectiveBatch:
         """The training batch. The first input is never masked. Raises ConfigurationError if L is 1."""
+        samples = samples.resampled(self.resample)
         levels = masked_diffusion.stratified_uniforms(samples, 1, seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA)
         return self._masked(samples, levels, seed, noise.Stream.MASK)
 

@@ -37,25 +37,27 @@ class Evaluation:
         self.device = cpu_backend.device()
         self.scored = objective.scored(config.model.length)
 
-    @torch.no_grad()
     def __call__(self) -> dict[str, Any]:
+        """Return :meth:`likelihood`, and for CARD the losses under noise.
+
+        These are ``card/validation_nll_noise_T``, the unweighted loss at noise level T, and
+        ``card/validation_nll_masked_K``, the loss of a token predicted after K - 1 masks and clean text before them.
+        """
+        results = self.likelihood()
+        if isinstance(self.objective, CardObjective):
+            results |= self._card(self.objective)
+        return results
+
+    def likelihood(self) -> dict[str, Any]:
         """Return ``validation_nll`` (nats per predicted token) and ``validation_perplexity``.
 
         For AR, CARD and BD3-LM with blocks of one token this is the exact likelihood, left to right; else an estimate
-        of an upper bound, marked ``"bound": True``, with ``validation_nll_standard_error``.
-
-        For CARD also ``card/validation_nll_noise_T``, the unweighted loss at noise level T, and
-        ``card/validation_nll_masked_K``, the loss of a token predicted after K - 1 masks and clean text before them.
-        With ``objective.search_interval`` also ``bd3lm/min_mask`` and ``bd3lm/max_mask``, the interval of mask rates
-        with the least ``bd3lm/block_loss_variance``.
+        of an upper bound, marked ``"bound": True``, with ``validation_nll_standard_error``. With
+        ``objective.search_interval`` also ``bd3lm/min_mask`` and ``bd3lm/max_mask``, the interval of mask rates with
+        the least ``bd3lm/block_loss_variance``.
         """
-        self.engine.train(False)
         results = self._exact() if self.objective.likelihood_is_exact else self._bound()
-        results["validation_perplexity"] = math.exp(min(results["validation_nll"], 700.0))
-        if isinstance(self.objective, CardObjective):
-            results |= self._card(self.objective)
-        self.engine.train()
-        return results
+        return results | {"validation_perplexity": math.exp(min(results["validation_nll"], 700.0))}
 
     def _exact(self) -> dict[str, Any]:
         def summarise(token_losses: Tensor, batch: ObjectiveBatch, valid: Tensor) -> dict[str, Tensor]:
@@ -141,18 +143,20 @@ class Evaluation:
         return global_sums(local)
 
     def _reports(self, corrupt: Corruption, summarise: Summary, draw: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Run this rank's validation samples, with the noise of a draw; on the last stage yield their summaries."""
+        """Run this rank's samples, with the noise of a draw; on the last stage yield their summaries."""
 
         def report(token_losses: Tensor, micro_batch: schedule.MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
             batch, valid = micro_batch.extra
             return token_losses.sum(), summarise(token_losses, batch, valid.double())
 
         count = self.batches.sample_count
+        self.engine.train(False)
         for fields in self.batches:
             sample_ids, _, tokens, valid = (field.to(self.device, non_blocking=True) for field in fields)
             positions = draw * count + sample_ids
             batch = corrupt(Samples(tokens, sample_ids, torch.full_like(sample_ids, draw), positions, count))
-            micro_batches = split(batch, None, self.config.train.micro_batch)
-            rows = valid.split(self.config.train.micro_batch)
-            with_valid = [part._replace(extra=(part.extra, row)) for part, row in zip(micro_batches, rows, strict=True)]
-            yield from schedule.run(self.engine, with_valid, report, forward_only=True)
+            micro_batches = split(batch, valid, None, self.config.train.micro_batch)
+            with torch.no_grad():
+                reports = schedule.run(self.engine, micro_batches, report, forward_only=True)
+            yield from reports
+        self.engine.train()

@@ -96,13 +96,22 @@ def open_loader(config: Config, data: Data) -> GlobalBatchLoader:
 
 def open_validation(config: Config, data: Data) -> ValidationBatches:
     """Return this rank's validation batches."""
+    return _evaluation_batches(config, data.validation, config.data.validation_samples or None)
+
+
+def open_train_samples(config: Config, data: Data) -> ValidationBatches:
+    """Return this rank's share of the first ``data.train_samples`` training samples, for evaluation."""
+    return _evaluation_batches(config, data.train, config.data.train_samples)
+
+
+def _evaluation_batches(config: Config, stream: PackedStream, samples: int | None) -> ValidationBatches:
     return ValidationBatches(
-        data.validation,
+        stream,
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         data_parallel_rank=process_groups.data_rank(),
         data_parallel_size=dist.get_world_size(process_groups.data_group()),
-        samples=config.data.validation_samples or None,
+        samples=samples,
     )
 
 

@@ -83,6 +83,11 @@ class Recorder:
             record |= throughput_fields(
                 self.flops, tokens_per_second=tokens_per_second, devices=self.world_size, peak=self.peak
             )
+        seen, all_scored = (sums.first_seen, sums.first_seen_positions), (sums.scored, sums.scored_positions)
+        repeated = (all_scored[0] - seen[0], all_scored[1] - seen[1])
+        for what, (loss, positions) in (("first_seen", seen), ("repeated", repeated)):
+            if positions:
+                record[f"repetition/loss_{what}"] = loss / positions
         name = self.config.objective.name
         if name != "ar":
             record[f"{name}/mask_ratio"] = sums.masked_positions / sums.positions

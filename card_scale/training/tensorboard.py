@@ -26,6 +26,7 @@ TAGS: Mapping[str, str] = MappingProxyType(
         # evaluation records
         "validation_nll": "lm loss validation",
         "validation_perplexity": "lm loss validation ppl",
+        "train_nll": "lm loss train samples",
         "validation_nll_standard_error": "lm loss validation standard error",
     }
 )
@@ -59,6 +60,11 @@ _LAYOUT = {
         "masks": ["Multiline", [r"(mdlm|bd3lm)/mask_ratio$"]],
         "interval of mask rates": ["Multiline", [r"bd3lm/(min|max)_mask$"]],
         "variance of a block's loss": ["Multiline", [r"bd3lm/block_loss_variance$"]],
+    },
+    "repetition": {
+        "first seen and repeated": ["Multiline", [r"repetition/loss_(first_seen|repeated)$"]],
+        "training and validation": ["Multiline", [r"lm loss validation$", r"lm loss train samples$"]],
+        "gap": ["Multiline", [r"repetition/gap$"]],
     },
     "speed": {
         "tokens per second": ["Multiline", [r"tokens-per-sec$"]],

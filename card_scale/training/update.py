@@ -29,6 +29,12 @@ class LossSums(NamedTuple):
     clean_positions: float
     masked_positions: float
     positions: float
+    first_seen: float
+    """Sum of the cross-entropies of what is scored, in samples that are in their first epoch."""
+    first_seen_positions: float
+    scored: float
+    """The same of all samples."""
+    scored_positions: float
 
 
 class Update:
@@ -52,13 +58,14 @@ class Update:
         normaliser = self.objective.normaliser(corrupted)
         dist.all_reduce(normaliser, group=process_groups.data_group())
         dropout_keys = self._dropout_keys(samples)
-        micro_batches = split(corrupted, dropout_keys, self.config.train.micro_batch)
+        micro_batches = split(corrupted, samples.epochs == 0, dropout_keys, self.config.train.micro_batch)
         # The schedule averages over micro-batches and the engine over data-parallel ranks: undo both.
         undo_averages = len(micro_batches) * dist.get_world_size(process_groups.data_group())
 
         def loss(token_losses: Tensor, micro_batch: schedule.MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-            share = weighted_loss(token_losses, micro_batch.extra.weights, normaliser.float())
-            return share * undo_averages, {"sums": loss_sums(share, token_losses, micro_batch.extra)}
+            part, first_seen = micro_batch.extra
+            share = weighted_loss(token_losses, part.weights, normaliser.float())
+            return share * undo_averages, {"sums": loss_sums(share, token_losses, part, first_seen)}
 
         self.engine.train()
         reports = schedule.run(self.engine, micro_batches, loss)
@@ -82,8 +89,13 @@ class Update:
         return (words.double() * 2**24).long()
 
 
-def split(batch: ObjectiveBatch, dropout_keys: Tensor | None, micro_batch: int) -> Sequence[schedule.MicroBatch]:
-    """Return the batch's consecutive rows as micro-batches; ``extra`` holds their ObjectiveBatch."""
+def split(
+    batch: ObjectiveBatch, flags: Tensor, dropout_keys: Tensor | None, micro_batch: int
+) -> Sequence[schedule.MicroBatch]:
+    """Return the batch's consecutive rows as micro-batches; ``extra`` holds their (ObjectiveBatch, flags).
+
+    ``flags`` [B] say something of each sample that the model need not know.
+    """
     micro_batches = []
     for begin in range(0, len(batch.inputs), micro_batch):
         rows = slice(begin, begin + micro_batch)
@@ -91,13 +103,14 @@ def split(batch: ObjectiveBatch, dropout_keys: Tensor | None, micro_batch: int) 
             *(field if name == "positions" else field[rows] for name, field in batch._asdict().items())
         )
         keys = None if dropout_keys is None else dropout_keys[rows]
-        micro_batches.append(schedule.MicroBatch(part.inputs, part.positions, part.targets, keys, part))
+        micro_batches.append(schedule.MicroBatch(part.inputs, part.positions, part.targets, keys, (part, flags[rows])))
     return micro_batches
 
 
-def loss_sums(share: Tensor, token_losses: Tensor, batch: ObjectiveBatch) -> Tensor:
-    """Return one micro-batch's :class:`LossSums` as float64 [7]."""
+def loss_sums(share: Tensor, token_losses: Tensor, batch: ObjectiveBatch, first_seen: Tensor) -> Tensor:
+    """Return one micro-batch's :class:`LossSums` as float64 [11]; ``first_seen`` is bool [B]."""
     clean = batch.masked.cumsum(1) == 0
+    scored = batch.weights > 0
     losses = token_losses.detach()
     return torch.stack(
         [
@@ -108,6 +121,10 @@ def loss_sums(share: Tensor, token_losses: Tensor, batch: ObjectiveBatch) -> Ten
             clean.sum().double(),
             batch.masked.sum().double(),
             torch.full_like(share, losses.numel(), dtype=torch.float64).detach(),
+            (losses * (scored & first_seen[:, None])).sum(dtype=torch.float64),
+            (scored & first_seen[:, None]).sum().double(),
+            (losses * scored).sum(dtype=torch.float64),
+            scored.sum().double(),
         ]
     )
 

@@ -103,7 +103,8 @@ def test_layout_names_tags_that_exist(tmp_path):
     accumulator = read(tmp_path)
     layout = Layout()
     layout.ParseFromString(accumulator.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    assert [category.title for category in layout.category] == ["learning", "CARD", "masked diffusion", "speed", "data"]
+    titles = [category.title for category in layout.category]
+    assert titles == ["learning", "CARD", "masked diffusion", "repetition", "speed", "data"]
 
 
 def test_hyperparameters_and_config_text(tmp_path):
