@@ -18,7 +18,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         "ranks: start it with torchrun. Exit codes: 0 done, 2 command line, 3 configuration (also what does not fit "
         "into memory), 6 the parts of a step do not add up to the whole. How to read the result: docs/benchmark.md",
     )
-    parser.add_argument("config", nargs="+", help="YAML files, e.g. launchers/configs/card-124m.yaml, then overrides")
+    parser.add_argument("config", nargs="+", help="YAML files, e.g. launchers/configs/card-124m.yaml")
     names = ["ar", "card", "mdlm", "bd3lm"]
     shape = "OBJECTIVE[-BACKEND][-bBLOCK], e.g. bd3lm-flex-b16"
     parser.add_argument("--arms", nargs="+", metavar="ARM", default=names, help=f"{shape} (default: {' '.join(names)})")
@@ -37,21 +37,21 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--tolerance", type=float, default=0.05, help="of parts over whole (default: 0.05)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, samples and environment included")
     parser.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="write scalars over L")
+    parser.add_argument(
+        "--earlier", nargs="+", type=Path, metavar="JSON", default=[], help="earlier results that the plot shows too"
+    )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw BD3-LM over CARD by L and backend")
     parser.add_argument(
         "--profile", action="store_true", help="also write torch.profiler's table of each arm by --json"
     )
-    arguments, others = parser.parse_known_args()
-    files = [word for word in arguments.config if "=" not in word]
-    overrides = [word for word in arguments.config if "=" in word] + others
+    # Taken out first: argparse would count them to the list of the option before them.
+    overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    arguments, others = parser.parse_known_args([word for word in sys.argv[1:] if word not in overrides])
     if arguments.steps < 1 or arguments.warm_up < 2:
         parser.error("--steps must be at least 1 and --warm-up at least 2")
     if arguments.profile and not arguments.json:
         parser.error("--profile writes beside --json FILE: give both")
-    if not files:
-        parser.error("no configuration file is given")
-    arguments.config = files
-    return arguments, overrides
+    return arguments, overrides + others
 
 
 def main() -> None:
