@@ -11,14 +11,23 @@ import torch.distributed as dist
 from torch import nn
 
 from card_scale.config import Config
-from card_scale.model import gpt, layer, norm
+from card_scale.model import attention, gpt, layer, norm
 from card_scale.model.weights import LogicalWeight
-from card_scale.objectives import CardObjective
-from card_scale.parallel import deepspeed_adapter, deepspeed_engine, fsdp2_engine, gradients, process_groups
+from card_scale.objectives import (
+    BlockDiffusionObjective,
+    CardObjective,
+    MdlmObjective,
+    Samples,
+    block_diffusion,
+    masked_diffusion,
+)
+from card_scale.parallel import deepspeed_adapter, deepspeed_engine, fsdp2_engine, gradients, process_groups, schedule
 from card_scale.training import update
-from tests.layouts.trajectory import Trajectory, form_groups, run, train
+from tests.layouts.trajectory import Trajectory, form_groups, run, small_config, train
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
+
+LAYERS = small_config().model.layers
 
 
 def run_mutated(cells: list[tuple[Mutation | None, Config]]) -> list[Trajectory]:
@@ -130,12 +139,27 @@ def noise_differs_by_stage(patch: pytest.MonkeyPatch) -> None:
 
 
 def _shift_sample_ids(patch: pytest.MonkeyPatch, shift: int) -> None:
-    original = CardObjective.corrupt
+    _change_samples(patch, lambda samples: samples._replace(sample_ids=samples.sample_ids + 1000 * shift))
 
-    def shifted(self, samples, seed):
-        return original(self, samples._replace(sample_ids=samples.sample_ids + 1000 * shift), seed)
 
-    patch.setattr(CardObjective, "corrupt", shifted)
+def noise_strata_are_of_the_ranks_own_places(patch: pytest.MonkeyPatch) -> None:
+    """A sample takes the stratum of its place among this rank's, as if they were the first of the global batch."""
+
+    def own(samples: Samples) -> Samples:
+        first = samples.global_positions // samples.batch_size * samples.batch_size
+        return samples._replace(global_positions=first + torch.arange(len(first), device=first.device))
+
+    _change_samples(patch, own)
+
+
+def noise_is_stratified_over_the_ranks_samples(patch: pytest.MonkeyPatch) -> None:
+    _change_samples(patch, lambda samples: samples._replace(batch_size=len(samples.tokens)))
+
+
+def _change_samples(patch: pytest.MonkeyPatch, change: Callable[[Samples], Samples]) -> None:
+    for objective in (CardObjective, MdlmObjective, BlockDiffusionObjective):
+        original = objective.corrupt
+        patch.setattr(objective, "corrupt", lambda self, samples, seed, of=original: of(self, change(samples), seed))
 
 
 def weights_are_shifted_by_one_position(patch: pytest.MonkeyPatch) -> None:
@@ -221,3 +245,78 @@ def chunks_are_numbered_stage_by_stage(patch: pytest.MonkeyPatch) -> None:
         self.layers = nn.ModuleDict({str(first + i): one for i, one in enumerate(self.layers.values())})
 
     patch.setattr(gpt.GPT, "__init__", misnumbered)
+
+
+def normaliser_counts_masked_tokens(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(masked_diffusion, "clean_tokens", lambda batch: batch.masked.sum(dtype=torch.float64))
+
+
+def noisy_blocks_see_their_own_clean_tokens(patch: pytest.MonkeyPatch) -> None:
+    """What is to be predicted can be read."""
+    _change_sight(patch, lambda query, key, length, block: query % length // block == key % length // block)
+
+
+def noisy_blocks_see_earlier_noisy_ones(patch: pytest.MonkeyPatch) -> None:
+    _change_sight(
+        patch,
+        lambda query, key, length, block: (
+            (query < length) & (key < length) & (key % length // block < query % length // block)
+        ),
+    )
+
+
+def _change_sight(patch: pytest.MonkeyPatch, also: Callable[..., torch.Tensor]) -> None:
+    original = block_diffusion.visible
+    for module in (attention, block_diffusion):
+        patch.setattr(module, "visible", lambda *arguments: original(*arguments) | also(*arguments))
+
+
+def the_clean_half_has_positions_of_its_own(patch: pytest.MonkeyPatch) -> None:
+    original = BlockDiffusionObjective.corrupt
+
+    def counted_on(self, *arguments):
+        batch = original(self, *arguments)
+        return batch._replace(positions=torch.arange(len(batch.positions)))
+
+    patch.setattr(BlockDiffusionObjective, "corrupt", counted_on)
+
+
+def the_noisy_halfs_gradient_is_doubled(patch: pytest.MonkeyPatch) -> None:
+    """The residual branch of the last layer, gathered over the sequence: its gradient is summed over equal copies."""
+    original = layer.gather_from_sequence_parallel_region
+    patch.setattr(layer, "gather_from_sequence_parallel_region", lambda states, **_: original(states))
+
+
+def the_noisy_halfs_gradient_is_lost(patch: pytest.MonkeyPatch) -> None:
+    original = layer.gather_from_sequence_parallel_region
+    patch.setattr(
+        layer,
+        "gather_from_sequence_parallel_region",
+        lambda states, **keywords: original(states.detach(), **keywords),
+    )
+
+
+def the_last_layer_keeps_the_first_half_of_each_rank(patch: pytest.MonkeyPatch) -> None:
+    """In place of the first half of the sequence."""
+    patch.setattr(layer.DecoderLayer, "_first", lambda _, hidden_states, attended: hidden_states[: len(attended)])
+
+
+def dropout_of_the_last_layer_counts_all_positions(patch: pytest.MonkeyPatch) -> None:
+    """It holds the noisy half only, so its ranks begin at other positions than those of the layers before."""
+    original = layer.dropout
+
+    def doubled(states, keys, probability, *, site, first_position):
+        last = site > 2 * (LAYERS - 1)
+        return original(states, keys, probability, site=site, first_position=first_position * (1 + last))
+
+    patch.setattr(layer, "dropout", doubled)
+
+
+def stages_expect_half_of_the_positions(patch: pytest.MonkeyPatch) -> None:
+    original = schedule.schedules.get_forward_backward_func
+
+    def halved():
+        function = original()
+        return lambda *, seq_length, **keywords: function(seq_length=seq_length // 2, **keywords)
+
+    patch.setattr(schedule.schedules, "get_forward_backward_func", halved)

@@ -10,7 +10,7 @@ from tests.layouts import mutations as faults
 from tests.layouts.mutations import Mutation, run_mutated
 from tests.layouts.parity import deadline, deviations, label
 from tests.layouts.processes import run_ranks
-from tests.layouts.test_parity import ENGINES, cell, named
+from tests.layouts.test_parity import BD3LM, ENGINES, MDLM, cell, named
 
 ZERO0, ZERO1, ZERO2, ZERO3, FSDP2 = ENGINES
 
@@ -35,6 +35,17 @@ CASES = {
         # Adam forgives a factor common to all weights, so the moments must show what losses hardly do.
         Case(faults.clipping_is_left_out, [ZERO0, FSDP2], ("final exp_avg",)),
         Case(faults.gathered_weights_outlive_the_update, [FSDP2], ("losses",)),
+        *(
+            Case(fault, [engine], ("losses",), {"objective": objective})
+            for fault in (
+                faults.noise_differs_by_data_rank,
+                faults.noise_strata_are_of_the_ranks_own_places,
+                faults.noise_is_stratified_over_the_ranks_samples,
+                faults.normaliser_is_the_ranks_own,
+                faults.normaliser_counts_masked_tokens,
+            )
+            for engine, objective in ((ZERO2, MDLM), (FSDP2, BD3LM))
+        ),
     ],
     (1, 2, 1): [
         Case(faults.tied_gradients_are_not_summed, ENGINES, ("norms", "tied copies differ"), {"tied": True}),
@@ -42,6 +53,14 @@ CASES = {
         Case(faults.noise_differs_by_stage, [ZERO3], ("losses",)),
         Case(faults.a_stage_keeps_its_first_input, [FSDP2], ("losses",)),
         Case(faults.dropout_counts_layers_from_the_stages_own, [FSDP2], ("losses",), {"model": {"dropout": 0.1}}),
+        Case(faults.noise_differs_by_stage, [ZERO1], ("losses",), {"objective": MDLM}),
+        Case(faults.noise_differs_by_stage, [ZERO1], ("losses",), {"objective": BD3LM}),
+        Case(faults.the_clean_half_has_positions_of_its_own, [ZERO1], ("losses",), {"objective": BD3LM}),
+        *(
+            Case(fault, [ZERO1], ("losses",), {"objective": BD3LM, "model": {"attention_backend": backend}})
+            for fault in (faults.noisy_blocks_see_their_own_clean_tokens, faults.noisy_blocks_see_earlier_noisy_ones)
+            for backend in ("split", "dense")
+        ),
     ],
     (2, 1, 1): [
         Case(faults.every_replica_is_counted, ENGINES, ("norms",)),
@@ -54,6 +73,21 @@ CASES = {
             [ZERO0],
             ("losses",),
             {"sequence": True, "model": {"dropout": 0.1}},
+        ),
+        Case(faults.noise_differs_by_tensor_rank, [ZERO1], ("losses",), {"objective": MDLM}),
+        *(
+            Case(fault, [ZERO1, FSDP2], symptoms, {"objective": BD3LM, "sequence": True})
+            for fault, symptoms in (
+                (faults.the_noisy_halfs_gradient_is_doubled, ("norms",)),
+                (faults.the_noisy_halfs_gradient_is_lost, ("norms",)),
+                (faults.the_last_layer_keeps_the_first_half_of_each_rank, ("losses",)),
+            )
+        ),
+        Case(
+            faults.dropout_of_the_last_layer_counts_all_positions,
+            [ZERO1],
+            ("losses",),
+            {"objective": BD3LM, "sequence": True, "model": {"dropout": 0.1}},
         ),
     ],
 }
@@ -113,3 +147,10 @@ def test_without_the_reset_of_its_hooks_deepspeed_fails(engine):
     config = cell((1, 2, 1), engine)
     with pytest.raises(AssertionError, match="rank 0: Traceback"):
         run_ranks(run_mutated, 2, [(faults.hooks_are_not_reset_between_backward_passes, config)])
+
+
+def test_stages_that_expect_half_of_the_positions_fail():
+    """Block diffusion sends 2L positions from stage to stage; gloo aborts a rank that expects fewer."""
+    config = cell((1, 2, 1), ZERO1, objective=BD3LM)
+    with pytest.raises(AssertionError, match="rank 1: died without a word"):
+        run_ranks(run_mutated, 2, [(faults.stages_expect_half_of_the_positions, config)], deadline=20)
