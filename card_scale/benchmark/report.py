@@ -18,8 +18,8 @@ def tables(result: dict[str, Any]) -> str:
         f"sequences a step, {train['precision']}{compiled}; {result['engine']}, {result['layout']} ==",
         *_arms(result, result),
         "",
-        "where a step's time goes, ms (medians of steps with stamps inside; sum: parts over undisturbed step)"
-        + ("; attention is part of the compiled layers" if compiled else ""),
+        "where a step's time goes, ms (medians of steps with stamps inside; sum: parts over undisturbed step)",
+        *(["attention is part of the compiled layers"] if compiled else []),
         *_parts(result),
     ]
     if result["comparisons"]:
