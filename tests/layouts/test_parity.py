@@ -19,6 +19,9 @@ ENGINES = [{"zero": 0}, {"zero": 1}, {"zero": 2}, {"zero": 3}, {"engine": "fsdp2
 BF16_TOLERANCE = 2e-3
 """Layouts round other partial sums to the 8 bits of bf16 (4e-3). Measured: losses 5e-5, norms 6e-4, moments 9e-4."""
 
+BF16_MASKED_TOLERANCE = 5e-3
+"""The same for MDLM and BD3-LM, whose loss hangs on fewer tokens. Measured: norms 2e-3, moments 3e-3."""
+
 BF16_ENGINE_TOLERANCE = 1e-3
 """Engines in one layout round the same values, but accumulate gradients in another order. Measured: 4e-4."""
 
@@ -207,8 +210,10 @@ def test_bf16(references, layout):
         for objective in objectives
         for engine in ENGINES[1:]
     ]
-    ranks = check_cells(references, layout, cells, BF16_TOLERANCE)
-    engines = len(cells) // len(objectives)
+    ranks = check_cells(references, layout, cells, BF16_MASKED_TOLERANCE)
+    engines = len(ENGINES[1:])
+    card = cells[:engines]
+    assert_parity(layout, card, [rank[:engines] for rank in ranks], references.of(card), BF16_TOLERANCE)
     first = [ranks[0][index - index % engines] for index in range(len(cells))]
     assert_parity(layout, cells, ranks, first, BF16_ENGINE_TOLERANCE)
     exact = references.of([dataclasses.replace(c, train=dataclasses.replace(c.train, precision="fp32")) for c in cells])

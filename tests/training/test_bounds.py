@@ -185,7 +185,11 @@ def test_every_rank_of_another_layout_gets_the_same(one_rank, layout):
 
 
 def test_the_standard_error_is_the_spread_of_other_noise():
-    """It may be too large, for it ignores what strata over the samples gain, but not by much and never too small."""
+    """It may be too large, for it ignores what strata over the samples gain, but not by much, and not too small.
+
+    In the mean of squares: single ones scatter, since rare low mask rates have large weights. The spread of a hundred
+    runs is itself known to about a tenth.
+    """
     seeds = list(range(100))
     configs = [
         small_config(parallel=dict(zero=0), model=dict(layers=1), train=dict(micro_batch=8), objective=OBJECTIVES[name])
@@ -194,4 +198,4 @@ def test_the_standard_error_is_the_spread_of_other_noise():
     for results in run_ranks(evaluate, 1, configs, [seeds] * 2, deadline=120)[0]:
         spread = statistics.stdev(one["validation_nll"] for one in results)
         claimed = math.sqrt(statistics.fmean(one["validation_nll_standard_error"] ** 2 for one in results))
-        assert spread <= claimed <= 2 * spread
+        assert 0.85 * spread <= claimed <= 1.5 * spread
