@@ -1,12 +1,20 @@
 #!/usr/bin/env python3
-"""Build, verify and inspect datasets: tokenised documents in webdataset tar shards with a manifest."""
+"""Build, verify, decontaminate and inspect datasets: tokenised documents in webdataset tar shards with a manifest."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from card_scale.cli import run_tool
-from card_scale.data.arguments import add_input_arguments, available_cores, fraction, not_negative, positive
+from card_scale.data.arguments import (
+    add_input_arguments,
+    available_cores,
+    fraction,
+    not_negative,
+    positive,
+    positive_share,
+)
 
 
 def parse() -> argparse.Namespace:
@@ -35,6 +43,11 @@ def parse() -> argparse.Namespace:
     build.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
     build.add_argument("--unit-bytes", type=positive, help="input of one unit of work (default: by the corpus's size)")
     build.add_argument("--shard-bytes", type=positive, default=1 << 29, help="largest shard (default: 536870912)")
+    build.add_argument(
+        "--decontaminate",
+        action="store_true",
+        help="afterwards do what 'decontaminate' does by default (default: leave all held-out documents in)",
+    )
 
     verify = commands.add_parser(
         "verify",
@@ -43,6 +56,53 @@ def parse() -> argparse.Namespace:
     )
     verify.add_argument("dataset", type=Path, help="dataset directory")
     verify.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
+
+    decontaminate = commands.add_parser(
+        "decontaminate",
+        help="exclude validation documents that stand in train",
+        description="Find the validation documents that equal a train document but for case and white space, or share "
+        "many of their token n-grams with train, and exclude them from evaluation. Train is left as it is; no shard is "
+        "changed. The result replaces that of an earlier call.",
+    )
+    decontaminate.add_argument("dataset", type=Path, help="dataset directory whose validation split is checked")
+    decontaminate.add_argument(
+        "--against",
+        type=Path,
+        action="append",
+        metavar="DATASET",
+        help="dataset whose train split it is compared with, may be repeated (default: the dataset itself)",
+    )
+    decontaminate.add_argument("--ngram", type=positive, default=13, help="tokens of an n-gram (default: 13)")
+    decontaminate.add_argument(
+        "--threshold",
+        type=positive_share,
+        default=0.5,
+        help="share of a document's n-grams in train from which it is excluded (default: 0.5)",
+    )
+    decontaminate.add_argument(
+        "--workers", type=positive, default=available_cores(), help="processes (default: all cores)"
+    )
+
+    report = commands.add_parser(
+        "report",
+        help="show whether validation is clean and how much nearly repeats",
+        description="Show a dataset's sizes, its decontamination, and its near-duplicate rates: the share of train "
+        "documents that nearly repeat an earlier one, and of validation documents that nearly repeat one of train, by "
+        "MinHash over token 5-grams.",
+    )
+    report.add_argument("dataset", type=Path, help="dataset directory")
+    report.add_argument(
+        "--against",
+        type=Path,
+        metavar="DATASET",
+        help="compare validation with this dataset's train split, and nothing else (default: its own, and train "
+        "within itself)",
+    )
+    report.add_argument(
+        "--sample", type=positive, default=20_000, help="documents of a split asked about, at most (default: 20000)"
+    )
+    report.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
+    report.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
     inspect = commands.add_parser(
         "inspect", help="show what a dataset holds", description="Show a dataset's sizes, documents and packed samples."
@@ -55,7 +115,10 @@ def parse() -> argparse.Namespace:
     inspect.add_argument("--characters", type=positive, default=400, help="shown of each document (default: 400)")
     inspect.add_argument("--length", type=positive, default=256, help="tokens of a sample (default: 256)")
     inspect.add_argument("--seed", type=not_negative, default=0, help="decides the train stream's order (default: 0)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.command == "build" and arguments.decontaminate and not arguments.validation_fraction:
+        parser.error("--decontaminate needs held-out documents, --validation-fraction above 0")
+    return arguments
 
 
 def build(arguments: argparse.Namespace) -> None:
@@ -77,6 +140,12 @@ def build(arguments: argparse.Namespace) -> None:
         print(f"{arguments.output} was finished before, with the same inputs and settings")
     elif report.built < report.units:
         print(f"{report.units - report.built} of {report.units} units were finished by an earlier call")
+    if arguments.decontaminate:
+        from card_scale.data import decontamination
+
+        settings = decontamination.DecontaminationSettings()
+        output, workers = arguments.output, arguments.workers
+        decontamination.decontaminate(output, [output], settings, workers, progress=sys.stderr.isatty())
     print(describe(arguments.output))
 
 
@@ -91,6 +160,29 @@ def verify(arguments: argparse.Namespace) -> None:
     if problems:
         raise DataError(f"{arguments.dataset}: {len(problems)} problems")
     print(f"{arguments.dataset}: sound")
+
+
+def decontaminate(arguments: argparse.Namespace) -> None:
+    """``data.py decontaminate``."""
+    from card_scale.data import decontamination
+    from card_scale.data.summary import describe
+
+    dataset = arguments.dataset
+    settings = decontamination.DecontaminationSettings(arguments.ngram, arguments.threshold)
+    trains = arguments.against or [dataset]
+    decontamination.decontaminate(dataset, trains, settings, arguments.workers, progress=sys.stderr.isatty())
+    print(describe(dataset))
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """``data.py report``."""
+    from card_scale.data import report as dataset_report
+
+    dataset, against = arguments.dataset, arguments.against
+    found = dataset_report.report(dataset, against, arguments.sample, arguments.workers, progress=sys.stderr.isatty())
+    print(found.text())
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found.as_json(), indent=1) + "\n")
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -108,7 +200,14 @@ def inspect(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Run the command that was asked for."""
     arguments = parse()
-    {"build": build, "verify": verify, "inspect": inspect}[arguments.command](arguments)
+    commands = {
+        "build": build,
+        "verify": verify,
+        "decontaminate": decontaminate,
+        "report": report,
+        "inspect": inspect,
+    }
+    commands[arguments.command](arguments)
 
 
 if __name__ == "__main__":

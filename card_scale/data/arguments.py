@@ -44,6 +44,14 @@ def fraction(value: str) -> float:
     return number
 
 
+def positive_share(value: str) -> float:
+    """Type of an argument in (0, 1]."""
+    number = float(value)
+    if not 0.0 < number <= 1.0:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0 and at most 1")
+    return number
+
+
 def available_cores() -> int:
     """Cores that this process may use, which under a scheduler are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

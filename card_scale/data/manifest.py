@@ -2,8 +2,9 @@
 
 A dataset directory holds ``tokenizer.model``, ``train-UUUUUU-NNN.tar`` and ``validation-UUUUUU-NNN.tar`` shards,
 ``index-train.npy``, ``index-validation.npy`` and ``manifest.json``, which is written last: a directory without it is
-an unfinished build. Only what the manifest lists is ever read. A damaged tar can look like a shorter one to any reader
-(it has no checksum of its data), so sizes, counts and hashes stand here.
+an unfinished build. A decontaminated one also holds ``excluded-validation-HASH.npy``. Only what the manifest lists is
+ever read. A damaged tar can look like a shorter one to any reader (it has no checksum of its data), so sizes, counts
+and hashes stand here.
 """
 
 import hashlib
@@ -54,6 +55,37 @@ class Split:
     index: FileRecord
     shards: tuple[ShardRecord, ...]
 
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that identify the documents and their order."""
+        return _checksum(asdict(self))[:16]
+
+
+@dataclass(frozen=True)
+class TrainSplit:
+    """The train split that a validation split was compared with, named by what it holds and not by where it stands."""
+
+    digest: str  # of the split's record, see ``Split.digest``
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Decontamination:
+    """Which validation documents are not evaluated, and why; see :mod:`card_scale.data.decontamination`."""
+
+    ngram: int
+    threshold: float
+    against: tuple[TrainSplit, ...]
+    documents: int  # of the validation split that have an n-gram
+    ngrams: int  # of the validation split, repeated ones as often as they occur
+    shared_ngrams: int  # of these, found in train
+    copies: int  # documents whose normal form equals that of a train document
+    documents_by_share: Mapping[str, int]  # documents of which at least that share of n-grams is found in train
+    excluded_documents: int
+    excluded_tokens: int
+    excluded: FileRecord  # int64 [excluded_documents]: their numbers in the index, ascending
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -67,22 +99,27 @@ class Manifest:
     counts: Mapping[str, int]  # documents, text_bytes, empty_dropped, invalid_skipped
     sources: tuple[Mapping[str, Any], ...]  # name, files, bytes and fingerprint of each input
     settings: Mapping[str, Any]  # how it was made
+    decontamination: Decontamination | None = None  # of the validation split, None where it was never done
     format: int = field(default=FORMAT_VERSION)
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits that identify the data: equal for equal shards, indexes and tokenizer."""
+        """16 hexadecimal digits that identify the data: equal for equal shards, indexes, tokenizer and exclusions."""
         identity = {
             "vocabulary_size": self.vocabulary_size,
             "special_ids": dict(self.special_ids),
             "tokenizer": self.tokenizer.sha256,
             "splits": {name: asdict(split) for name, split in self.splits.items()},
         }
+        if self.decontamination is not None and self.decontamination.excluded_documents:
+            identity["excluded"] = self.decontamination.excluded.sha256
         return _checksum(identity)[:16]
 
     def save(self, directory: Path) -> None:
         """Write ``manifest.json`` durably and atomically, with a checksum of its own content."""
         content = asdict(self)
+        if self.decontamination is None:
+            del content["decontamination"]
         content["checksum"] = _checksum(content)
         write_atomically(directory / MANIFEST_NAME, json.dumps(content, indent=1).encode())
 
@@ -115,6 +152,7 @@ class Manifest:
                 "tokenizer": FileRecord(**content["tokenizer"]),
                 "splits": {name: _split(value) for name, value in content["splits"].items()},
                 "sources": tuple(content["sources"]),
+                "decontamination": _decontamination(content.get("decontamination")),
             }
         )
 
@@ -122,6 +160,13 @@ class Manifest:
 def _split(value: dict) -> Split:
     shards = tuple(ShardRecord(**shard) for shard in value["shards"])
     return Split(value["documents"], value["tokens"], FileRecord(**value["index"]), shards)
+
+
+def _decontamination(value: dict | None) -> Decontamination | None:
+    if value is None:
+        return None
+    against = tuple(TrainSplit(**split) for split in value["against"])
+    return Decontamination(**value | {"against": against, "excluded": FileRecord(**value["excluded"])})
 
 
 def _checksum(content: dict) -> str:
@@ -135,6 +180,8 @@ def check_sizes(directory: Path, manifest: Manifest) -> None:
         DataError: naming the files, sizes found and expected.
     """
     files: list[FileRecord | ShardRecord] = [manifest.tokenizer]
+    if manifest.decontamination is not None:
+        files.append(manifest.decontamination.excluded)
     for split in manifest.splits.values():
         files += [split.index, *split.shards]
     problems = [problem for file in files if (problem := size_problem(directory, file))]
@@ -179,3 +226,27 @@ def load_index(directory: Path, split: Split) -> np.ndarray:
             f"{split.documents} documents and {split.tokens} tokens"
         )
     return index
+
+
+def load_excluded(directory: Path, manifest: Manifest, split: str) -> np.ndarray:
+    """The documents of a split that are left out of its stream, checked by the file's hash.
+
+    Returns:
+        int64 [E], their numbers in the index, ascending; empty for the train split and without decontamination.
+
+    Raises:
+        DataError: the file is not the manifest's, or names documents that do not exist.
+    """
+    record = manifest.decontamination
+    if split != "validation" or record is None:
+        return np.zeros(0, dtype=np.int64)
+    check_hash(directory, record.excluded)
+    excluded = np.load(directory / record.excluded.name, allow_pickle=False)
+    documents = manifest.splits[split].documents
+    numbers = excluded.dtype == np.int64 and excluded.ndim == 1 and bool((np.diff(excluded, prepend=-1) > 0).all())
+    if not numbers or len(excluded) != record.excluded_documents or (excluded >= documents).any():
+        raise DataError(
+            f"{directory / record.excluded.name}: {excluded.dtype} {excluded.shape}, expected the ascending int64 "
+            f"numbers of {record.excluded_documents} of {documents} documents"
+        )
+    return excluded

@@ -1,12 +1,20 @@
 """The packed token stream of a dataset: documents in a fixed order, read at random from memory-mapped shards."""
 
 import functools
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from card_scale.data.manifest import SPLITS, TOKENIZER_NAME, Manifest, check_hash, check_sizes, load_index
+from card_scale.data.documents import check_document, document_bytes, map_shard
+from card_scale.data.manifest import (
+    SPLITS,
+    TOKENIZER_NAME,
+    Manifest,
+    check_hash,
+    check_sizes,
+    load_excluded,
+    load_index,
+)
 from card_scale.data.order import document_order
 from card_scale.errors import ConfigurationError, DataError
 
@@ -18,9 +26,9 @@ class PackedStream:
     """Samples of ``length + 1`` tokens, one every ``length`` tokens, cut from the concatenated documents.
 
     The train stream's document order is a function of the seed, the validation stream's that of the index, whatever
-    the seed. Every file is checked against the manifest when the stream is opened, shards by existence and size, the
-    index and the tokenizer by hash; each document's checksum is compared when it is first read, so that damage inside
-    a shard cannot be trained on either.
+    the seed, without the documents that decontamination excluded. Every file is checked against the manifest when the
+    stream is opened, shards by existence and size, the index and the tokenizer by hash; each document's checksum is
+    compared when it is first read, so that damage inside a shard cannot be trained on either.
 
     Attributes:
         manifest: of the dataset directory.
@@ -55,12 +63,13 @@ class PackedStream:
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         self.length = length
         self.vocabulary_size = self.manifest.vocabulary_size
-        self.token_count = self._count_tokens(split, unique_tokens)
-        self.sample_count = (self.token_count - 1) // length
 
         index = load_index(self._directory, self._split)
-        if split == "train":
-            index = index[document_order(seed, len(index))]
+        excluded = load_excluded(self._directory, self.manifest, split)
+        index = index[document_order(seed, len(index))] if split == "train" else np.delete(index, excluded)
+        without = f" outside its {len(excluded)} contaminated documents" if len(excluded) else ""
+        self.token_count = self._count_tokens(split, int(index["tokens"].sum()), without, unique_tokens)
+        self.sample_count = (self.token_count - 1) // length
         ends = np.cumsum(index["tokens"].astype(np.int64))
         documents = int(np.searchsorted(ends, self.token_count)) + 1  # only the documents that the subset reaches
         self._index = index[:documents].copy()
@@ -68,18 +77,17 @@ class PackedStream:
         self._intact = np.zeros(documents, dtype=bool)
         self._shard = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._map_shard)
 
-    def _count_tokens(self, split: str, unique_tokens: int | None) -> int:
-        available = self._split.tokens
+    def _count_tokens(self, split: str, available: int, without: str, unique_tokens: int | None) -> int:
         if unique_tokens is not None and unique_tokens > available:
             raise ConfigurationError(
                 f"data.unique_tokens is {unique_tokens}, but the {split} split of {self._directory} has "
-                f"{available} tokens"
+                f"{available} tokens{without}"
             )
         count = available if unique_tokens is None else unique_tokens
         if count <= self.length:
             kept = "" if unique_tokens is None else f" after data.unique_tokens = {unique_tokens}"
             raise DataError(
-                f"{self._directory}: the {split} split has {count} tokens{kept}, one sample of model.length = "
+                f"{self._directory}: the {split} split has {count} tokens{without}{kept}, one sample of model.length = "
                 f"{self.length} needs {self.length + 1}"
             )
         return count
@@ -124,27 +132,13 @@ class PackedStream:
             document += 1
 
     def _document(self, document: int) -> np.ndarray:
-        entry = self._index[document]
-        shard, offset, count = int(entry["shard"]), int(entry["offset"]), int(entry["tokens"])
-        tokens = self._shard(shard)[offset : offset + count * self._dtype.itemsize]
+        row = self._index[document]
+        shard = int(row["shard"])
+        data = document_bytes(self._shard(shard), row, self._dtype.itemsize)
         if not self._intact[document]:
-            found = zlib.crc32(tokens.data)
-            if found != entry["crc32"]:
-                raise DataError(
-                    f"{self._directory / self._split.shards[shard].name}: damaged at byte {offset} (checksum "
-                    f"{found:08x}, expected {int(entry['crc32']):08x}); tools/data.py verify shows all damage"
-                )
+            check_document(data, row, self._directory / self._split.shards[shard].name)
             self._intact[document] = True
-        return tokens.view(self._dtype)
+        return data.view(self._dtype)
 
     def _map_shard(self, number: int) -> np.ndarray:
-        """A shard's bytes: uint8 [bytes], mapped read-only."""
-        shard = self._split.shards[number]
-        path = self._directory / shard.name
-        try:
-            mapped = np.memmap(path, dtype=np.uint8, mode="r")
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            raise DataError(f"{path}: cannot be read ({error})") from error
-        if len(mapped) != shard.bytes:
-            raise DataError(f"{path}: {len(mapped)} bytes, expected {shard.bytes}; it changed while it was in use")
-        return np.asarray(mapped)
+        return map_shard(self._directory, self._split.shards[number])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from card_scale.data.manifest import TOKENIZER_NAME, Manifest, check_sizes, load_index
+from card_scale.data.manifest import TOKENIZER_NAME, Manifest, check_sizes, load_excluded, load_index
 from card_scale.data.shards import NPY_HEADER_BYTES
 from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
@@ -34,14 +34,34 @@ def describe(directory: Path) -> str:
         lines.append(
             f"{name}: {split.documents} documents, {split.tokens} tokens, {len(split.shards)} shards, {size} bytes"
         )
+    lines.append(_decontamination(manifest))
     lines += [
         f"source {source['name']}: {source['files']} files, {source['bytes']} bytes" for source in manifest.sources
     ]
     return "\n".join(lines)
 
 
+def _decontamination(manifest: Manifest) -> str:
+    record = manifest.decontamination
+    if record is None:
+        return "decontamination: not decontaminated"
+    validation, own = manifest.splits["validation"], manifest.splits["train"].digest
+    trains = [
+        f"{'its own train' if split.digest == own else f'train {split.digest}'} ({split.documents} documents)"
+        for split in record.against
+    ]
+    by_share = ", ".join(f"{share}: {count}" for share, count in record.documents_by_share.items())
+    return (
+        f"decontamination: against {', '.join(trains)}; {record.excluded_documents} of {validation.documents} "
+        f"validation documents, {record.excluded_tokens} of {validation.tokens} tokens are excluded: {record.copies} "
+        f"copies, the others share at least {record.threshold:g} of their {record.ngram}-grams with train\n"
+        f"  {record.shared_ngrams} of {record.ngrams} {record.ngram}-grams of validation are in train; documents by "
+        f"the share that is: {by_share}, of {record.documents}"
+    )
+
+
 def show_documents(directory: Path, split: str, first: int, count: int, characters: int) -> str:
-    """Documents of a split in the index's order: origin, length and the start of their text.
+    """Documents of a split in the index's order: origin, length, whether excluded, and the start of their text.
 
     Raises:
         DataError: no readable manifest, index or tokenizer.
@@ -51,13 +71,15 @@ def show_documents(directory: Path, split: str, first: int, count: int, characte
     tokenizer = Tokenizer.load(directory / TOKENIZER_NAME)
     records = manifest.splits[split]
     index = load_index(directory, records)
+    excluded = set(load_excluded(directory, manifest, split).tolist())
     lines = []
     for number, row in enumerate(index[first : first + count], start=first):
         shard = directory / records.shards[row["shard"]].name
         offset, length = int(row["offset"]), int(row["tokens"])
         tokens = np.memmap(shard, dtype=manifest.dtype, mode="r", offset=offset, shape=(length,))
         text = tokenizer.decode(tokens)[:characters]
-        lines.append(f"--- {split} document {number}: {_origin(shard, offset)}, {length} tokens\n{text}")
+        note = ", excluded as contaminated" if number in excluded else ""
+        lines.append(f"--- {split} document {number}: {_origin(shard, offset)}, {length} tokens{note}\n{text}")
     return "\n".join(lines)
 
 

@@ -67,6 +67,15 @@ class Tokenizer:
         """The text of token ids; control symbols decode to nothing."""
         return self._processor.decode([int(token) for token in ids])
 
+    def piece_bytes(self, token: int) -> bytes:
+        """What one id contributes to the UTF-8 bytes of a text; nothing for control symbols and the unknown one."""
+        piece = self._processor.id_to_piece(int(token))
+        if self._processor.is_byte(int(token)):
+            return bytes([int(piece[1:-1], 16)])
+        if token in SPECIAL_IDS.values():
+            return b""
+        return piece.replace("\u2581", " ").encode()
+
     def piece(self, token: int) -> str:
         """The piece of one id, for display; control symbols by their name."""
         return self._processor.id_to_piece(int(token))

@@ -4,24 +4,21 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from card_scale.data.manifest import Manifest, Split, check_hash, load_index, size_problem
-from card_scale.data.processes import end_with_parent, interrupts_left_to_parent
+from card_scale.data.manifest import Manifest, Split, check_hash, load_excluded, load_index, size_problem
+from card_scale.data.processes import process_map
 from card_scale.data.shards import END_MARKER, NPY_HEADER_BYTES, ShardRecord
 from card_scale.data.tokenizer import CONTROL_IDS, EOS_ID, SPECIAL_IDS, Tokenizer
 from card_scale.errors import DataError
 from card_scale.files import sha256_file
 
-_STRAY_PATTERNS = ("train-*.tar", "validation-*.tar", "*.partial")
+_STRAY_PATTERNS = ("train-*.tar", "validation-*.tar", "excluded-*.npy", "*.partial")
 _MOST_PROBLEMS = 10  # of one shard
 
 
@@ -30,7 +27,8 @@ def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) ->
 
     The manifest's own checksum; the tokenizer's and the indexes' hashes; each shard's size, SHA-256, end marker,
     members, their order and format, document and token counts, agreement with the index, ids inside the vocabulary,
-    EOS at the end of each document and no control symbol elsewhere; files that nothing lists.
+    EOS at the end of each document and no control symbol elsewhere; the list of excluded validation documents; files
+    that nothing lists.
 
     Args:
         directory: dataset directory.
@@ -44,8 +42,8 @@ def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) ->
         DataError: no readable manifest.
     """
     manifest = Manifest.load(directory)
-    problems = _tokenizer_problems(directory, manifest)
-    listed = set()
+    problems = [*_tokenizer_problems(directory, manifest), *_exclusion_problems(directory, manifest)]
+    listed = {manifest.decontamination.excluded.name} if manifest.decontamination else set()
     jobs = []
     for split in manifest.splits.values():
         listed |= {shard.name for shard in split.shards}
@@ -57,7 +55,7 @@ def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) ->
     check = partial(_shard_problems, directory, manifest.dtype, manifest.vocabulary_size)
     size = sum(shard.bytes for shard, _ in jobs)
     with (
-        _mapper(min(workers, len(jobs))) as apply,
+        process_map(min(workers, len(jobs))) as apply,
         tqdm(total=size, unit="B", unit_scale=True, desc="verify", disable=not progress) as bar,
     ):
         for (shard, _), found in zip(jobs, apply(check, *zip(*jobs, strict=True)) if jobs else (), strict=True):
@@ -68,24 +66,6 @@ def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) ->
             if path.name not in listed:
                 problems.append(f"{path}: not listed in the manifest, never read; remove it")
     return problems
-
-
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
-    """A ``map`` that works in this process or in others."""
-    if workers <= 1:
-        yield map
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
-
-    def apply(function: Callable, *arguments: Iterable) -> Iterator:
-        with interrupts_left_to_parent():
-            return pool.map(function, *arguments)
-
-    try:
-        yield apply
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)  # after Ctrl-C: the shards that are being read, and no more
 
 
 def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[str]:
@@ -102,6 +82,19 @@ def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[str]:
             f"{path}: {tokenizer.vocabulary_size} pieces, special ids {SPECIAL_IDS}; the manifest says "
             f"{manifest.vocabulary_size}, {manifest.special_ids}"
         ]
+    return []
+
+
+def _exclusion_problems(directory: Path, manifest: Manifest) -> list[str]:
+    record = manifest.decontamination
+    if record is None:
+        return []
+    if problem := size_problem(directory, record.excluded):
+        return [problem]
+    try:
+        load_excluded(directory, manifest, "validation")
+    except DataError as error:
+        return [str(error)]
     return []
 
 
