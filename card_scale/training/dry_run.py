@@ -4,8 +4,9 @@ import os
 
 from card_scale import deepspeed_json
 from card_scale.config import Config
+from card_scale.model.attention import resolve_backend
 from card_scale.model.gpt import padded_vocabulary
-from card_scale.parallel import topology
+from card_scale.parallel import cpu_backend, topology
 from card_scale.training import job
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.throughput import counts_of, flops_of
@@ -24,7 +25,7 @@ def dry_run(config: Config) -> None:
     smallest = config.parallel.tensor * config.parallel.pipeline
     world_size = int(os.environ.get("WORLD_SIZE", smallest))
     layout = topology.plan(config, world_size)
-    job.objective_of(config)
+    resolve_backend(job.objective_of(config).attention, config.model.attention_backend, cpu_backend.device().type)
     if config.parallel.engine == "deepspeed":
         deepspeed_json.check(config, layout.data)
     RunDirectory(config.run.dir).check_same_run(config)

@@ -28,23 +28,32 @@ LAYOUTS = {
     "pp2 interleaved, FSDP2": (2, dict(pipeline=2, virtual_pipeline=2, engine="fsdp2")),
 }
 
+VARIANTS = {
+    "untied": {},
+    "tied": dict(model=dict(tie_embeddings=True)),
+    # Its noise depends on a sample's place in the whole run.
+    "block diffusion": dict(objective=dict(name="bd3lm", block=4, min_mask=0.3, max_mask=0.8)),
+}
 
-def config_of(layout: str, tied: bool):
+
+def config_of(layout: str, variant: str):
     return small_config(
-        parallel=LAYOUTS[layout][1], model=dict(tie_embeddings=tied), optimizer=dict(ema=0.9), train=dict(steps=STEPS)
+        parallel=LAYOUTS[layout][1], optimizer=dict(ema=0.9), train=dict(steps=STEPS), **VARIANTS[variant]
     )
 
 
-def updates_of_both(configs, *arguments):
-    """Run :func:`updates` for the untied and the tied model, which share a layout, in one set of processes."""
+def updates_of_all(configs, *arguments):
+    """Run :func:`updates` for each variant's configuration, all of one layout, in one set of processes."""
     layout = topology.plan(configs[0], dist.get_world_size())
     process_groups.form(layout, 60)
-    return [updates(config, layout.describe(), *arguments) for config in configs]
+    return [
+        updates(config, variant, layout.describe(), *arguments)
+        for variant, config in zip(VARIANTS, configs, strict=True)
+    ]
 
 
-def updates(config, layout: str, first: int, last: int, resume_from: Path | None, save_to: Path | None):
+def updates(config, variant: str, layout: str, first: int, last: int, resume_from: Path | None, save_to: Path | None):
     """Load where asked, make updates first + 1 ... last, save where asked; return each update's (loss, norm)."""
-    variant = "tied" if config.model.tie_embeddings else "untied"
     objective = objective_of(config)
     engine = build_engine(config, VOCABULARY, objective.attention)
     if resume_from:
@@ -64,12 +73,12 @@ def updates(config, layout: str, first: int, last: int, resume_from: Path | None
 
 
 def run(layout: str, first: int, last: int, resume_from: Path | None = None, save_to: Path | None = None):
-    """Return the trajectories of the untied and the tied model."""
+    """Return the trajectories of the variants."""
     if save_to:
         save_to.mkdir(parents=True, exist_ok=True)
         (save_to / "tokenizer.model").write_bytes(b"stand-in")
-    configs = [config_of(layout, tied) for tied in (False, True)]
-    return run_ranks(updates_of_both, LAYOUTS[layout][0], configs, first, last, resume_from, save_to, deadline=120)[0]
+    configs = [config_of(layout, variant) for variant in VARIANTS]
+    return run_ranks(updates_of_all, LAYOUTS[layout][0], configs, first, last, resume_from, save_to, deadline=120)[0]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +87,7 @@ def uninterrupted():
 
 
 def assert_same(found, expected, what: str):
-    for variant, mine, theirs in zip(("untied", "tied"), found, expected, strict=True):
+    for variant, mine, theirs in zip(VARIANTS, found, expected, strict=True):
         for step, (pair, expected_pair) in enumerate(zip(mine, theirs, strict=True), start=1):
             assert pair == pytest.approx(expected_pair, rel=TOLERANCE), f"{what}, {variant}, update {step} of the run"
 
@@ -106,7 +115,7 @@ def test_a_stop_after_any_step(tmp_path, uninterrupted, stop):
 def test_a_chain_of_layouts(tmp_path, uninterrupted):
     """Save, load and save again: nothing is lost on the way through four layouts."""
     chain = ["pp2 dp2, ZeRO-1", "pp2 interleaved, FSDP2", "tp2 pp2 sequence, ZeRO-3", "one rank, ZeRO-0"]
-    found, before = [[], []], None
+    found, before = [[] for _ in VARIANTS], None
     for number, layout in enumerate(chain):
         here = tmp_path / str(number)
         made = run(layout, number, STEPS if number == 3 else number + 1, resume_from=before, save_to=here)

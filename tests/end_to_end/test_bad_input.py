@@ -30,6 +30,62 @@ CASES = {
     "more unique tokens than there are": (["data.unique_tokens=1000000000"], 3, ["1000000000", "has"]),
 }
 
+BD3LM = "objective.name=bd3lm"
+MASKED_DIFFUSION = {
+    "block does not divide the length": (
+        [BD3LM, "objective.block=16"],
+        ["objective.block 16", "model.length 24", "valid: 1, 2, 3, 4, 6, 8, 12, 24"],
+    ),
+    "block of nothing": ([BD3LM, "objective.block=0"], ["objective.block is 0", "at least 1"]),
+    "interval below 0": ([BD3LM, "objective.min_mask=-0.1"], ["objective.min_mask is -0.1", "in [0, 1]"]),
+    "interval above 1": ([BD3LM, "objective.max_mask=1.1"], ["objective.max_mask is 1.1", "in (0, 1]"]),
+    "no masks at all": ([BD3LM, "objective.max_mask=0"], ["objective.max_mask is 0.0", "in (0, 1]"]),
+    "ends exchanged": (
+        [BD3LM, "objective.block=8", "objective.min_mask=0.6", "objective.max_mask=0.5"],
+        ["objective.min_mask 0.6", "objective.max_mask 0.5"],
+    ),
+    "backend of another objective": (
+        [BD3LM, "objective.block=8", "model.attention_backend=sdpa"],
+        ["model.attention_backend sdpa", "bd3lm", "auto, flex, split, dense"],
+    ),
+    "backend of block diffusion": (
+        ["objective.name=mdlm", "model.attention_backend=split"],
+        ["model.attention_backend split", "mdlm", "auto, sdpa, flex"],
+    ),
+}
+WITH_THE_OBJECTIVE = {
+    "no whole number of masks": (
+        [BD3LM, "objective.block=4", "objective.min_mask=0.3", "objective.max_mask=0.4"],
+        ["objective.min_mask 0.3", "objective.max_mask 0.4", "objective.block 4", "widen"],
+    ),
+    "only blocks without masks": (
+        [BD3LM, "objective.block=4", "objective.max_mask=0.2"],
+        ["objective.max_mask 0.2", "objective.block 4", "widen"],
+    ),
+    "search with blocks of one token": (
+        [BD3LM, "objective.block=1", "objective.search_interval=true"],
+        ["objective.search_interval", "objective.block 1"],
+    ),
+    "backend that a CPU has not": (
+        [BD3LM, "objective.block=8", "model.attention_backend=flex"],
+        ["model.attention_backend is flex", "cpu", "no backward pass", "auto, split, dense"],
+    ),
+}
+"""Refused with the objective in hand, so not by ``--print-config``, which answers without torch."""
+
+
+@pytest.mark.parametrize("option", [[], ["--dry-run"], ["--print-config"]], ids=["run", "dry run", "print"])
+@pytest.mark.parametrize("case", [*MASKED_DIFFUSION, *WITH_THE_OBJECTIVE])
+def test_masked_diffusion_is_refused_before_a_process_group_forms(case, option, config_file, capsys):
+    overrides, words = {**MASKED_DIFFUSION, **WITH_THE_OBJECTIVE}[case]
+    if option == ["--print-config"] and case in WITH_THE_OBJECTIVE:
+        pytest.skip("needs the objective")
+    assert main([str(config_file), *option, *overrides]) == ExitCode.CONFIGURATION
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert all(word in message for word in words), message
+    assert not dist.is_initialized()
+
 
 @pytest.mark.parametrize("case", CASES)
 def test_refused_before_a_process_group_forms(case, config_file, capsys):
