@@ -225,6 +225,9 @@ def configs(draw) -> Config:
     length = tensor * draw(st.integers(2, 50))
     lr = draw(st.floats(1e-12, 10.0))
     low, high = sorted((draw(UNIT), draw(UNIT)))
+    objective = draw(st.sampled_from(["card", "ar", "mdlm", "bd3lm"]))
+    backends = ["auto", "flex", "split", "dense"] if objective == "bd3lm" else ["auto", "flex", "sdpa"]
+    fewest, most = sorted((draw(UNIT), draw(st.floats(0.0, 1.0, exclude_min=True))))
     return Config(
         run=RunConfig(draw(TEXT), draw(st.integers(0, 2**63 - 1)), draw(st.integers(1, 10**6))),
         model=ModelConfig(
@@ -235,9 +238,10 @@ def configs(draw) -> Config:
             length=length,
             tie_embeddings=draw(st.booleans()),
             dropout=draw(BELOW_ONE),
+            attention_backend=draw(st.sampled_from(backends)),
         ),
         objective=ObjectiveConfig(
-            name=draw(st.sampled_from(["card", "ar"])),
+            name=objective,
             tail_factor=draw(st.floats(1.0, 1e6)),
             decay=draw(UNIT),
             beta=draw(st.floats(1e-6, 1e6)),
@@ -245,6 +249,11 @@ def configs(draw) -> Config:
             masking=draw(st.sampled_from(["soft_tail", "uniform"])),
             min_noise=low,
             max_noise=high,
+            block=draw(st.sampled_from([block for block in range(1, length + 1) if length % block == 0])),
+            min_mask=fewest,
+            max_mask=most,
+            search_interval=draw(st.booleans()),
+            resample=draw(st.booleans()),
         ),
         data=DataConfig(
             path=draw(TEXT),
