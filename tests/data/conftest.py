@@ -1,13 +1,19 @@
 """A small corpus with known documents, its tokenizer and datasets, made once."""
 
+import hashlib
+import io
 import random
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 
 from card_scale.data.build import BuildSettings, build_dataset
+from card_scale.data.manifest import TOKENIZER_NAME, FileRecord, Manifest, Split, index_name
+from card_scale.data.shards import INDEX_DTYPE, ShardWriter
 from card_scale.data.sources import InputSettings
+from card_scale.data.tokenizer import EOS_ID, SPECIAL_IDS, Tokenizer
 from card_scale.data.tokenizer_training import train_tokenizer
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines that run tests are shared
@@ -75,4 +81,32 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, settings: BuildSettings, t
     """A finished dataset; tests must not write into it."""
     directory = tmp_path_factory.mktemp("dataset") / "data"
     build_dataset(settings, tokenizer_path, directory, workers=1)
+    return directory
+
+
+def write_dataset(directory: Path, tokenizer_path: Path, shard_documents: int, **splits: list[list[int]]) -> Path:
+    """A dataset of given documents, token ids without EOS, with so many of them in a shard."""
+    directory.mkdir()
+    (directory / TOKENIZER_NAME).write_bytes(tokenizer_path.read_bytes())
+    records = {}
+    for name in ("train", "validation"):
+        documents, shards, rows = splits.get(name, []), [], [np.zeros(0, dtype=INDEX_DTYPE)]
+        for begin in range(0, len(documents), shard_documents):
+            with ShardWriter(directory / f"{name}-000000-{len(shards):03d}.tar") as writer:
+                for number, ids in enumerate(documents[begin : begin + shard_documents], start=begin):
+                    writer.add(f"000000-{number:09d}", b"{}", np.array([*ids, EOS_ID], dtype="<u2"))
+                record, index = writer.finish()
+            index["shard"] = len(shards)
+            shards.append(record)
+            rows.append(index)
+        content = io.BytesIO()
+        np.save(content, np.concatenate(rows))
+        (directory / index_name(name)).write_bytes(content.getvalue())
+        digest = hashlib.sha256(content.getvalue()).hexdigest()
+        tokens = sum(len(ids) + 1 for ids in documents)
+        index_record = FileRecord(index_name(name), len(content.getvalue()), digest)
+        records[name] = Split(len(documents), tokens, index_record, tuple(shards))
+    model = FileRecord(TOKENIZER_NAME, tokenizer_path.stat().st_size, Tokenizer.load(tokenizer_path).sha256)
+    counts = {"documents": 0, "text_bytes": 0, "empty_dropped": 0, "invalid_skipped": 0}
+    Manifest(400, SPECIAL_IDS, model, "uint16", records, counts, (), {}).save(directory)
     return directory

@@ -48,6 +48,16 @@ def test_text_never_gives_a_control_id_and_comes_back_unchanged(tokenizer, text)
     assert tokenizer.encode_batch([text])[0].tolist() == tokenizer.encode_batch([text.encode()])[0].tolist() == ids
 
 
+@given(TEXTS)
+def test_the_bytes_of_the_pieces_are_those_of_the_text(tokenizer, text):
+    assert b"".join(map(tokenizer.piece_bytes, tokenizer.encode(text))) == text.encode()
+
+
+@pytest.mark.parametrize("token", [*CONTROL_IDS, 1])
+def test_special_symbols_stand_for_no_bytes(tokenizer, token):
+    assert tokenizer.piece_bytes(token) == b""
+
+
 def test_adversarial_text_trained_on_gives_no_control_id(tokenizer):
     """The fixture's tokenizer was trained on documents that contain the special symbols as text."""
     assert not set(tokenizer.encode(ADVERSARIAL)) & {*CONTROL_IDS, 1}
