@@ -16,6 +16,7 @@ setup(
         "psutil",
         "pyyaml",
         "safetensors",
+        "scipy",
         "sentencepiece>=0.2.3",
         "tensorboard",
         "tqdm",

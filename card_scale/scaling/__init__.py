@@ -1,0 +1,1 @@
+"""What repeated data is worth: result tables, scaling laws, fits that say what they identify. Nothing distributed."""

@@ -1,0 +1,118 @@
+"""At which compute a challenger's loss falls below the base's, with an interval; and how that moves with the data."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from card_scale.errors import DataError
+from card_scale.scaling.laws import Array
+from card_scale.scaling.power_law import PowerLaw, fit_power_law
+from card_scale.scaling.runs import Runs
+
+FEWEST_RUNS = 3
+"""Runs of each objective, of different compute, that make a curve."""
+
+
+class Crossover(NamedTuple):
+    """FLOPs beyond which the challenger is better, on one number of unique tokens.
+
+    0: already at the smallest compute that both reach; infinite: not up to the largest. So an end of the interval that
+    is 0 or infinite says that the crossing, if any, lies outside the runs.
+    """
+
+    unique: float
+    compute: float
+    low: float
+    high: float
+    first: float
+    last: float
+    """Range of compute that both curves cover."""
+
+    @property
+    def inside(self) -> bool:
+        """Whether the curves cross within the runs."""
+        return 0.0 < self.compute < np.inf
+
+
+def crossover(base: Runs, challenger: Runs, samples: int, seed: int = 0, level: float = 0.95) -> Crossover:
+    """Return where the challenger's best loss for at most so much compute falls below the base's, for good.
+
+    Each curve is the lowest loss of the runs up to a compute, linear in log compute between them. Runs of each
+    objective are drawn with replacement for the interval.
+
+    Args:
+        base: runs of one objective on one number of unique tokens.
+        challenger: those of the other, on the same.
+        samples: bootstrap resamples.
+        seed: of the draws.
+        level: coverage of the interval.
+
+    Raises:
+        DataError: unlike or several numbers of unique tokens, too few runs, or no compute that both reach.
+    """
+    unique = np.unique(np.concatenate([base.U, challenger.U]))
+    if len(unique) != 1:
+        raise DataError(f"a crossover is of runs on one number of unique tokens; these have {unique.tolist()}")
+    for name, runs in (("base", base), ("challenger", challenger)):
+        if len(np.unique(runs.cost())) < FEWEST_RUNS:
+            raise DataError(
+                f"{len(np.unique(runs.cost()))} computes of the {name} on {unique[0]:.4g} unique tokens; "
+                f"a curve needs {FEWEST_RUNS}"
+            )
+    first = max(base.cost().min(), challenger.cost().min())
+    last = min(base.cost().max(), challenger.cost().max())
+    if first >= last:
+        raise DataError(
+            f"the curves on {unique[0]:.4g} unique tokens share no compute: base {base.cost().min():.3g} to "
+            f"{base.cost().max():.3g} FLOPs, challenger {challenger.cost().min():.3g} to "
+            f"{challenger.cost().max():.3g}"
+        )
+    draws = np.random.default_rng(seed)
+    drawn = np.array([_crossing(_resample(base, draws), _resample(challenger, draws)) for _ in range(samples)])
+    # A resample may leave two curves that share no compute: it says nothing.
+    crossings = np.sort(drawn[~np.isnan(drawn)])
+    edge = int(np.floor((1.0 - level) / 2.0 * len(crossings)))
+    low, high = (float(crossings[edge]), float(crossings[-1 - edge])) if len(crossings) else (0.0, np.inf)
+    return Crossover(float(unique[0]), _crossing(base, challenger), low, high, float(first), float(last))
+
+
+def critical_compute_law(crossovers: list[Crossover]) -> PowerLaw:
+    """Fit C_crit = k U^slope to crossovers inside their runs, exponent ``U``.
+
+    Raises:
+        DataError: fewer than two of them.
+    """
+    inside = [found for found in crossovers if found.inside]
+    return fit_power_law([found.compute for found in inside], {"U": [found.unique for found in inside]})
+
+
+def frontier(runs: Runs) -> tuple[Array, Array]:
+    """Return log compute, increasing, and the lowest loss reached up to it."""
+    order = np.argsort(runs.cost(), kind="stable")
+    compute, lowest = np.log(runs.cost()[order]), np.minimum.accumulate(runs.loss[order])
+    last = np.append(np.diff(compute) > 0.0, True)
+    return compute[last], lowest[last]
+
+
+def _resample(runs: Runs, draws: np.random.Generator) -> Runs:
+    return runs.take(draws.integers(len(runs.loss), size=len(runs.loss)))
+
+
+def _crossing(base: Runs, challenger: Runs) -> float:
+    """Return the FLOPs from which the challenger stays better; 0 or infinity as in Crossover, NaN without overlap."""
+    base_compute, base_loss = frontier(base)
+    other_compute, other_loss = frontier(challenger)
+    start, end = max(base_compute[0], other_compute[0]), min(base_compute[-1], other_compute[-1])
+    if start > end:
+        return np.nan
+    knots = np.unique(np.concatenate([base_compute, other_compute, [start, end]]))
+    knots = knots[(knots >= start) & (knots <= end)]
+    lead = np.interp(knots, base_compute, base_loss) - np.interp(knots, other_compute, other_loss)
+    behind = np.flatnonzero(lead <= 0.0)
+    if not len(behind):
+        return 0.0
+    at = int(behind[-1])
+    if at == len(knots) - 1:
+        return np.inf
+    share = lead[at] / (lead[at] - lead[at + 1])
+    return float(np.exp(knots[at] + share * (knots[at + 1] - knots[at])))

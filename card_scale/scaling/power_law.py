@@ -1,0 +1,73 @@
+"""Products of powers, fitted by least squares in logarithms, with intervals."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import t as student
+
+from card_scale.errors import DataError
+from card_scale.scaling.laws import Array
+
+
+class Estimate(NamedTuple):
+    """A constant with its interval; infinite ends if the points are as few as the constants."""
+
+    value: float
+    low: float
+    high: float
+
+
+class PowerLaw(NamedTuple):
+    """y = k * product of x^exponent."""
+
+    k: Estimate
+    exponents: dict[str, Estimate]
+    """By the factor's name."""
+
+    def __call__(self, **factors: npt.ArrayLike) -> Array:
+        """Return y at the factors' values."""
+        logs = sum(self.exponents[name].value * np.log(values) for name, values in factors.items())
+        return np.asarray(self.k.value * np.exp(logs), np.float64)
+
+
+def fit_power_law(y: npt.ArrayLike, factors: Mapping[str, npt.ArrayLike], level: float = 0.95) -> PowerLaw:
+    """Fit y = k * product of factor^exponent.
+
+    Args:
+        y: positive values [n].
+        factors: positive values [n] by name.
+        level: coverage of the intervals, for errors of log y that are independent, Gaussian and of one size.
+
+    Raises:
+        DataError: too few points, or factors that do not vary enough to tell the exponents apart.
+    """
+    target = np.log(np.asarray(y, np.float64))
+    logs = [np.log(np.asarray(values, np.float64)) for values in factors.values()]
+    # Centred, so that the rank does not depend on the unit the factors are counted in.
+    centres = [float(np.mean(column)) for column in logs]
+    columns = [column - centre for column, centre in zip(logs, centres, strict=True)]
+    matrix = np.stack([np.ones_like(target), *columns], axis=1)
+    if np.linalg.matrix_rank(matrix, tol=1e-6) < matrix.shape[1]:
+        raise DataError(
+            f"{len(target)} points do not determine the exponents of {', '.join(factors)}; "
+            f"at least {matrix.shape[1]} points that differ in each of them are needed"
+        )
+    solution = np.linalg.lstsq(matrix, target, rcond=None)[0]
+    left = len(target) - matrix.shape[1]
+    errors = target - matrix @ solution
+    # log k is the intercept moved back from the centres.
+    shift = np.array([1.0, *(-centre for centre in centres)])
+    covariance = np.linalg.inv(matrix.T @ matrix) * (float(errors @ errors) / left if left else np.inf)
+    reach = float(student.ppf(0.5 + level / 2.0, left)) if left else np.inf
+    spread = float(np.sqrt(shift @ covariance @ shift)) * reach if left else np.inf
+    log_k = float(shift @ solution)
+    with np.errstate(over="ignore"):
+        k = Estimate(float(np.exp(log_k)), float(np.exp(log_k - spread)), float(np.exp(log_k + spread)))
+    exponents = {}
+    for place, name in enumerate(factors, start=1):
+        value = float(solution[place])
+        half = float(np.sqrt(covariance[place, place])) * reach if left else np.inf
+        exponents[name] = Estimate(value, value - half, value + half)
+    return PowerLaw(k, exponents)

@@ -1,0 +1,232 @@
+"""An analysis as text for the terminal and as plain values for JSON."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from card_scale.scaling.analysis import Analysis
+from card_scale.scaling.crossover import Crossover
+from card_scale.scaling.envelope import Envelope
+from card_scale.scaling.epochs import Optimum
+from card_scale.scaling.isoflop import IsoFlops
+from card_scale.scaling.objective import DELTA, residuals
+from card_scale.scaling.power_law import Estimate, PowerLaw
+from card_scale.scaling.verdict import Verdict
+
+
+def text(analysis: Analysis, profiles: bool) -> str:
+    """Return the report of a fit.
+
+    Args:
+        analysis: the fit and its verdicts.
+        profiles: whether to list the points of the profiles.
+    """
+    found, runs = analysis.fit, analysis.fit.runs
+    level = f"{100.0 * analysis.settings.level:g} %"
+    error = residuals(found.form, found.best.logs, runs)
+    lines = [
+        f"{found.form.name} on {len(runs.loss)} runs: {runs.N.min():.3g} to {runs.N.max():.3g} parameters, "
+        f"{runs.U.min():.3g} to {runs.U.max():.3g} unique tokens, {(runs.D / runs.U).min():.3g} to "
+        f"{(runs.D / runs.U).max():.4g} epochs",
+    ]
+    if found.fixed:
+        lines.append("given: " + ", ".join(f"{name} = {value:.6g}" for name, value in found.fixed.items()))
+    lines += [
+        f"objective {found.best.objective:.8g} (sum of Huber losses of log loss, delta {DELTA:g}), "
+        f"R2 {found.r_squared():.4f}, root mean square error {100.0 * np.sqrt(np.mean(error**2)):.2g} %",
+        "",
+    ]
+    drawn = "ladders" if analysis.by_ladder else "runs"
+    table = [["constant", f"{level} interval", f"bootstrap of {drawn}", "at the minimum", "verdict"]]
+    for one in analysis.judgements:
+        resampled = "-" if one.bootstrap is None else _interval(*one.bootstrap)
+        verdict = one.verdict if one.verdict is Verdict.IDENTIFIED else one.verdict.upper()
+        table.append([one.name, _interval(one.low, one.high), resampled, f"({one.estimate:.4g})", verdict])
+    lines += [*_columns(table), ""]
+    lines += _said(analysis)
+    if len(found.modes) > 1:
+        lines += ["", f"{len(found.modes)} distinct minima were found:"]
+        rows = [["objective", *found.free]]
+        for mode in found.modes:
+            values = found.constants(mode)
+            rows.append([f"{mode.objective:.8g}", *(f"{values[name]:.4g}" for name in found.free)])
+        lines += _columns(rows)
+    if analysis.extrapolation is not None:
+        held = analysis.extrapolation
+        lines += [
+            "",
+            f"Extrapolation: the {len(held.rows)} runs of the most compute, beyond {held.largest_fitted:.3g} FLOPs, "
+            f"held out: error {100.0 * held.outside:.2g} % (inside the fit {100.0 * held.inside:.2g} %), "
+            f"bias {100.0 * held.bias:+.2g} %",
+        ]
+    if profiles:
+        for curve in analysis.profiles:
+            points = zip(curve.values, curve.objectives, strict=True)
+            lines += [
+                "",
+                f"profile of {curve.name}: value, rise over the lowest / rise that rejects ({curve.rise:.3g})",
+            ]
+            lines += _columns(
+                [[f"{value:.5g}", f"{(height - curve.lowest) / curve.rise:.4g}"] for value, height in points]
+            )
+    return "\n".join(lines)
+
+
+def _said(analysis: Analysis) -> list[str]:
+    """Return the verdicts in sentences."""
+    identified = [one.name for one in analysis.judgements if one.verdict is Verdict.IDENTIFIED]
+    lines = [f"Identified by these runs: {', '.join(identified) or 'none'}."]
+    if analysis.unidentified():
+        lines.append(f"Not identified by these runs: {', '.join(analysis.unidentified())}. Do not quote their minimum:")
+        lines += [f"  {one.name}: {one.reason}" for one in analysis.judgements if one.verdict is not Verdict.IDENTIFIED]
+    pattern = analysis.pattern
+    if pattern.found:
+        lines.append(
+            f"The pattern: {pattern.agreeing} of {pattern.pairs} neighbouring pairs of runs err to the same side "
+            f"(p = {pattern.probability:.1g} by chance), so these intervals are those of a law that does not hold here."
+        )
+    return lines
+
+
+def plain(analysis: Analysis, profiles: bool) -> dict[str, Any]:
+    """Return the analysis as values for JSON; infinite numbers are the text ``inf``."""
+    found = analysis.fit
+    result: dict[str, Any] = {
+        "form": found.form.name,
+        "runs": len(found.runs.loss),
+        "given": {name: number(value) for name, value in found.fixed.items()},
+        "objective": number(found.best.objective),
+        "r_squared": number(found.r_squared()),
+        "level": analysis.settings.level,
+        "settings": vars(analysis.settings),
+        "constants": {
+            one.name: {
+                "verdict": str(one.verdict),
+                "reason": one.reason,
+                "low": number(one.low),
+                "high": number(one.high),
+                "bootstrap": None if one.bootstrap is None else [number(end) for end in one.bootstrap],
+                "at_minimum": number(one.estimate),
+            }
+            for one in analysis.judgements
+        },
+        "residual_pattern": {**analysis.pattern._asdict(), "found": analysis.pattern.found},
+        "minima": [
+            {
+                "objective": mode.objective,
+                **{name: number(value) for name, value in found.constants(mode).items() if name in found.free},
+            }
+            for mode in found.modes
+        ],
+    }
+    if analysis.extrapolation is not None:
+        held = analysis.extrapolation
+        result["hold_out"] = {
+            "runs": len(held.rows),
+            "rms_error": held.outside,
+            "rms_error_inside": held.inside,
+            "bias": held.bias,
+            "largest_fitted_flops": held.largest_fitted,
+        }
+    if profiles:
+        result["profiles"] = {
+            one.name: {"values": one.values.tolist(), "objectives": one.objectives.tolist(), "rise": one.rise}
+            for one in analysis.profiles
+        }
+    return result
+
+
+def power_law_text(name: str, law: PowerLaw) -> str:
+    """Return a power law with the intervals of its exponents."""
+    factors = " ".join(f"{factor}^{_estimate(exponent)}" for factor, exponent in law.exponents.items())
+    return f"{name} = {_estimate(law.k)} {factors}"
+
+
+def envelope_text(found: Envelope) -> str:
+    """Return the report of approach 1."""
+    return (
+        f"approach 1, envelope of loss curves: {found.curves} sizes are best somewhere\n"
+        f"N_opt = k C^a with a = {_estimate(found.exponent)} (bootstrap over sizes)"
+    )
+
+
+def isoflops_text(found: IsoFlops) -> str:
+    """Return the report of approach 2."""
+    rows = [["FLOPs", "N_opt", "D_opt", "loss", "runs"]]
+    for valley in found.valleys:
+        numbers = (valley.compute, valley.parameters, valley.tokens)
+        rows.append([*(f"{value:.4g}" for value in numbers), f"{valley.loss:.4f}", str(valley.runs)])
+    return "\n".join(
+        [
+            "approach 2, parabola for each compute budget",
+            *_columns(rows),
+            *(f"left out: {reason}" for reason in found.rejected),
+            power_law_text("N_opt", found.sizes),
+            power_law_text("D_opt", found.tokens),
+        ]
+    )
+
+
+def optima_text(found: list[Optimum], law: PowerLaw | None) -> str:
+    """Return the report of the optimal epochs."""
+    rows = [["parameters", "unique tokens", "epochs", "between", "loss"]]
+    for one in found:
+        epochs = f"{one.epochs:.4g}" if one.inside else f"at {'least' if one.low > 0.0 else 'most'} {one.epochs:.4g}"
+        between = _interval(one.low, one.high)
+        rows.append([f"{one.parameters:.4g}", f"{one.unique:.4g}", epochs, between, f"{one.loss:.4f}"])
+    outside = sum(not one.inside for one in found)
+    lines = _columns(rows)
+    if outside:
+        lines.append(f"{outside} of {len(found)} ladders do not show the turn and are left out of the power law")
+    if law is None:
+        lines.append("fewer than 3 ladders show the turn: the power law of the optimal epochs is not identified")
+    else:
+        lines.append(power_law_text("e_opt", law))
+    return "\n".join(lines)
+
+
+def crossover_text(base: str, challenger: str, found: list[Crossover], law: PowerLaw | None) -> str:
+    """Return the report of the compute beyond which ``challenger`` beats ``base``."""
+    rows = [["unique tokens", "crossover FLOPs", "interval", "compared from", "to"]]
+    for one in found:
+        at = f"{one.compute:.4g}"
+        if one.compute == 0.0:
+            at = "ahead throughout"
+        if math.isinf(one.compute):
+            at = "not reached"
+        rows.append([f"{one.unique:.4g}", at, _interval(one.low, one.high), f"{one.first:.3g}", f"{one.last:.3g}"])
+    lines = [f"{challenger} against {base}", *_columns(rows)]
+    if law is None:
+        lines.append("crossovers on fewer than 2 numbers of unique tokens: their power law is not identified")
+    else:
+        lines.append(power_law_text("C_crit", law))
+    return "\n".join(lines)
+
+
+def power_law_plain(law: PowerLaw) -> dict[str, Any]:
+    """Return a power law as values for JSON."""
+    return {"k": estimate_plain(law.k), "exponents": {name: estimate_plain(one) for name, one in law.exponents.items()}}
+
+
+def estimate_plain(estimate: Estimate) -> dict[str, float | str]:
+    """Return a value with its interval for JSON."""
+    return {name: number(value) for name, value in estimate._asdict().items()}
+
+
+def number(value: float) -> float | str:
+    """Return a number for JSON, which has no infinity and no NaN, as text if it is one of them."""
+    return float(value) if math.isfinite(value) else str(value)
+
+
+def _estimate(estimate: Estimate) -> str:
+    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{'(' if low == 0.0 else '['}{low:.4g}, {high:.4g}{')' if math.isinf(high) else ']'}"
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,35 @@
+"""The numbers of finished training runs that a law is fitted to."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from card_scale.scaling.allocation import flops
+from card_scale.scaling.laws import Array
+
+
+class Runs(NamedTuple):
+    """Columns of a table of runs, float64 [n] each."""
+
+    N: Array
+    """Parameters."""
+    D: Array
+    """Tokens processed."""
+    U: Array
+    """Unique tokens among them."""
+    loss: Array
+    """Validation loss in nats per token."""
+    counted: Array | None = None
+    """Training FLOPs as the trainer counted them, if it did."""
+
+    def take(self, rows: np.ndarray) -> "Runs":
+        """Return the runs that a bool mask [n] or an index array picks."""
+        return Runs(*(None if column is None else column[rows] for column in self))
+
+    def flops(self) -> Array:
+        """Return 6 N D of each run, the compute of Chinchilla's allocation."""
+        return flops(self.N, self.D)
+
+    def cost(self) -> Array:
+        """Return the FLOPs that were counted, or 6 N D: objectives differ in what a token costs."""
+        return self.flops() if self.counted is None else self.counted

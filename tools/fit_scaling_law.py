@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Fit a scaling law to a table of runs and say which of its constants these runs identify."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from card_scale.cli import run_tool
+from card_scale.errors import ConfigurationError
+from card_scale.scaling import report
+from card_scale.scaling.analysis import Analysis, Settings, analyse
+from card_scale.scaling.columns import DONE, OBJECTIVE, REQUIRED, STATUS
+from card_scale.scaling.crossover import critical_compute_law, crossover
+from card_scale.scaling.envelope import envelope
+from card_scale.scaling.epochs import optima, optimal_epochs_law
+from card_scale.scaling.forms import FORMS
+from card_scale.scaling.isoflop import isoflops
+from card_scale.scaling.projection import variable_projection
+from card_scale.scaling.published import CONSTANTS
+from card_scale.scaling.table import Table, check, read_rows, select
+
+ENVELOPE, ISOFLOP, EPOCHS, CROSSOVER = "envelope", "isoflop", "optimal-epochs", "crossover"
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="docs/scaling_laws.md explains the forms and the verdicts. "
+        "Exit codes: 0 done, 2 command line, 3 configuration, 4 a table that must not be fitted.",
+    )
+    parser.add_argument("table", type=Path, help=f".csv or .parquet with the columns {', '.join(REQUIRED)}, ...")
+    choices = [*FORMS, ENVELOPE, ISOFLOP, EPOCHS, CROSSOVER]
+    parser.add_argument("--form", choices=choices, default="data-constrained", help="law (default: %(default)s)")
+    parser.add_argument(
+        "--objective", nargs="+", default=[], metavar="NAME", help="fit these; --form crossover: BASE CHALLENGER"
+    )
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only such rows")
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=COLUMN", help="take the file's COLUMN as NAME"
+    )
+    parser.add_argument("--allow-failed", action="store_true", help=f"leave out runs whose {STATUS} is not {DONE}")
+    parser.add_argument("--constants", choices=list(CONSTANTS), help="take A, B, E, alpha, beta as published")
+    parser.add_argument("--fix", action="append", default=[], metavar="NAME=VALUE", help="take a constant as given")
+    parser.add_argument("--starts", type=int, default=64, help="starts of the fit (default: %(default)s)")
+    parser.add_argument("--bootstrap", type=int, default=200, metavar="N", help="resamples (default: %(default)s)")
+    parser.add_argument("--hold-out", type=int, default=0, metavar="K", help="predict the K runs of the most compute")
+    parser.add_argument("--profile", action="store_true", help="list the points of the profile likelihoods")
+    parser.add_argument("--level", type=float, default=0.95, help="coverage of intervals (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of starts and resamples (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw profiles and predicted against measured loss")
+    options = parser.parse_args()
+    if options.starts < 1 or options.bootstrap < 0 or not 0.0 < options.level < 1.0:
+        parser.error("--starts is at least 1, --bootstrap at least 0, --level between 0 and 1")
+    if options.form not in FORMS and (options.plot or options.profile or options.hold_out or options.fix):
+        parser.error(f"--plot, --profile, --hold-out and --fix go with the laws {', '.join(FORMS)}")
+    if options.form == CROSSOVER and len(options.objective) != 2:
+        parser.error("--form crossover needs --objective BASE CHALLENGER")
+    return options
+
+
+def main() -> None:
+    """Read, fit, report."""
+    options = parse()
+    rows = read_rows(options.table, dict(pair(item, "--column") for item in options.column))
+    where: dict[str, list[str]] = {}
+    for name, value in (pair(item, "--where") for item in options.where):
+        where.setdefault(name, []).append(value)
+    if options.objective:
+        where[OBJECTIVE] = options.objective
+    if where:
+        rows = select(rows, where)
+    table = check(rows, options.allow_failed, mixed_bounds=options.form == CROSSOVER)
+    for reason in table.left_out:
+        print(f"left out: {reason}")
+    if options.form in FORMS:
+        result = fit_law(options, table)
+    else:
+        result = {
+            ENVELOPE: run_envelope,
+            ISOFLOP: run_isoflops,
+            EPOCHS: run_optimal_epochs,
+            CROSSOVER: run_crossover,
+        }[options.form](options, table)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print(f"written: {options.json}")
+
+
+def pair(item: str, option: str) -> tuple[str, str]:
+    """Split NAME=VALUE."""
+    name, equals, value = item.partition("=")
+    if not equals or not name:
+        raise ConfigurationError(f"{option} {item} is not NAME=VALUE")
+    return name, value
+
+
+def given_constants(options: argparse.Namespace) -> dict[str, float]:
+    """Return the constants that are not fitted."""
+    given = dict(CONSTANTS[options.constants]) if options.constants else {}
+    for name, value in (pair(item, "--fix") for item in options.fix):
+        try:
+            given[name] = float(value)
+        except ValueError:
+            raise ConfigurationError(f"--fix {name}={value}: {value} is no number (inf is one)") from None
+    return given
+
+
+def fit_law(options: argparse.Namespace, table: Table) -> dict[str, Any]:
+    """Fit one of the laws, print the report, draw the figure."""
+    settings = Settings(options.starts, options.bootstrap, options.hold_out, options.seed, options.level)
+    analysis = analyse(FORMS[options.form], table.runs, given_constants(options), settings)
+    print(report.text(analysis, options.profile))
+    result = report.plain(analysis, options.profile)
+    if options.form == "chinchilla" and not analysis.fit.fixed:
+        result["variable_projection"] = by_least_squares(analysis)
+    if options.plot:
+        from card_scale.scaling import figures
+
+        figures.draw(analysis, options.plot)
+        print(f"written: {options.plot}")
+    return result
+
+
+def by_least_squares(analysis: Analysis) -> dict[str, float]:
+    """Print how far another estimator moves the constants."""
+    values = variable_projection(analysis.fit.runs)
+    print("by least squares of relative errors (variable projection), to compare estimators:")
+    print("  " + ", ".join(f"{name} = {value:.4g}" for name, value in values.items()))
+    return values
+
+
+def run_envelope(options: argparse.Namespace, table: Table) -> dict[str, Any]:
+    """Approach 1."""
+    found = envelope(table.runs, options.bootstrap, options.seed, options.level)
+    print(report.envelope_text(found))
+    return report.power_law_plain(found.sizes) | {"exponent": report.estimate_plain(found.exponent)}
+
+
+def run_isoflops(_options: argparse.Namespace, table: Table) -> dict[str, Any]:
+    """Approach 2."""
+    found = isoflops(table.runs)
+    print(report.isoflops_text(found))
+    return {
+        "valleys": [valley._asdict() for valley in found.valleys],
+        "left_out": found.rejected,
+        "sizes": report.power_law_plain(found.sizes),
+        "tokens": report.power_law_plain(found.tokens),
+    }
+
+
+def run_optimal_epochs(_options: argparse.Namespace, table: Table) -> dict[str, Any]:
+    """Optimal epochs of each ladder and their power law."""
+    found = optima(table.runs)
+    law = optimal_epochs_law(found) if sum(one.inside for one in found) >= 3 else None
+    print(report.optima_text(found, law))
+    ladders = [{name: report.number(value) for name, value in one._asdict().items()} for one in found]
+    return {"ladders": ladders, "law": law and report.power_law_plain(law)}
+
+
+def run_crossover(options: argparse.Namespace, table: Table) -> dict[str, Any]:
+    """Crossover of two objectives for each number of unique tokens, and its power law."""
+    base_name, challenger_name = options.objective
+    base, challenger = table.of(base_name), table.of(challenger_name)
+    shared = sorted(set(base.U) & set(challenger.U))
+    if not shared:
+        raise ConfigurationError(f"{base_name} and {challenger_name} share no number of unique tokens")
+    found = [
+        crossover(
+            base.take(unique == base.U),
+            challenger.take(unique == challenger.U),
+            options.bootstrap,
+            options.seed,
+            options.level,
+        )
+        for unique in shared
+    ]
+    law = critical_compute_law(found) if sum(one.inside for one in found) >= 2 else None
+    print(report.crossover_text(base_name, challenger_name, found, law))
+    for name in table.bounds():
+        print(f"the losses of {name} are upper bounds: its true crossover may lie elsewhere")
+    crossovers = [{name: report.number(value) for name, value in one._asdict().items()} for one in found]
+    return {"crossovers": crossovers, "law": law and report.power_law_plain(law)}
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
