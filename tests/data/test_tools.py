@@ -6,7 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from card_scale.data.manifest import Manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +37,7 @@ def built(tmp_path_factory, corpus):
 
 @pytest.mark.parametrize("name, arguments", [
     ("tokenizer", []), ("data", []), ("data", ["build"]), ("data", ["verify"]), ("data", ["inspect"]),
+    ("data", ["decontaminate"]), ("data", ["report"]),
     ("bench_data", []), ("bench_data", ["build"]), ("bench_data", ["loader"]),
 ])  # fmt: skip
 def test_help_imports_nothing_heavy(name, arguments):
@@ -52,7 +56,8 @@ print(sorted({{"torch", "numpy", "sentencepiece", "webdataset", "pyarrow"}} & se
 
 
 def test_building_imports_no_torch():
-    modules = "card_scale.data.build, card_scale.data.verify, card_scale.data.summary"
+    names = ("build", "verify", "summary", "decontamination", "report")
+    modules = ", ".join(f"card_scale.data.{name}" for name in names)
     script = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -97,6 +102,17 @@ def test_verify_and_inspect(built, texts):
         ("data", ["build", "{corpus}"], 2, "--output"),
         ("data", ["verify", "{tmp}"], 4, "manifest.json: no such file"),
         ("data", ["inspect", "{tmp}"], 4, "manifest.json: no such file"),
+        (
+            "data",
+            ["build", "{corpus}", "--tokenizer", "{t}", "--output", "{tmp}/d", "--validation-fraction", "0"]
+            + ["--decontaminate"],
+            2,
+            "--validation-fraction above 0",
+        ),
+        ("data", ["decontaminate", "{tmp}"], 4, "manifest.json: no such file"),
+        ("data", ["decontaminate", "{built}", "--against", "{tmp}"], 4, "manifest.json: no such file"),
+        ("data", ["decontaminate", "{built}", "--threshold", "0"], 2, "above 0"),
+        ("data", ["report", "{tmp}"], 4, "manifest.json: no such file"),
         ("data", [], 2, "command"),
         (
             "tokenizer",
@@ -114,6 +130,40 @@ def test_errors_are_one_line_with_their_exit_code(built, corpus, tmp_path, name,
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_decontaminate_and_report(built, corpus, tmp_path):
+    dataset = tmp_path / "data"
+    command = ("data", "build", corpus, "--tokenizer", built / "t.model", "--output", dataset,
+               "--validation-fraction", 0.25, "--workers", 1)  # fmt: skip
+    assert "not decontaminated" in tool(*command).stdout
+    shown = tool("data", "report", dataset, "--workers", 1).stdout
+    assert "not decontaminated" in shown
+    assert "near duplicates in train: " in shown
+    done = tool(*command, "--decontaminate")  # of a dataset that was finished before
+    assert (done.returncode, "against its own train" in done.stdout) == (0, True), done.stderr
+    own = Manifest.load(dataset)
+    arguments = ("data", "decontaminate", dataset, "--ngram", 2, "--threshold", 1, "--workers", 1)
+    done = tool(*arguments, "--against", built / "data", "--against", dataset)
+    assert done.returncode == 0, done.stderr
+    record = Manifest.load(dataset).decontamination
+    assert (record.ngram, record.threshold, len(record.against)) == (2, 1.0, 2)
+    assert f"{record.excluded_documents} of {own.splits['validation'].documents} validation documents" in done.stdout
+    done = tool("data", "report", dataset, "--against", built / "data", "--sample", 5, "--workers", 1,
+                "--json", tmp_path / "r.json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"of train of {built / 'data'}" in done.stdout
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["decontamination"] == json.loads((dataset / "manifest.json").read_text())["decontamination"]
+    assert written["near_duplicates"]["train"] is None
+    rate = written["near_duplicates"]["validation"]
+    assert (rate["documents"], rate["sampled"]) == (own.splits["validation"].documents, 5)
+    assert f"{rate['share']:.2%}" in done.stdout
+    excluded = set(np.load(dataset / record.excluded.name).tolist())
+    assert excluded
+    shown = tool("data", "inspect", dataset, "--split", "validation", "--documents", 99).stdout
+    marked = [line for line in shown.splitlines() if line.startswith("--- validation document")]
+    assert {number for number, line in enumerate(marked) if line.endswith("excluded as contaminated")} == excluded
 
 
 def test_verify_lists_the_damage(built):
