@@ -23,7 +23,7 @@ class Corpus(NamedTuple):
     digest: str
     tokenizer_sha256: str
     validation_split: str
-    """Hash of the validation split's documents and of the tokenizer."""
+    """Hash of the validation split's documents, those left out as contaminated, and the tokenizer."""
 
     @property
     def exists(self) -> bool:
@@ -50,14 +50,15 @@ def read(path: str, stated: StatedCorpus | None) -> Corpus:
         return Corpus(*sizes, digest=STATED, tokenizer_sha256=STATED, validation_split=STATED)
     manifest = Manifest.load(path)
     validation = manifest.splits["validation"]
-    identity = json.dumps([dataclasses.asdict(validation), manifest.tokenizer.sha256], sort_keys=True)
+    excluded = manifest.decontamination
+    parts = [dataclasses.asdict(validation), manifest.tokenizer.sha256, excluded and excluded.excluded.sha256]
     return Corpus(
         vocabulary_size=manifest.vocabulary_size,
         train_tokens=manifest.splits["train"].tokens,
-        validation_tokens=validation.tokens,
+        validation_tokens=validation.tokens - (excluded.excluded_tokens if excluded else 0),
         digest=manifest.digest,
         tokenizer_sha256=manifest.tokenizer.sha256,
-        validation_split=hashlib.sha256(identity.encode()).hexdigest(),
+        validation_split=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
     )
 
 

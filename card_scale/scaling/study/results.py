@@ -137,6 +137,7 @@ def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[s
         "ranks": spec.ranks,
         "seconds": round(outcome.seconds, 1),
         "attempts": outcome.attempts,
+        "vocabulary_size": spec.corpus.vocabulary_size,
         "data_digest": spec.corpus.digest,
         columns.TOKENIZER: spec.corpus.tokenizer_sha256,
         columns.VALIDATION: spec.held_out.validation_digest(config.model.length, config.data.validation_samples),

@@ -1,0 +1,132 @@
+"""Laws of repetition fitted to each arm of a study, and where the arms' loss-compute curves cross."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from card_scale.errors import DataError
+from card_scale.scaling import figures as law_figures
+from card_scale.scaling import report
+from card_scale.scaling.analysis import Analysis, Settings, analyse
+from card_scale.scaling.crossover import Crossover, crossover
+from card_scale.scaling.forms import FORMS
+from card_scale.scaling.laws import saturating
+from card_scale.scaling.repetition.figures import Figure, Missing, new_axes
+from card_scale.scaling.repetition.runs import Run, Study
+from card_scale.scaling.runs import Runs
+
+
+class Fitted(NamedTuple):
+    """The law of one arm, or why there is none."""
+
+    arm: str
+    analysis: Analysis | None
+    reason: str
+
+
+class Crossed(NamedTuple):
+    """Where one arm's curve falls below another's on one subset, or why it is not known."""
+
+    base: str
+    challenger: str
+    unique: float
+    found: Crossover | None
+    reason: str
+
+
+def fit_arms(study: Study, form: str, settings: Settings) -> list[Fitted]:
+    """Fit a form to each arm's runs. The runs of one arm need not be tuned alike: all finished ones enter.
+
+    The practical law takes the logarithm of the vocabulary's size as the loss of a model that knows nothing.
+    """
+    fitted = []
+    for arm in study.arms:
+        runs = as_runs([run for run in study.runs if run.arm == arm])
+        given = _given(study, form)
+        try:
+            fitted.append(Fitted(arm, analyse(FORMS[form], runs, given, settings), ""))
+        except DataError as error:
+            fitted.append(Fitted(arm, None, str(error)))
+    return fitted
+
+
+def _given(study: Study, form: str) -> dict[str, float]:
+    return {"L0": math.log(float(study.cells[0]["vocabulary_size"]))} if form == "practical" else {}
+
+
+def as_runs(runs: list[Run]) -> Runs:
+    """Return runs as the fits take them."""
+    fields = ([getattr(run, name) for run in runs] for name in ("parameters", "tokens", "unique", "loss"))
+    return Runs(*(np.array(values, np.float64) for values in fields))
+
+
+def crossovers(study: Study, samples: int, seed: int) -> list[Crossed]:
+    """Return where every other arm falls below the first, on each subset, by the FLOPs that the runs took."""
+    base = study.arms[0]
+    found = []
+    for challenger in study.arms[1:]:
+        for unique in sorted({run.unique for run in study.runs if run.epochs >= 1}):
+            here = [run for run in study.runs if run.unique == unique]
+            first, second = (_by_flops([run for run in here if run.arm == arm]) for arm in (base, challenger))
+            try:
+                found.append(Crossed(base, challenger, unique, crossover(first, second, samples, seed), ""))
+            except DataError as error:
+                found.append(Crossed(base, challenger, unique, None, str(error)))
+    return found
+
+
+def _by_flops(runs: list[Run]) -> Runs:
+    """Return runs whose 6 N D is what they really took: objectives differ in the cost of a token."""
+    plain = as_runs(runs)
+    return plain._replace(N=np.array([run.flops for run in runs]) / (6.0 * plain.D))
+
+
+def effective_data(fitted: list[Fitted]) -> Figure | Missing:
+    """Return the figure of D' / D over epochs with the interval of R_D."""
+    title = "Effective data over epochs"
+    shown = [(one.arm, one.analysis) for one in fitted if one.analysis and "R_D" in one.analysis.fit.free]
+    if not shown:
+        reasons = "; ".join(f"{one.arm}: {one.reason}" for one in fitted if one.reason)
+        return Missing(title, f"no arm's R_D could be fitted. {reasons}")
+
+    def draw() -> Any:
+        figure, (axis,) = new_axes(1)
+        for number, (arm, analysis) in enumerate(shown):
+            judged = next(one for one in analysis.judgements if one.name == "R_D")
+            epochs = np.geomspace(1.0, float((analysis.fit.runs.D / analysis.fit.runs.U).max()), 60)
+            low, high = ((1.0 + saturating(epochs - 1.0, end)) / epochs for end in (judged.low, judged.high))
+            axis.fill_between(epochs, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
+            middle = (1.0 + saturating(epochs - 1.0, judged.estimate)) / epochs
+            label = f"{arm}: R_D {judged.verdict}, [{judged.low:.3g}, {judged.high:.3g}]"
+            axis.plot(epochs, middle, color=f"C{number}", linewidth=1, label=label)
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("epochs")
+        axis.set_ylabel("D' / D")
+        axis.set_ylim(0.0, 1.05)
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+        return figure
+
+    caption = (
+        "What a processed token is worth, by the law fitted to each arm; bands span the interval of R_D. A band that "
+        "fills the panel says that the runs do not identify R_D: do not read its line."
+    )
+    return Figure("effective_data", title, caption, draw)
+
+
+def draw_fits(fitted: list[Fitted], directory: Path) -> list[tuple[str, Path]]:
+    """Draw each arm's profiles and predicted against measured losses; returns (title, file)."""
+    drawn = []
+    for one in fitted:
+        if one.analysis is not None:
+            path = directory / f"law_{one.arm}.png"
+            law_figures.draw(one.analysis, path)
+            drawn.append((f"{one.arm}: profile likelihood, predicted against measured loss", path))
+    return drawn
+
+
+def fit_text(one: Fitted) -> str:
+    """Return an arm's fit in lines."""
+    return report.text(one.analysis, profiles=False) if one.analysis else f"not fitted: {one.reason}"

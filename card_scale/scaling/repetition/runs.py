@@ -1,0 +1,208 @@
+"""The finished runs of a study's result table, grouped the way the figures show them."""
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from card_scale.errors import DataError
+from card_scale.scaling import columns, table
+from card_scale.scaling.table import TRUE, Row, Table
+
+SETTINGS = ("lr", "weight_decay", "dropout")
+"""Columns that a cell may be tuned over."""
+
+_NEEDED = (columns.RUN, columns.OBJECTIVE, "size", "flops", *SETTINGS, "seed", "vocabulary_size")
+
+
+class Setting(NamedTuple):
+    """Regularisation and learning rate of a run."""
+
+    lr: float
+    weight_decay: float
+    dropout: float
+
+    def describe(self) -> str:
+        """Return the setting in words."""
+        return f"lr {self.lr:g}, weight decay {self.weight_decay:g}, dropout {self.dropout:g}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    name: str
+    arm: str
+    size: str
+    parameters: float
+    tokens: float
+    unique: float
+    flops: float
+    loss: float
+    bound: bool
+    seed: str
+    setting: Setting
+    standard_error: float | None
+    """Of a bound's estimate."""
+    gap: float | None
+    """Validation minus training-sample loss, by the same likelihood."""
+    best_loss: float | None
+    best_epoch: float | None
+    """Of the lowest evaluation in the course of the run."""
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the unique tokens."""
+        return self.tokens / self.unique
+
+
+class Point(NamedTuple):
+    """One cell of an arm: the seeds' runs at one setting."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """Return one of the runs, for what they share."""
+        return self.runs[0]
+
+    @property
+    def loss(self) -> float:
+        """Return the mean final loss over seeds."""
+        return statistics.fmean(run.loss for run in self.runs)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Return the lowest and the highest final loss of the seeds."""
+        return min(run.loss for run in self.runs), max(run.loss for run in self.runs)
+
+    @property
+    def deviation(self) -> float | None:
+        """Return the sample standard deviation over seeds, None for a single one."""
+        return statistics.stdev(run.loss for run in self.runs) if len(self.runs) > 1 else None
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean of an optional field over seeds, None unless all have it."""
+        values = [getattr(run, name) for run in self.runs]
+        return None if None in values else statistics.fmean(values)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that the report reads."""
+
+    table: Table
+    runs: tuple[Run, ...]
+    unfinished: tuple[Row, ...]
+    """Rows that failed or never ended; shown, never drawn."""
+    curves: tuple[Mapping[str, str], ...]
+    passes: tuple[Mapping[str, str], ...]
+    cells: Sequence[Mapping[str, str]]
+    """All rows as text, for the settings that they share."""
+
+    @property
+    def arms(self) -> list[str]:
+        """Return the arms, exact likelihoods first, in the order of the table."""
+        return sorted(dict.fromkeys(run.arm for run in self.runs), key=self.is_bound)
+
+    def is_bound(self, arm: str) -> bool:
+        """Return whether an arm's losses are upper bounds."""
+        return any(run.bound for run in self.runs if run.arm == arm)
+
+    def panels(self) -> list[tuple[str, float]]:
+        """Return (size, unique tokens) of the runs, small ones first. Runs below one epoch stand with the others."""
+        sizes = {run.size: run.parameters for run in self.runs}
+        pairs = {(run.size, run.unique) for run in self.runs if run.epochs >= 1}
+        return sorted(pairs, key=lambda pair: (sizes[pair[0]], pair[1]))
+
+    def points(self, arm: str, size: str, unique: float) -> list[Point]:
+        """Return an arm's cells on one size and subset, one for each setting, by epochs."""
+        grouped: dict[tuple[float, Setting], list[Run]] = {}
+        for run in self.runs:
+            if (run.arm, run.size, run.unique) == (arm, size, unique):
+                grouped.setdefault((run.tokens, run.setting), []).append(run)
+        return [Point(tuple(group)) for _, group in sorted(grouped.items())]
+
+    def best_points(self, arm: str, size: str, unique: float) -> list[Point]:
+        """Return, for each number of epochs, the setting of the lowest mean loss."""
+        best: dict[float, Point] = {}
+        for point in self.points(arm, size, unique):
+            key = point.first.tokens
+            if key not in best or point.loss < best[key].loss:
+                best[key] = point
+        return [point for _, point in sorted(best.items())]
+
+
+def read(path: Path) -> Study:
+    """Read a study's ``results.csv`` or ``results.parquet``, with ``curves.csv`` and ``losses_by_pass.csv`` beside it.
+
+    Raises DataError for what no comparison should be made of: NaN in a finished run, mixed tokenizers or validation
+    sets, duplicates, a missing column, no finished run.
+    """
+    rows = table.read_rows(path, {})
+    for name in (*_NEEDED, columns.STATUS, columns.BOUND, columns.TOKENIZER, columns.VALIDATION):
+        if name not in rows[0].cells:
+            raise DataError(f"{path} has no column {name}; tools/study.py table writes it")
+    done = [row for row in rows if row.cells[columns.STATUS] == columns.DONE]
+    if not done:
+        raise DataError(f"{path}: none of {len(rows)} runs is done; there is nothing to report")
+    checked = table.check(done, allow_failed=False, mixed_bounds=True)
+    return Study(
+        table=checked,
+        runs=tuple(_run(row) for row in checked.rows),
+        unfinished=tuple(row for row in rows if row.cells[columns.STATUS] != columns.DONE),
+        curves=_read_csv(path.with_name("curves.csv")),
+        passes=_read_csv(path.with_name("losses_by_pass.csv")),
+        cells=[row.cells for row in rows],
+    )
+
+
+def _run(row: Row) -> Run:
+    cells = row.cells
+
+    def number(name: str) -> float:
+        try:
+            return float(cells[name])
+        except ValueError:
+            raise DataError(f"{row.place}: {name} = {cells[name] or '(empty)'} is not a number") from None
+
+    def optional(name: str) -> float | None:
+        return number(name) if cells.get(name) else None
+
+    return Run(
+        name=cells[columns.RUN],
+        arm=cells[columns.OBJECTIVE],
+        size=cells["size"],
+        parameters=number(columns.PARAMETERS),
+        tokens=number(columns.TOKENS),
+        unique=number(columns.UNIQUE),
+        flops=number("flops"),
+        loss=number(columns.LOSS),
+        bound=cells[columns.BOUND].lower() in TRUE,
+        seed=cells["seed"],
+        setting=Setting(*(number(name) for name in SETTINGS)),
+        standard_error=optional("val_loss_standard_error"),
+        gap=optional("gap"),
+        best_loss=optional("best_val_loss"),
+        best_epoch=optional("best_epoch"),
+    )
+
+
+def _read_csv(path: Path) -> tuple[Mapping[str, str], ...]:
+    if not path.is_file():
+        return ()
+    with path.open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+def shared(study: Study) -> dict[str, Any]:
+    """Return the columns that have one value in all rows: what the study held fixed."""
+    first = study.cells[0]
+    return {name: value for name, value in first.items() if all(row[name] == value for row in study.cells)}
+
+
+def passes_of(study: Study, run: str) -> list[tuple[int, float]]:
+    """Return (pass from 1, mean training loss) of one run."""
+    return [(int(row["pass"]), float(row["loss"])) for row in study.passes if row[columns.RUN] == run]

@@ -1,0 +1,81 @@
+#!/usr/bin/env python3
+"""Report on a study of data repetition: one HTML page with its figures, PNG files of them, and TensorBoard curves."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from card_scale.cli import run_tool
+
+FORMS = ("data-constrained", "practical", "none")
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="docs/studies.md says how to read it. Exit codes: 0 done, 2 command line, 3 configuration, 4 a table "
+        "that no comparison should be made of.",
+    )
+    parser.add_argument("table", type=Path, help="results.parquet or results.csv of tools/study.py, or their directory")
+    parser.add_argument("--output", type=Path, help="directory of the report (default: report/ beside the table)")
+    parser.add_argument("--title", default="Data repetition", help="title of the page")
+    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="law fitted to each arm (default: %(default)s)")
+    parser.add_argument("--bootstrap", type=int, default=200, metavar="N", help="resamples (default: %(default)s)")
+    parser.add_argument(
+        "--hold-out", type=int, default=0, metavar="K", help="predict each arm's K runs of most compute"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of resamples and starts (default: %(default)s)")
+    options = parser.parse_args()
+    if options.bootstrap < 1 or options.hold_out < 0:
+        parser.error("--bootstrap is at least 1, --hold-out at least 0")
+    return options
+
+
+def main() -> None:
+    """Read the table, draw, fit, write."""
+    options = parse()
+    from card_scale.scaling.analysis import Settings
+    from card_scale.scaling.repetition import figures, laws, page, runs
+    from card_scale.scaling.repetition.scalars import write_scalars
+
+    table = options.table / "results.parquet" if options.table.is_dir() else options.table
+    study = runs.read(table)
+    output = options.output or table.parent / "report"
+    (output / "figures").mkdir(parents=True, exist_ok=True)
+    settings = Settings(bootstrap=options.bootstrap, hold_out=options.hold_out, seed=options.seed)
+    fitted = [] if options.form == "none" else laws.fit_arms(study, options.form, settings)
+    crossed = laws.crossovers(study, options.bootstrap, options.seed)
+    wanted = figures.figures(study)
+    if fitted:
+        wanted.append(laws.effective_data(fitted))
+    drawn: list[page.Drawn | figures.Missing] = []
+    for one in wanted:
+        drawn.append(one if isinstance(one, figures.Missing) else save(one, output / "figures"))
+    for title, path in laws.draw_fits(fitted, output / "figures"):
+        drawn.append(
+            page.Drawn(title, "Profiles of the fitted law's constants; docs/scaling_laws.md reads them.", path)
+        )
+    text = page.page(options.title, study, drawn, fitted, crossed, str(table))
+    (output / "index.html").write_text(text, encoding="utf-8")
+    write_scalars(study, output / "tensorboard")
+    for line in page.caveats(study, fitted):
+        print(f"- {line}")
+    print(f"written: {output / 'index.html'}, {output / 'figures'}, {output / 'tensorboard'}")
+
+
+def save(figure, directory: Path):
+    """Draw a figure into a PNG file; returns it with its words."""
+    from matplotlib import pyplot
+
+    from card_scale.scaling.repetition.page import Drawn
+
+    path = directory / f"{figure.name}.png"
+    drawn = figure.draw()
+    drawn.savefig(path, dpi=130)
+    pyplot.close(drawn)
+    return Drawn(figure.title, figure.caption, path)
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
