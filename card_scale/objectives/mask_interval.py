@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from card_scale.errors import ConfigurationError
 from card_scale.objectives.base import ObjectiveBatch
 
 STEP = 0.05
@@ -49,7 +50,7 @@ def least_variance(sums: torch.Tensor) -> Interval:
     """The interval with the least variance, from the sums of :func:`cell_sums` over all draws, float64.
 
     Blocks count whose mask rate and masked share both lie in the interval, as in training. An interval with fewer than
-    two such blocks is passed over. Raises ValueError if that leaves none.
+    two such blocks is passed over. Raises ConfigurationError if that leaves none.
     """
     masks = sums.shape[1] - 1
     found = []
@@ -64,5 +65,8 @@ def least_variance(sums: torch.Tensor) -> Interval:
                 variance = max(0.0, squares - total**2 / count) / (count - 1)
                 found.append(Interval(round(low, 2), round(high, 2), variance))
     if not found:
-        raise ValueError("no interval of mask rates holds two blocks; evaluate more samples")
+        raise ConfigurationError(
+            "objective.search_interval is true, but no interval of mask rates holds two blocks of the evaluation; raise "
+            "data.validation_samples"
+        )
     return min(found, key=lambda interval: interval.variance)

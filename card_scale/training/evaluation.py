@@ -71,8 +71,9 @@ class Evaluation:
         """The mean over samples and draws, in nats per token.
 
         The standard error is that of the noise: how far other draws over the same samples would lie apart. It is taken
-        from the scatter of each sample's draws. That ignores what stratifying the noise levels over the samples gains,
-        so it errs upwards.
+        from the scatter of each sample's draws, which is unbiased for the variance but for what stratifying the noise
+        levels over the samples gains. Rare low mask rates have large weights, so with few samples most single values
+        are too small and a few too large.
         """
         objective = self.objective
         searched = (
