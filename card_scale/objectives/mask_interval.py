@@ -66,7 +66,7 @@ def least_variance(sums: torch.Tensor) -> Interval:
                 found.append(Interval(round(low, 2), round(high, 2), variance))
     if not found:
         raise ConfigurationError(
-            "objective.search_interval is true, but no interval of mask rates holds two blocks of the evaluation; raise "
-            "data.validation_samples"
+            "objective.search_interval is true, but no interval of mask rates holds two blocks of the evaluation; "
+            "raise data.validation_samples"
         )
     return min(found, key=lambda interval: interval.variance)

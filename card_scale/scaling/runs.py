@@ -24,7 +24,8 @@ class Runs(NamedTuple):
 
     def take(self, rows: np.ndarray) -> "Runs":
         """Return the runs that a bool mask [n] or an index array picks."""
-        return Runs(*(None if column is None else column[rows] for column in self))
+        counted = None if self.counted is None else self.counted[rows]
+        return Runs(self.N[rows], self.D[rows], self.U[rows], self.loss[rows], counted)
 
     def flops(self) -> Array:
         """Return 6 N D of each run, the compute of Chinchilla's allocation."""

@@ -65,9 +65,7 @@ def test_the_search_equals_one_over_raw_draws(rows, blocks, block, seed, pieces)
         sums += cell_sums(losses[part], piece, valid[part])
     by_hand = variances_by_hand(raw_draws(batch, losses, valid, block), block)
     if not by_hand:
-        with pytest.raises(
-            ConfigurationError, match="no interval of mask rates holds two blocks; evaluate more samples"
-        ):
+        with pytest.raises(ConfigurationError, match="no interval of mask rates holds two blocks"):
             least_variance(sums)
         return
     best = least_variance(sums)
@@ -121,12 +119,12 @@ def test_empty_intervals_are_passed_over():
     # Two draws with rates and shares above 0.9: only intervals that end at 1 and begin at 0.9 or before hold both.
     best = least_variance(sums_of([(0.96, 4, 1.0), (0.97, 4, 3.0)], 4))
     assert (best.high, best.variance) == (1.0, 2.0)
-    with pytest.raises(ConfigurationError, match="raise data.validation_samples"):
+    with pytest.raises(ConfigurationError, match=r"raise data\.validation_samples"):
         least_variance(sums_of([(0.96, 4, 1.0)], 4))
-    with pytest.raises(ConfigurationError, match="raise data.validation_samples"):
+    with pytest.raises(ConfigurationError, match=r"raise data\.validation_samples"):
         least_variance(sums_of([], 4))
     # The masked share of one of them is none that such an interval allows.
-    with pytest.raises(ConfigurationError, match="raise data.validation_samples"):
+    with pytest.raises(ConfigurationError, match=r"raise data\.validation_samples"):
         least_variance(sums_of([(0.96, 4, 1.0), (0.97, 0, 3.0)], 4))
 
 
