@@ -37,6 +37,8 @@ def descend(form: Form, logs: Array, runs: Runs, free: np.ndarray) -> tuple[Arra
     """
     names = tuple(form.constants[index] for index in free)
     start = np.array(logs)
+    if not len(free):
+        return start, float(huber(residuals(form, start, runs)).sum())
 
     def value_and_gradient(moved: Array) -> tuple[float, Array]:
         start[free] = moved

@@ -46,7 +46,7 @@ def fit_power_law(y: npt.ArrayLike, factors: Mapping[str, npt.ArrayLike], level:
     target = np.log(np.asarray(y, np.float64))
     logs = [np.log(np.asarray(values, np.float64)) for values in factors.values()]
     # Centred, so that the rank does not depend on the unit the factors are counted in.
-    centres = [float(np.mean(column)) for column in logs]
+    centres = [float(column.sum()) / max(len(column), 1) for column in logs]
     columns = [column - centre for column, centre in zip(logs, centres, strict=True)]
     matrix = np.stack([np.ones_like(target), *columns], axis=1)
     if np.linalg.matrix_rank(matrix, tol=1e-6) < matrix.shape[1]:
@@ -55,19 +55,23 @@ def fit_power_law(y: npt.ArrayLike, factors: Mapping[str, npt.ArrayLike], level:
             f"at least {matrix.shape[1]} points that differ in each of them are needed"
         )
     solution = np.linalg.lstsq(matrix, target, rcond=None)[0]
-    left = len(target) - matrix.shape[1]
-    errors = target - matrix @ solution
+    reach = _reach(target - matrix @ solution, matrix.shape[1], level)
+    inverse = np.linalg.inv(matrix.T @ matrix)
     # log k is the intercept moved back from the centres.
     shift = np.array([1.0, *(-centre for centre in centres)])
-    covariance = np.linalg.inv(matrix.T @ matrix) * (float(errors @ errors) / left if left else np.inf)
-    reach = float(student.ppf(0.5 + level / 2.0, left)) if left else np.inf
-    spread = float(np.sqrt(shift @ covariance @ shift)) * reach if left else np.inf
-    log_k = float(shift @ solution)
+    log_k, spread = float(shift @ solution), float(np.sqrt(shift @ inverse @ shift)) * reach
     with np.errstate(over="ignore"):
         k = Estimate(float(np.exp(log_k)), float(np.exp(log_k - spread)), float(np.exp(log_k + spread)))
     exponents = {}
     for place, name in enumerate(factors, start=1):
-        value = float(solution[place])
-        half = float(np.sqrt(covariance[place, place])) * reach if left else np.inf
+        value, half = float(solution[place]), float(np.sqrt(inverse[place, place])) * reach
         exponents[name] = Estimate(value, value - half, value + half)
     return PowerLaw(k, exponents)
+
+
+def _reach(errors: Array, constants: int, level: float) -> float:
+    """Return the standard deviation of the errors times Student's quantile; infinite if no point is to spare."""
+    left = len(errors) - constants
+    if not left:
+        return np.inf
+    return float(np.sqrt(errors @ errors / left) * student.ppf(0.5 + level / 2.0, left))

@@ -1,0 +1,239 @@
+"""Chinchilla's three approaches, power laws, optimal epochs and crossovers on runs whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import linregress
+
+from card_scale.errors import DataError
+from card_scale.scaling import laws
+from card_scale.scaling.allocation import compute_optimal
+from card_scale.scaling.crossover import critical_compute_law, crossover, frontier
+from card_scale.scaling.envelope import envelope
+from card_scale.scaling.epochs import optima, optimal_epochs_law
+from card_scale.scaling.forms import CHINCHILLA
+from card_scale.scaling.isoflop import isoflops
+from card_scale.scaling.objective import constants_at
+from card_scale.scaling.power_law import fit_power_law
+from card_scale.scaling.projection import variable_projection
+from card_scale.scaling.published import CONSTANTS
+from card_scale.scaling.runs import Runs
+from tests.scaling.datablations import published_182
+
+EPOCH = CONSTANTS["epoch"]
+TIED = CONSTANTS["muennighoff-c4"]
+
+
+def runs_of(size, tokens, loss, unique=None):
+    size, tokens, loss = (np.asarray(column, float) for column in np.broadcast_arrays(size, tokens, loss))
+    return Runs(size, tokens, tokens if unique is None else np.full_like(tokens, unique), loss)
+
+
+def budgets(params, width=1.0, centre=0.0):
+    """Nine sizes around the optimum of five budgets, log-spaced."""
+    cells = []
+    for budget in np.logspace(18, 22, 5):
+        best = compute_optimal(params, budget).parameters * math.exp(centre)
+        cells += [(best * math.exp(step), budget) for step in np.linspace(-width, width, 9)]
+    size, budget = np.array(cells).T
+    tokens = budget / 6 / size
+    return runs_of(size, tokens, laws.chinchilla(params, size, tokens))
+
+
+def test_isoflops_find_the_exponent_of_a_tied_law():
+    # Equal exponents make the loss symmetric in log N about the optimum, where the parabola is unbiased.
+    found = isoflops(budgets(TIED))
+    assert found.sizes.exponents["C"].value == pytest.approx(0.5, abs=1e-6)
+    for valley in found.valleys:
+        assert valley.parameters == pytest.approx(compute_optimal(TIED, valley.compute).parameters, rel=1e-6)
+        assert valley.tokens * valley.parameters * 6 == pytest.approx(valley.compute)
+
+
+def test_isoflops_of_wide_grids_are_biased_as_known():
+    exact = EPOCH["beta"] / (EPOCH["alpha"] + EPOCH["beta"])
+    narrow, wide = (isoflops(budgets(EPOCH, width, 0.5 * width)) for width in (0.3, 2.5))
+    assert narrow.sizes.exponents["C"].value == pytest.approx(exact, abs=1e-3)
+    errors = [abs(one.valleys[2].parameters / compute_optimal(EPOCH, 1e20).parameters - 1) for one in (narrow, wide)]
+    assert errors[0] < 0.02 < errors[1]
+
+
+def test_budgets_without_an_optimum_are_left_out_with_the_reason():
+    good = budgets(TIED)
+    one_sided = budgets(TIED, 1.0, 3.0).take(np.arange(9))
+    joined = Runs(*(np.concatenate([a[9:], b]) for a, b in zip(good[:4], one_sided[:4], strict=True)))
+    found = isoflops(joined)
+    assert len(found.valleys) == 4
+    assert "optimum lies outside the sizes" in found.rejected[0]
+    with pytest.raises(DataError, match="0 of 1 compute budgets"):
+        isoflops(one_sided)
+
+
+def test_envelope_finds_the_exponent():
+    sizes = np.logspace(7, 10, 25)
+    size, tokens = (axis.ravel() for axis in np.meshgrid(sizes, np.logspace(8, 12, 60), indexing="ij"))
+    found = envelope(runs_of(size, tokens, laws.chinchilla(EPOCH, size, tokens)), samples=40)
+    exact = EPOCH["beta"] / (EPOCH["alpha"] + EPOCH["beta"])
+    assert found.exponent.value == pytest.approx(exact, abs=0.02)
+    assert found.exponent.low < exact < found.exponent.high
+    assert found.curves > 10
+
+
+def test_envelope_needs_curves():
+    with pytest.raises(DataError, match="2 sizes have two token counts"):
+        envelope(runs_of([1e7, 1e7, 1e8, 1e8, 1e9], [1e9, 2e9, 1e9, 2e9, 1e9], [4, 3, 4, 3, 4]))
+
+
+@pytest.mark.parametrize("name", ["epoch", "hoffmann"])
+def test_variable_projection_recovers_the_constants(name):
+    table = published_182()
+    exact = table._replace(loss=laws.chinchilla(CONSTANTS[name], table.N, table.D))
+    for constant, value in variable_projection(exact).items():
+        assert value == pytest.approx(CONSTANTS[name][constant], rel=1e-5), constant
+
+
+def test_variable_projection_is_the_least_squares_fit():
+    table = published_182()
+    found = variable_projection(table)
+    logs = np.log([found[name] for name in CHINCHILLA.constants])
+
+    def squares(at):
+        return np.sum((CHINCHILLA.law(constants_at(CHINCHILLA, at), table) / table.loss - 1) ** 2)
+
+    gradient = [(squares(logs + step) - squares(logs - step)) / 2e-5 for step in 1e-5 * np.eye(5)]
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-5)
+
+
+def test_power_law_against_another_library():
+    draws = np.random.default_rng(0)
+    x = draws.uniform(1, 100, 12)
+    y = 3.0 * x**0.7 * np.exp(0.1 * draws.standard_normal(12))
+    other = linregress(np.log(x), np.log(y))
+    found = fit_power_law(y, {"x": x})
+    assert found.exponents["x"].value == pytest.approx(other.slope)
+    assert math.log(found.k.value) == pytest.approx(other.intercept)
+    # 97.5 % point of Student's t with 10 degrees of freedom.
+    assert found.exponents["x"].high - other.slope == pytest.approx(2.228139 * other.stderr, rel=1e-6)
+    assert math.log(found.k.high) - other.intercept == pytest.approx(2.228139 * other.intercept_stderr, rel=1e-6)
+    assert found(x=x[:3]) == pytest.approx(np.exp(other.intercept + other.slope * np.log(x[:3])))
+
+
+def test_power_law_of_as_many_points_as_constants_has_no_interval():
+    found = fit_power_law([1.0, 8.0], {"x": [1.0, 4.0]})
+    assert found.exponents["x"] == pytest.approx((1.5, -math.inf, math.inf))
+
+
+def test_power_law_refuses_factors_that_do_not_vary():
+    with pytest.raises(DataError, match="3 points do not determine the exponents of U, N"):
+        fit_power_law([1.0, 2.0, 3.0], {"U": [1e8, 1e8, 1e8], "N": [1e6, 1e7, 1e8]})
+
+
+def ladder(size, unique, optimum, epochs=(1, 2, 4, 8, 16, 32, 64, 128)):
+    epochs = np.array(epochs, float)
+    return [(size, e * unique, unique, 3.0 + 0.01 * math.log(e / optimum) ** 2) for e in epochs]
+
+
+def test_optimal_epochs_and_their_law():
+    truth = {"k": 0.05, "by_U": 0.39, "by_N": -0.2}
+    cells = []
+    for size in (1e6, 1e7, 1e8):
+        for unique in (1e7, 1e8, 1e9):
+            cells += ladder(size, unique, float(laws.optimal_epochs(truth, size, unique)))
+    found = optima(Runs(*np.array(cells).T))
+    assert len(found) == 9
+    for one in found:
+        expected = float(laws.optimal_epochs(truth, one.parameters, one.unique))
+        if one.inside:
+            assert one.epochs == pytest.approx(expected, rel=1e-6)
+            assert one.low < expected < one.high
+    law = optimal_epochs_law(found)
+    assert law.k.value == pytest.approx(0.05, rel=1e-6)
+    assert law.exponents["U"].value == pytest.approx(0.39, abs=1e-8)
+    assert law.exponents["N"].value == pytest.approx(-0.2, abs=1e-8)
+
+
+def test_ladders_that_do_not_turn_give_bounds():
+    rising, falling = ladder(1e6, 1e7, 0.1), ladder(1e6, 1e8, 1e4)
+    short = ladder(1e6, 1e9, 3.0, epochs=(1, 2))
+    found = optima(Runs(*np.array(rising + falling + short).T))
+    assert [(one.epochs, one.low, one.high) for one in found] == [(1.0, 0.0, 2.0), (128.0, 64.0, math.inf)]
+    assert not any(one.inside for one in found)
+    with pytest.raises(DataError, match="0 points do not determine"):
+        optimal_epochs_law(found)
+
+
+def test_seeds_of_a_ladder_are_averaged():
+    cells = [(1e6, e * 1e7, 1e7, loss) for e, loss in [(1, 4.0), (2, 3.0), (2, 3.4), (4, 3.1), (4, 3.1), (8, 3.5)]]
+    (found,) = optima(Runs(*np.array(cells).T))
+    assert (found.loss, found.low, found.high) == (pytest.approx(3.1), 2.0, 8.0)
+
+
+def arm(offset, slope, compute, unique=1e8, noise=0.0, seed=0):
+    """Losses that fall linearly in log10 compute."""
+    compute = np.asarray(compute)
+    size = np.sqrt(compute / 6)
+    loss = offset - slope * (np.log10(compute) - 18)
+    loss = loss + noise * np.random.default_rng(seed).standard_normal(len(compute))
+    return runs_of(size, size, loss, unique)
+
+
+def test_crossover_of_two_lines():
+    compute = np.logspace(17, 21, 17)
+    found = crossover(arm(4.0, 0.1, compute), arm(4.3, 0.25, compute), samples=50)
+    assert found.inside
+    assert found.compute == pytest.approx(1e20, rel=1e-9)
+    assert found.low <= 1e20 <= found.high
+    assert (found.first, found.last) == pytest.approx((1e17, 1e21))
+
+
+def test_crossover_interval_covers():
+    compute = np.logspace(17, 21, 17)
+    covered = []
+    for seed in range(40):
+        noisy = (arm(4.0, 0.1, compute, noise=0.01, seed=seed), arm(4.3, 0.25, compute, noise=0.01, seed=100 + seed))
+        found = crossover(*noisy, samples=60, seed=seed)
+        covered.append(found.low <= 1e20 <= found.high)
+    assert np.mean(covered) >= 0.8
+
+
+def test_no_crossover_is_said_to_lie_outside():
+    compute = np.logspace(17, 19, 9)
+    assert crossover(arm(4.0, 0.1, compute), arm(4.3, 0.25, compute), 20)[1:4] == (math.inf, math.inf, math.inf)
+    assert crossover(arm(4.3, 0.1, compute), arm(4.0, 0.1, compute), 20)[1:4] == (0.0, 0.0, 0.0)
+
+
+def test_crossover_counts_the_flops_of_the_table():
+    compute = np.logspace(17, 21, 17)
+    twice = arm(4.3, 0.25, compute)
+    twice = twice._replace(counted=2 * twice.flops())
+    found = crossover(arm(4.0, 0.1, compute), twice, samples=0)
+    # The same losses at twice the cost: 4.3 - 0.25 (x - log10 2) = 4 - 0.1 x, x over 1e18.
+    assert math.log10(found.compute) == pytest.approx(18 + (0.3 + 0.25 * math.log10(2)) / 0.15, rel=1e-9)
+
+
+def test_frontier_is_the_lowest_loss_so_far():
+    compute, lowest = frontier(runs_of([1, 1, 1, 1], [4, 1, 2, 2], [3.0, 5.0, 6.0, 4.0], 1))
+    np.testing.assert_allclose(np.exp(compute), [6, 12, 24])
+    np.testing.assert_array_equal(lowest, [5.0, 4.0, 3.0])
+
+
+def test_curves_that_cannot_be_compared_are_refused():
+    compute = np.logspace(17, 19, 9)
+    with pytest.raises(DataError, match="share no compute: base 1e\\+17 to 1e\\+19 FLOPs, challenger 1e\\+20"):
+        crossover(arm(4.0, 0.1, compute), arm(4.0, 0.1, 1e3 * compute), 5)
+    with pytest.raises(DataError, match="one number of unique tokens"):
+        crossover(arm(4.0, 0.1, compute), arm(4.0, 0.1, compute, unique=2e8), 5)
+    with pytest.raises(DataError, match="2 computes of the challenger"):
+        crossover(arm(4.0, 0.1, compute), arm(4.0, 0.1, compute[:2]), 5)
+
+
+def test_critical_compute_of_several_crossovers():
+    found = []
+    for unique in (1e8, 2e8, 4e8):
+        crossing = 191.6 * unique**2.174
+        compute = crossing * np.logspace(-2, 2, 9)
+        line = np.log10(crossing) - 18
+        found.append(crossover(arm(4.0, 0.1, compute, unique), arm(4.0 + 0.1 * line, 0.2, compute, unique), samples=20))
+    law = critical_compute_law(found)
+    assert law.exponents["U"].value == pytest.approx(2.174, abs=1e-6)
+    assert law.k.value == pytest.approx(191.6, rel=1e-4)

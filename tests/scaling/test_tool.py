@@ -1,0 +1,171 @@
+"""tools/fit_scaling_law.py and tools/identifiability.py from the command line."""
+
+import csv
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from card_scale.scaling import laws
+from tests.scaling.datablations import PATH, PUBLISHED
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Run a tool in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments, name="fit_scaling_law.py"):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            runpy.run_path(str(TOOLS / name), run_name="__main__")
+        captured = capsys.readouterr()
+        return ending.value.code, captured.out, captured.err
+
+    return run
+
+
+def write(path, rows):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def row(size, tokens, unique, loss, **cells):
+    return {"params_N": size, "tokens_D": tokens, "unique_tokens_U": unique, "val_loss": loss, **cells}
+
+
+def test_the_public_table_is_said_not_to_identify_r_d(tool, tmp_path):
+    out, figure = tmp_path / "fit.json", tmp_path / "fit.png"
+    code, said, _ = tool(
+        PATH, "--where", "in_published_182_fit=1", "--constants", "muennighoff-c4", "--bootstrap", 40,
+        "--hold-out", 20, "--profile", "--json", out, "--plot", figure,
+    )  # fmt: skip
+    assert code == 0
+    assert "Identified by these runs: none." in said
+    assert "R_D: no value above 4 is rejected, infinity included" in said
+    assert "distinct minima were found" in said
+    assert "0.015825932  15.37" in said
+    assert "profile of R_D" in said
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["objective"] == pytest.approx(0.0158047, abs=5e-8)
+    assert found["constants"]["R_D"]["verdict"] == "not identified"
+    assert found["constants"]["R_D"]["high"] == "inf"
+    assert found["hold_out"]["runs"] == 20
+    assert found["residual_pattern"]["found"]
+    assert len(found["profiles"]["R_N"]["values"]) == len(found["profiles"]["R_N"]["objectives"])
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_grid_that_identifies_everything(tool, tmp_path):
+    draws = np.random.default_rng(0)
+    rows = []
+    for size in (3e7, 1e8, 3e8, 1e9):
+        for unique in (1e8, 4e8):
+            for tokens in unique * 2.0 ** np.arange(8):
+                loss = float(laws.data_constrained(PUBLISHED, size, tokens, unique))
+                rows.append(row(size, tokens, unique, loss * math.exp(1e-4 * draws.standard_normal())))
+    code, said, _ = tool(write(tmp_path / "table.csv", rows), "--bootstrap", 0, "--starts", 16)
+    assert code == 0
+    assert "Identified by these runs: A, B, E, alpha, beta, R_D, R_N." in said
+    assert "Not identified" not in said
+
+
+def test_chinchilla_also_by_least_squares(tool, tmp_path):
+    rows = [
+        row(size, tokens, tokens, float(laws.chinchilla(PUBLISHED, size, tokens)))
+        for size in (1e7, 1e8, 1e9)
+        for tokens in (1e8, 1e9, 1e10)
+    ]
+    out = tmp_path / "fit.json"
+    code, said, _ = tool(
+        write(tmp_path / "table.csv", rows), "--form", "chinchilla", "--starts", 8, "--bootstrap", 0, "--json", out
+    )
+    assert code == 0
+    assert "variable projection" in said
+    assert json.loads(out.read_text(encoding="utf-8"))["variable_projection"]["alpha"] == pytest.approx(0.3526596)
+
+
+def test_envelope_and_isoflops(tool, tmp_path):
+    rows = []
+    for budget in (1e19, 3e19, 1e20, 3e20):
+        for size in np.logspace(8, 9.5, 7):
+            tokens = budget / 6 / size
+            rows.append(row(size, tokens, tokens, float(laws.chinchilla(PUBLISHED, size, tokens))))
+    table, out = write(tmp_path / "table.csv", rows), tmp_path / "fit.json"
+    code, said, _ = tool(table, "--form", "isoflop", "--json", out)
+    assert code == 0
+    assert "N_opt = " in said
+    exponent = json.loads(out.read_text(encoding="utf-8"))["sizes"]["exponents"]["C"]
+    assert exponent["value"] == pytest.approx(0.5, abs=0.05)
+    code, said, _ = tool(table, "--form", "envelope", "--bootstrap", 20)
+    assert code == 0
+    assert "approach 1" in said
+
+
+def test_optimal_epochs_without_enough_turns(tool, tmp_path):
+    rows = [row(1e6, e * 1e7, 1e7, 3 + 0.01 * math.log(e / 5) ** 2) for e in (1, 2, 4, 8, 16)]
+    code, said, _ = tool(write(tmp_path / "table.csv", rows), "--form", "optimal-epochs")
+    assert code == 0
+    assert "the power law of the optimal epochs is not identified" in said
+
+
+def test_crossover_of_two_objectives(tool, tmp_path):
+    rows = []
+    for unique, crossing in ((1e6, 1e18), (4e6, 1e19)):
+        for compute in crossing * np.logspace(-1, 1, 9):
+            away = math.log10(compute / crossing)
+            size = compute / 6 / (unique * 100)
+            for objective, slope, bound in (("ar", 0.1, False), ("mdlm", 0.3, True)):
+                loss = 4.0 - slope * away
+                rows.append(row(size, unique * 100, unique, loss, objective=objective, bound=bound, flops=compute))
+    table, out = write(tmp_path / "table.csv", rows), tmp_path / "fit.json"
+    code, said, _ = tool(table, "--form", "crossover", "--objective", "ar", "mdlm", "--bootstrap", 30, "--json", out)
+    assert code == 0
+    assert "the losses of mdlm are upper bounds" in said
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [one["compute"] for one in found["crossovers"]] == pytest.approx([1e18, 1e19])
+    assert found["law"]["exponents"]["U"]["value"] == pytest.approx(math.log(10) / math.log(4))
+    code, _, error = tool(table, "--form", "chinchilla")
+    assert code == 4
+    assert "bound is mixed" in error
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (("--form", "practical"), 3, "needs L0 given"),
+        (("--fix", "R_D"), 3, "--fix R_D is not NAME=VALUE"),
+        (("--fix", "R_D=many"), 3, "many is no number"),
+        (("--where", "note=none"), 3, "no row has note = 'none'"),
+        (("--objective", "ar"), 3, "no column objective"),
+        (("--column", "val_loss=nll"), 3, "no column nll"),
+        (("--form", "crossover"), 2, "needs --objective BASE CHALLENGER"),
+        (("--form", "isoflop", "--plot", "x.png"), 2, "--plot, --profile, --hold-out and --fix go with the laws"),
+        (("--starts", "0"), 2, "--starts is at least 1"),
+    ],
+)
+def test_refusals(tool, arguments, code, message):
+    ended, _, error = tool(PATH, *arguments)
+    assert (ended, message in error) == (code, True), error
+
+
+def test_a_missing_table(tool, tmp_path):
+    code, _, error = tool(tmp_path / "none.csv")
+    assert code == 4
+    assert "none.csv" in error
+
+
+def test_identifiability(tool, tmp_path):
+    out = tmp_path / "found.json"
+    code, said, _ = tool("--values", 500, "--epochs", 4, "--repetitions", 10, "--json", out, name="identifiability.py")
+    assert code == 0
+    assert "lower bound only" in said
+    assert json.loads(out.read_text(encoding="utf-8"))["results"][0]["most_epochs"] == 4

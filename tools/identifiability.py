@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Simulate grids of runs and say whether they identify R_D: coverage and verdicts of the intervals."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from card_scale.cli import run_tool
+from card_scale.environment import environment
+from card_scale.scaling.coverage import Grid, coverage
+from card_scale.scaling.forms import DATA_CONSTRAINED
+from card_scale.scaling.report import number
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--values", type=float, nargs="+", default=[15.387756, 31.93, 512.85], help="true R_D")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[4, 16, 64, 256, 800], help="most epochs of a grid")
+    parser.add_argument("--sizes", type=float, nargs="+", default=list(Grid().sizes), help="parameters of the runs")
+    parser.add_argument("--unique", type=float, nargs="+", default=list(Grid().unique), help="unique tokens")
+    parser.add_argument(
+        "--fitted", nargs="+", default=["R_D"], choices=DATA_CONSTRAINED.constants, help="the others are given"
+    )
+    parser.add_argument("--noise", type=float, default=0.003, help="standard deviation of log loss")
+    parser.add_argument("--repetitions", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Simulate every grid, print a line each."""
+    options = parse()
+    print(f"fitted: {', '.join(options.fitted)}; noise {options.noise:g}; {options.repetitions} repetitions")
+    results = []
+    for value in options.values:
+        for epochs in options.epochs:
+            grid = Grid(tuple(options.sizes), tuple(options.unique), epochs)
+            found = coverage(value, grid, options.fitted, options.noise, options.repetitions, options.seed)
+            results.append(found._asdict() | {"estimates": [number(one) for one in found.estimates]})
+            said = ", ".join(f"{kind} {100.0 * share:.0f} %" for kind, share in found.verdicts.items() if share)
+            low, median, high = found.estimates
+            print(
+                f"R_D {value:7.5g}, {epochs:3d} epochs: 95 % interval covers {100.0 * found.covered:.1f} %, "
+                f"unbounded {100.0 * found.unbounded:.0f} %; estimates {low:.3g} / {median:.3g} / {high:.3g}; {said}",
+                flush=True,
+            )
+    if options.json:
+        result = {"command": ["python", *sys.argv], "results": results, "environment": environment()}
+        options.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print(f"written: {options.json}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
