@@ -109,10 +109,10 @@ def show_plan(options: argparse.Namespace) -> None:
     from card_scale.scaling.study.runner import at_once_here, this_machine
 
     study = open_study(options)
-    widest = max(cost.ranks for cost in study.plan.costs)
     machine = this_machine()
-    fits = widest <= max(machine.gpus, machine.cores)
-    at_once = options.at_once or (at_once_here(machine, study.plan.costs) if fits else 1)
+    # A plan for a GPU or a cluster, made elsewhere, says nothing about this machine.
+    here = study.grid.hardware.device is None or machine.gpus >= max(cost.ranks for cost in study.plan.costs)
+    at_once = options.at_once or (at_once_here(machine, study.plan.costs) if here else 1)
     print(plan.table(study.plan, at_once))
     plan.write(study.plan, study.directory.path)
     print(f"written: {study.directory.path / 'plan.json'}, plan.csv")

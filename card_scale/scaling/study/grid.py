@@ -67,6 +67,8 @@ class Hardware:
     """Model FLOPs that one device makes in a second of training."""
     startup_seconds: float = 30.0
     """From the start of a run's process to its first step."""
+    device: str | None = None
+    """The device that the rate is of, where the grid names one."""
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,7 @@ class _Reader:
             self.refuse("hardware is missing: flops_per_second, or device and mfu, which the hours are estimated from")
         if rate <= 0 or startup < 0:
             self.refuse(f"hardware gives {rate:.3g} FLOP/s and {startup} s to start; they must be positive")
-        return Hardware(rate, startup)
+        return Hardware(rate, startup, str(tree["device"]) if "device" in tree else None)
 
     def corpus(self, value: Any) -> StatedCorpus | None:
         if value is None:

@@ -208,7 +208,7 @@ def table(plan: Plan, at_once: int) -> str:
 def _short(count: float) -> str:
     """Return a count with three digits and a unit."""
     for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= unit:
+        if count >= 0.9995 * unit:  # what three digits would round up to it
             return f"{count / unit:.3g}{name}"
     return f"{count:.3g}"
 
