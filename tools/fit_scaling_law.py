@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     choices = [*FORMS, ENVELOPE, ISOFLOP, EPOCHS, CROSSOVER]
     parser.add_argument("--form", choices=choices, default="data-constrained", help="law (default: %(default)s)")
     parser.add_argument(
-        "--objective", nargs="+", default=[], metavar="NAME", help="fit these; --form crossover: BASE CHALLENGER"
+        "--objective", nargs="+", default=[], metavar="NAME", help="fit this one; --form crossover: BASE CHALLENGER"
     )
     parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only such rows")
     parser.add_argument(
@@ -73,7 +73,7 @@ def main() -> None:
         where[OBJECTIVE] = options.objective
     if where:
         rows = select(rows, where)
-    table = check(rows, options.allow_failed, mixed_bounds=options.form == CROSSOVER)
+    table = check(rows, options.allow_failed, comparison=options.form == CROSSOVER)
     for reason in table.left_out:
         print(f"left out: {reason}")
     if options.form in FORMS:

@@ -139,19 +139,19 @@ def _equal(cell: str, choice: str) -> bool:
     return cell == choice or _number_or_nan(cell) == _number_or_nan(choice)
 
 
-def check(rows: Sequence[Row], allow_failed: bool, mixed_bounds: bool = False) -> Table:
+def check(rows: Sequence[Row], allow_failed: bool, comparison: bool = False) -> Table:
     """Return the rows as runs to fit, or refuse them.
 
     Args:
         rows: the rows to fit.
         allow_failed: leave out rows that are not ``done`` or lack a finite loss, instead of refusing them. They are
             never fitted.
-        mixed_bounds: exact losses and bounds may stand side by side, for a comparison that keeps them apart.
+        comparison: several objectives, exact losses and bounds among them, are kept apart and compared, not fitted.
 
     Raises:
         DataError: naming file, row, column and value: a missing column; a number that is none, not finite or not
-            positive; unfinished runs; several tokenizers or validation sets; bounds beside exact losses; duplicates;
-            U above D; epochs other than D / U.
+            positive; unfinished runs; several tokenizers, validation sets or objectives; bounds beside exact losses;
+            duplicates; U above D; epochs other than D / U.
     """
     for name in columns.REQUIRED:
         if name not in rows[0].cells:
@@ -168,7 +168,8 @@ def check(rows: Sequence[Row], allow_failed: bool, mixed_bounds: bool = False) -
         raise DataError(f"{rows[0].place} and all others: no finished run")
     for name in (columns.TOKENIZER, columns.VALIDATION):
         _refuse_mixed(kept, name, lambda cell: cell, "their losses cannot be compared")
-    if not mixed_bounds:
+    if not comparison:
+        _refuse_mixed(kept, columns.OBJECTIVE, lambda cell: cell, "each objective has a law of its own")
         _refuse_mixed(kept, columns.BOUND, _is_true, "an upper bound and an exact loss are different quantities")
     _refuse_duplicates(kept)
     names = (*columns.REQUIRED, columns.FLOPS) if columns.FLOPS in kept[0].cells else columns.REQUIRED

@@ -24,18 +24,22 @@ def rise(residuals: Array, free: int, level: float) -> float:
     left = len(residuals) - free
     power = float(np.sum(influence(residuals) ** 2)) / left
     quantile = float(f_distribution.ppf(level, 1, left))
-    return 0.5 * quantile * power / shift_slope(residuals, free)
+    slope = shift_slope(residuals, free)
+    # No residual within a bandwidth of 0: the law passes by the runs, and their noise rejects nothing.
+    return 0.5 * quantile * power / slope if slope > 0.0 else np.inf
 
 
 def shift_slope(residuals: Array, free: int) -> float:
     """Return E psi', the slope of the mean influence under a shift of all residuals, by a central difference.
 
     Its step is Silverman's bandwidth: the derivative itself counts the residuals within DELTA of 0, too few of them
-    when errors are large. The residuals are first freed of the shrinkage that fitting ``free`` constants caused.
+    when errors are large. The residuals are first freed of what fitting ``free`` constants did to them: it shrinks all,
+    and takes as many, the smallest, to nearly 0 where the Huber loss is an absolute value.
     """
     count = len(residuals)
     grown = residuals * np.sqrt(count / (count - free))
+    beyond = grown[np.argsort(np.abs(grown))[free:]]
     low, high = np.quantile(grown, [0.25, 0.75])
     spread = min(float(np.std(grown)), float(high - low) / 1.349) or float(np.std(grown))
     step = max(DELTA, 1.06 * spread * count ** (-1.0 / 5.0))
-    return float(np.mean(influence(grown + step) - influence(grown - step))) / (2.0 * step)
+    return float(np.mean(influence(beyond + step) - influence(beyond - step))) / (2.0 * step)

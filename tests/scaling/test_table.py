@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from card_scale.errors import ConfigurationError, DataError
-from card_scale.scaling.table import check, read_rows, select
+from card_scale.scaling.table import Row, check, read_rows, select
 from tests.scaling import datablations
 
 GOOD = [
@@ -122,9 +122,14 @@ def test_refused_with_file_row_column_and_value(tmp_path, cells, message):
 
 def test_bounds_beside_exact_losses_need_to_be_asked_for(tmp_path):
     rows = read_rows(write(tmp_path / "table.csv", GOOD), {})
-    with pytest.raises(DataError, match="bound is mixed"):
+    with pytest.raises(
+        DataError, match="objective is mixed: .*row 1 has ar, .*row 5 has mdlm; each objective has a law"
+    ):
         check(rows, allow_failed=False)
-    table = check(rows, allow_failed=False, mixed_bounds=True)
+    unnamed = [Row(row.place, {**row.cells, "objective": ""}) for row in rows]
+    with pytest.raises(DataError, match="bound is mixed"):
+        check(unnamed, allow_failed=False)
+    table = check(rows, allow_failed=False, comparison=True)
     assert table.objectives() == ["ar", "mdlm"]
     assert table.bounds() == ["mdlm"]
     assert len(table.of("mdlm").loss) == 4

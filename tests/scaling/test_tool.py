@@ -135,7 +135,7 @@ def test_crossover_of_two_objectives(tool, tmp_path):
     assert found["law"]["exponents"]["U"]["value"] == pytest.approx(math.log(10) / math.log(4))
     code, _, error = tool(table, "--form", "chinchilla")
     assert code == 4
-    assert "bound is mixed" in error
+    assert "objective is mixed" in error
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ def test_rise_grows_with_the_constants_fitted():
     assert rise(errors, 7, 0.95) > 1.2 * rise(errors, 1, 0.95)
 
 
+def test_nothing_is_rejected_by_a_law_that_passes_by_the_runs():
+    assert rise(0.1 + 1e-4 * np.random.default_rng(3).standard_normal(30), 1, 0.95) == math.inf
+
+
 def test_interval_of_a_curve():
     grid, heights = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), np.array([4.0, 2.0, 0.0, 3.0, 1.0, 5.0])
     # The gap at 3 lies inside: the interval spans all that is not rejected.
@@ -157,6 +161,14 @@ def test_the_public_table_does_not_identify_r_d(given):
         # Both ends are finite here, but of a law that these runs contradict.
         assert found.pattern.found
         assert found.by_ladder
+
+
+def test_a_minimum_that_only_a_profile_finds_is_taken():
+    settings = Settings(starts=1, bootstrap=0, seed=1)
+    assert fit(DATA_CONSTRAINED, published_182(), BASE, settings.starts, settings.seed).best.objective > 0.0158259
+    found = analyse(DATA_CONSTRAINED, published_182(), BASE, settings)
+    assert found.fit.best.objective == pytest.approx(0.0158047, abs=5e-8)
+    assert len(found.fit.modes) > 1
 
 
 def test_published_value_is_within_the_interval_but_so_is_any_larger():
