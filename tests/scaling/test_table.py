@@ -123,7 +123,7 @@ def test_refused_with_file_row_column_and_value(tmp_path, cells, message):
 def test_bounds_beside_exact_losses_need_to_be_asked_for(tmp_path):
     rows = read_rows(write(tmp_path / "table.csv", GOOD), {})
     with pytest.raises(
-        DataError, match="objective is mixed: .*row 1 has ar, .*row 5 has mdlm; each objective has a law"
+        DataError, match=r"objective is mixed: .*row 1 has ar, .*row 5 has mdlm; each objective has a law"
     ):
         check(rows, allow_failed=False)
     unnamed = [Row(row.place, {**row.cells, "objective": ""}) for row in rows]

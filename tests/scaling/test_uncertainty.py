@@ -176,7 +176,7 @@ def test_published_value_is_within_the_interval_but_so_is_any_larger():
     # The table's own statement: flat to 1 % of the objective from 8 to 10 000.
     flat = (curve.values > 8.0) & (curve.values < 1e4)
     assert curve.objectives[flat].max() <= curve.lowest * 1.0125
-    assert curve.low == pytest.approx(4.0, abs=0.2)
+    assert curve.low == pytest.approx(3.8, abs=0.3)
     assert math.isinf(curve.high)
 
 
