@@ -27,7 +27,19 @@ setup(
         "data": ["pyarrow", "zstandard"],
         # Figures of measurements.
         "plots": ["matplotlib"],
+        # Studies as Slurm arrays.
+        "slurm": ["submitit"],
         # What `make test` and `make lint` need.
-        "dev": ["hypothesis", "matplotlib", "mypy", "pyarrow", "pytest", "ruff", "types-PyYAML", "zstandard"],
+        "dev": [
+            "hypothesis",
+            "matplotlib",
+            "mypy",
+            "pyarrow",
+            "pytest",
+            "ruff",
+            "submitit",
+            "types-PyYAML",
+            "zstandard",
+        ],
     },
 )
