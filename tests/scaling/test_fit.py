@@ -12,7 +12,7 @@ from card_scale.scaling.fit import fit
 from card_scale.scaling.forms import CHINCHILLA, DATA_CONSTRAINED, GEOMETRIC, PRACTICAL
 from card_scale.scaling.objective import objective, residuals
 from card_scale.scaling.published import CONSTANTS, GPT2_UNINFORMED_LOSS, MUENNIGHOFF_REPETITION
-from tests.scaling.datablations import BASE, PUBLISHED, published_182
+from tests.scaling.datablations import BASE, PUBLISHED, published_182, runs
 
 FREE = free_indices(DATA_CONSTRAINED, tuple(BASE))
 
@@ -110,6 +110,10 @@ def test_practical_law_fits_the_table_better():
     found = fit(PRACTICAL, published_182(), {"L0": GPT2_UNINFORMED_LOSS}, starts=48)
     assert found.best.objective <= 0.006602
     assert found.r_squared() == pytest.approx(0.937, abs=1e-3)
+    # Over-fitted runs kept, where the Chinchilla law has 0.300.
+    with_over_fitted = fit(PRACTICAL, runs(note=""), {"L0": GPT2_UNINFORMED_LOSS}, starts=24)
+    assert with_over_fitted.r_squared() == pytest.approx(0.783, abs=1e-3)
+    assert fit(CHINCHILLA, runs(note=""), {}, starts=8).r_squared() == pytest.approx(0.300, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["epoch", "hoffmann"])

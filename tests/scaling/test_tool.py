@@ -5,6 +5,7 @@ import json
 import math
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -156,6 +157,15 @@ def test_crossover_of_two_objectives(tool, tmp_path):
 def test_refusals(tool, arguments, code, message):
     ended, _, error = tool(PATH, *arguments)
     assert (ended, message in error) == (code, True), error
+
+
+def test_fitting_loads_nothing_that_trains_or_draws():
+    code = (
+        "import sys, card_scale.scaling.report, card_scale.scaling.table, card_scale.scaling.coverage;"
+        "print(sorted({'torch', 'megatron', 'deepspeed', 'matplotlib', 'pyarrow'} & set(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert said.strip() == "[]"
 
 
 def test_a_missing_table(tool, tmp_path):
