@@ -14,7 +14,7 @@ from card_scale.files import write_atomically
 def write(rows: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
     """Write rows of equal keys to ``stem.csv`` and ``stem.parquet``; returns the files.
 
-    In csv None is empty, and lists are JSON. Raises ConfigurationError where there is no row.
+    In csv None is empty, and lists are JSON. Raises ConfigurationError where there is no row, or no pyarrow.
     """
     if not rows:
         raise ConfigurationError(f"{stem}: no rows to write")
@@ -30,10 +30,12 @@ def write(rows: Sequence[dict[str, Any]], stem: Path) -> list[Path]:
 
 
 def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
-    # Only here: the extra "data" brings it.
-    import pyarrow
-    import pyarrow.parquet
-
+    try:
+        # Only here: the extra "data" brings it.
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigurationError("parquet needs pyarrow: pip install -c constraints.txt -e .[data]") from None
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), sink)
     return sink.getvalue().to_pybytes()

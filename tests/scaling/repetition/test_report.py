@@ -1,0 +1,184 @@
+"""The report: what it groups, what it draws and leaves out, what it says, what it refuses."""
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from card_scale.errors import DataError
+from card_scale.scaling.analysis import Settings
+from card_scale.scaling.repetition import laws, page, runs
+from card_scale.scaling.repetition.figures import Figure, Missing, envelope, figures
+from card_scale.scaling.repetition.scalars import write_scalars
+from tests.scaling.repetition.conftest import UNIQUE, bound, row
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_cells_are_seeds_together_and_settings_apart(write_table, rows):
+    study = runs.read(write_table(rows))
+    assert study.arms == ["ar", "card", "mdlm"]
+    assert [study.is_bound(arm) for arm in study.arms] == [False, False, True]
+    assert study.panels() == [("s", UNIQUE)]
+    points = study.points("card", "s", UNIQUE)
+    assert [(p.first.epochs, p.first.setting.weight_decay, len(p.runs)) for p in points] == [
+        (1, 0.1, 1),
+        (4, 0.1, 1),
+        (16, 0.1, 2),
+        (16, 0.4, 1),
+    ]
+    seeds = points[2]
+    assert seeds.loss == pytest.approx(3.85)
+    assert seeds.spread == (3.8, 3.9)
+    assert seeds.deviation == pytest.approx(0.1 / math.sqrt(2))
+    assert seeds.mean("gap") == pytest.approx(0.16)
+    assert [point.loss for point in study.best_points("card", "s", UNIQUE)] == [5.2, 4.1, 3.7]
+    assert [one.cells["run"] for one in study.unfinished] == [rows[-1]["run"]]
+
+
+def test_arms_with_exact_likelihoods_come_first(write_table, rows):
+    assert runs.read(write_table(rows[::-1])).arms == ["card", "ar", "mdlm"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"val_loss": float("nan")}, r"row 1: val_loss = nan"),
+        ({"val_loss": None}, r"row 1: val_loss = \(empty\)"),
+        ({"tokenizer_hash": "other"}, "tokenizer_hash is mixed"),
+        ({"validation_hash": "other"}, "validation_hash is mixed"),
+        ({"unique_tokens_U": 10 * UNIQUE}, "row 1: unique_tokens_U = 10000 is more than"),
+    ],
+)
+def test_tables_that_no_comparison_should_be_made_of(write_table, rows, change, message):
+    with pytest.raises(DataError, match=message):
+        runs.read(write_table([rows[0] | change, *rows[1:]]))
+
+
+def test_duplicates_missing_columns_and_nothing_done_are_refused(write_table, rows):
+    with pytest.raises(DataError, match="repeats"):
+        runs.read(write_table([*rows, rows[0] | {"run": "again"}]))
+    with pytest.raises(DataError, match="none of 1 runs is done"):
+        runs.read(write_table([rows[-1]]))
+    with pytest.raises(DataError, match="has no column bound"):
+        runs.read(write_table([{k: v for k, v in one.items() if k != "bound"} for one in rows]))
+
+
+def test_figures_that_the_data_do_not_allow_say_why(write_table, rows):
+    found = {one.title: one for one in figures(runs.read(write_table(rows)))}
+    assert {title for title, one in found.items() if isinstance(one, Missing)} == {
+        "Loss over epochs and parameters",
+        "Downstream accuracy over epochs",
+    }
+    assert "the study has 1" in found["Loss over epochs and parameters"].reason
+    single = [row("ar", 4, 4.0) | {"gap": None}]
+    reasons = {one.title: one.reason for one in figures(runs.read(write_table(single))) if isinstance(one, Missing)}
+    assert "two numbers of epochs" in reasons["Validation loss over epochs"]
+    assert "data.train_samples" in reasons["Gap between validation and training samples over epochs"]
+    assert "same FLOPs" in reasons["Validation loss over training FLOPs"]
+    assert "two weight decays" in reasons["Validation loss over weight decay at fixed epochs"]
+
+
+def test_three_sizes_make_contours(write_table):
+    grid = [
+        row("ar", epochs, 5.0 - number - 0.1 * epochs, size=f"s{number}", params_N=1000 * 4**number)
+        for number in range(3)
+        for epochs in (1, 2, 4)
+    ]
+    drawn = {one.name for one in figures(runs.read(write_table(grid))) if isinstance(one, Figure)}
+    assert "isoloss" in drawn
+
+
+def test_the_envelope_by_hand(write_table, rows):
+    study = runs.read(write_table(rows))
+    compute, lowest = envelope([run for run in study.runs if run.arm == "ar"])
+    assert compute == [6.0 * 5000 * UNIQUE * e for e in (1, 4, 16)]
+    assert lowest == [5.0, 4.0, 4.0]
+
+
+def test_crossovers_count_what_was_really_spent(write_table):
+    def ladder(arm, losses, factor):
+        return [row(arm, e, loss) | {"flops": factor * 1e6 * e} for e, loss in zip((1, 4, 16, 64), losses, strict=True)]
+
+    same = [*ladder("ar", (5.0, 4.0, 3.9, 3.9), 1), *ladder("card", (5.5, 4.5, 3.5, 3.0), 1)]
+    (plain,) = laws.crossovers(runs.read(write_table(same)), samples=20, seed=0)
+    twice = [*ladder("ar", (5.0, 4.0, 3.9, 3.9), 1), *ladder("card", (5.5, 4.5, 3.5, 3.0), 2)]
+    (dear,) = laws.crossovers(runs.read(write_table(twice)), samples=20, seed=0)
+    assert (plain.base, plain.challenger) == ("ar", "card")
+    # Lead of 0.5 at 4 and -0.4 at 16 epochs, linear in log compute.
+    assert plain.found.compute == pytest.approx(4e6 * 4 ** (0.5 / 0.9))
+    # At 16e6 FLOPs 4.0, half way from 4.5 at 8e6 to 3.5 at 32e6, against 3.9: leads of 0.1 and -0.4.
+    assert dear.found.compute == pytest.approx(16e6 * 2**0.2)
+    (few,) = laws.crossovers(runs.read(write_table([same[0], same[4]])), samples=20, seed=0)
+    assert few.found is None
+    assert "a curve needs 3" in few.reason
+
+
+def test_what_must_be_said_is_said(write_table, rows):
+    study = runs.read(write_table(rows))
+    said = " ".join(page.caveats(study, laws.fit_arms(study, "data-constrained", Settings(starts=4, bootstrap=5))))
+    assert "mdlm are estimated upper bounds" in said
+    assert "8 of 9 cells have one seed" not in said
+    assert "one seed" in said
+    assert "one of lowest validation loss is shown" in said
+    assert "1 runs are not done" in said
+
+
+def test_the_page_ranks_bounds_apart_and_lists_failures(write_table, rows):
+    study = runs.read(write_table(rows))
+    text = page.page("T<1>", study, [Missing("None", "why & how")], [], [], "x.parquet")
+    exact, bounds = text.index("exact likelihood</h3>"), text.index("upper bounds</h3>")
+    assert exact < bounds
+    # The bound is the lowest number of all and does not stand among the exact ones.
+    assert "mdlm" not in text[exact:bounds]
+    assert re.search(r"<td>mdlm</td><td>3\.6000 ± 0\.020</td>", text)
+    assert text.index("<td>card</td>", exact) < text.index("<td>ar</td>", exact)
+    assert "the loss is &lt;nan&gt;" in text
+    assert "T&lt;1&gt;" in text
+    assert "why &amp; how" in text
+
+
+def test_scalars_are_those_of_the_figures(write_table, rows, tmp_path):
+    study = runs.read(write_table(rows))
+    write_scalars(study, tmp_path / "tensorboard")
+    events = EventAccumulator(str(tmp_path / f"tensorboard/card-s-U{UNIQUE}")).Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("repetition/validation_loss")]
+    assert losses == [(1, pytest.approx(5.2)), (4, pytest.approx(4.1)), (16, pytest.approx(3.7))]
+    assert [event.value for event in events.Scalars("repetition/loss_by_pass")] == [4.0, 3.0]
+    assert len(events.Scalars("repetition/gap")) == 3
+
+
+def test_the_tool_writes_a_page_with_every_figure_inside(write_table, tmp_path):
+    losses = {1: 5.0, 2: 4.6, 4: 4.3, 8: 4.1, 16: 4.05, 32: 4.04}
+    table = []
+    for number, size in enumerate(("a", "b", "c")):
+        keys = {"size": size, "params_N": 2000 * 3**number}
+        table += [row("ar", e, loss - 0.2 * number, **keys) for e, loss in losses.items()]
+        table += [bound(e, loss + 0.3 - 0.2 * number, **keys) for e, loss in losses.items()]
+    path = write_table(table)
+    command = [sys.executable, str(ROOT / "tools/repetition_report.py"), str(path.parent), "--bootstrap", "10"]
+    done = subprocess.run([*command, "--hold-out", "2"], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    report = path.parent / "report"
+    text = (report / "index.html").read_text()
+    pictures = sorted(file.stem for file in (report / "figures").iterdir())
+    assert pictures == [
+        "effective_data",
+        "gap_over_epochs",
+        "isoloss",
+        "law_ar",
+        "law_mdlm",
+        "loss_by_pass",
+        "loss_over_epochs",
+        "loss_over_flops",
+    ]
+    assert text.count("data:image/png;base64,") == len(pictures)
+    assert 'src="http' not in text
+    assert "Extrapolation: the 2 runs of the most compute" in text
+    assert "R_D" in text
+    bad = subprocess.run([*command[:2], str(tmp_path / "none.csv")], capture_output=True, text=True, check=False)
+    assert bad.returncode == 4, bad.stderr
