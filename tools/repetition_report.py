@@ -4,8 +4,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from card_scale.cli import run_tool
+
+if TYPE_CHECKING:  # --help must answer at once
+    from card_scale.scaling.repetition.figures import Figure
+    from card_scale.scaling.repetition.page import Drawn
 
 FORMS = ("data-constrained", "practical", "none")
 
@@ -46,7 +51,7 @@ def main() -> None:
     settings = Settings(bootstrap=options.bootstrap, hold_out=options.hold_out, seed=options.seed)
     fitted = [] if options.form == "none" else laws.fit_arms(study, options.form, settings)
     crossed = laws.crossovers(study, options.bootstrap, options.seed)
-    wanted = figures.figures(study)
+    wanted = [*figures.figures(study, laws.crossings(crossed)), laws.critical_compute(crossed)]
     if fitted:
         wanted.append(laws.effective_data(fitted))
     drawn: list[page.Drawn | figures.Missing] = []
@@ -64,7 +69,7 @@ def main() -> None:
     print(f"written: {output / 'index.html'}, {output / 'figures'}, {output / 'tensorboard'}")
 
 
-def save(figure, directory: Path):
+def save(figure: "Figure", directory: Path) -> "Drawn":
     """Draw a figure into a PNG file; returns it with its words."""
     from matplotlib import pyplot
 

@@ -4,7 +4,7 @@ Upper bounds are dashed and drawn beside exact likelihoods, never ranked with th
 that its model is better, a bound above says nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,12 +34,20 @@ class Missing(NamedTuple):
     reason: str
 
 
-def figures(study: Study) -> list[Figure | Missing]:
-    """Return the figures of a study's runs, in the report's order."""
+class Crossing(NamedTuple):
+    """Where an arm falls below the first one for good."""
+
+    arm: str
+    unique: float
+    flops: float
+
+
+def figures(study: Study, crossings: Sequence[Crossing]) -> list[Figure | Missing]:
+    """Return the figures of a study's runs, in the report's order; ``crossings`` are marked where losses meet FLOPs."""
     return [
         _loss_over_epochs(study),
         _gap_over_epochs(study),
-        _loss_over_flops(study),
+        _loss_over_flops(study, crossings),
         _loss_by_pass(study),
         _loss_over_weight_decay(study),
         _isoloss(study),
@@ -92,7 +100,7 @@ def _gap_over_epochs(study: Study) -> Figure | Missing:
     return Figure("gap_over_epochs", title, caption, lambda: _panels(study, panel, "epochs", "gap, nats per token"))
 
 
-def _loss_over_flops(study: Study) -> Figure | Missing:
+def _loss_over_flops(study: Study, crossings: Sequence[Crossing]) -> Figure | Missing:
     title = "Validation loss over training FLOPs"
     uniques = sorted({unique for _, unique in study.panels()})
     if len({run.flops for run in study.runs}) < 2:
@@ -110,6 +118,9 @@ def _loss_over_flops(study: Study) -> Figure | Missing:
                 axis.step(
                     compute, lowest, where="post", color=f"C{number}", label=_label(study, arm), **_style(study, arm)
                 )
+                for crossing in crossings:
+                    if (crossing.arm, crossing.unique) == (arm, unique):
+                        axis.axvline(crossing.flops, color=f"C{number}", linewidth=0.8, linestyle=":")
             axis.set_xscale("log")
             axis.set_title(f"U = {unique:,.0f}", fontsize=9)
             axis.set_xlabel("model FLOPs (visible pairs)")
@@ -119,8 +130,8 @@ def _loss_over_flops(study: Study) -> Figure | Missing:
         return figure
 
     caption = (
-        "Every finished run of all sizes; the lines are the lowest loss reached with at most so many FLOPs. Where the "
-        "lines cross, the better arm changes; the table of crossovers gives intervals."
+        "Every finished run of all sizes; the lines are the lowest loss reached with at most so many FLOPs. A dotted "
+        "line marks where an arm falls below the first one for good; the table of crossovers gives intervals."
     )
     return Figure("loss_over_flops", title, caption, draw)
 

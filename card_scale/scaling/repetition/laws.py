@@ -13,7 +13,8 @@ from card_scale.scaling.analysis import Analysis, Settings, analyse
 from card_scale.scaling.crossover import Crossover, crossover
 from card_scale.scaling.forms import FORMS
 from card_scale.scaling.laws import saturating
-from card_scale.scaling.repetition.figures import Figure, Missing, new_axes
+from card_scale.scaling.published import PRABHUDESAI_CRITICAL_COMPUTE
+from card_scale.scaling.repetition.figures import Crossing, Figure, Missing, new_axes
 from card_scale.scaling.repetition.runs import Run, Study
 from card_scale.scaling.runs import Runs
 
@@ -75,6 +76,46 @@ def crossovers(study: Study, samples: int, seed: int) -> list[Crossed]:
             except DataError as error:
                 found.append(Crossed(base, challenger, unique, None, str(error)))
     return found
+
+
+def crossings(crossed: list[Crossed]) -> list[Crossing]:
+    """Return the crossovers that lie inside the runs, for the figure of losses over FLOPs."""
+    return [
+        Crossing(one.challenger, one.unique, one.found.compute) for one in crossed if one.found and one.found.inside
+    ]
+
+
+def critical_compute(crossed: list[Crossed]) -> Figure | Missing:
+    """Return the figure of crossover compute over unique tokens."""
+    title = "Crossover compute over unique tokens"
+    by_arm: dict[str, list[Crossover]] = {}
+    for one in crossed:
+        if one.found and one.found.inside:
+            by_arm.setdefault(one.challenger, []).append(one.found)
+    if not any(len(found) > 1 for found in by_arm.values()):
+        return Missing(title, "no arm crosses the first one inside the runs on two numbers of unique tokens")
+
+    def draw() -> Any:
+        figure, (axis,) = new_axes(1)
+        uniques = np.array(sorted({one.unique for found in by_arm.values() for one in found}))
+        for number, (arm, found) in enumerate(by_arm.items(), start=1):
+            for one in found:
+                low, high = max(one.low, one.first), min(one.high, one.last)
+                axis.plot([one.unique] * 2, [low, high], color=f"C{number}", linewidth=1)
+            points = ([one.unique for one in found], [one.compute for one in found])
+            axis.plot(*points, marker="o", color=f"C{number}", label=arm)
+        published = PRABHUDESAI_CRITICAL_COMPUTE["k"] * uniques ** PRABHUDESAI_CRITICAL_COMPUTE["slope"]
+        axis.plot(uniques, published, color="grey", linestyle="--", label="masked diffusion, arXiv 2507.15857")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("unique tokens")
+        axis.set_ylabel("FLOPs")
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+        return figure
+
+    caption = "Where each arm falls below the first one for good; bars are intervals, cut to the compute of the runs."
+    return Figure("critical_compute", title, caption, draw)
 
 
 def _by_flops(runs: list[Run]) -> Runs:
