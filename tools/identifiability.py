@@ -48,7 +48,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        result = {"command": ["python", *sys.argv], "results": results, "environment": environment()}
+        result = {"results": results, "environment": environment()}
         options.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         print(f"written: {options.json}")
 

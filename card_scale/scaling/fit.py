@@ -9,7 +9,7 @@ from card_scale.errors import ConfigurationError, DataError
 from card_scale.scaling.descent import descend, descend_all, free_indices
 from card_scale.scaling.forms import Form
 from card_scale.scaling.laws import Array
-from card_scale.scaling.objective import objective, r_squared
+from card_scale.scaling.objective import DELTA, objective, r_squared
 from card_scale.scaling.runs import Runs
 from card_scale.scaling.starts import random_starts
 
@@ -18,6 +18,9 @@ MOST_MODES = 8
 
 SAME_MINIMUM = 0.02
 """Largest difference of a logarithm between two ends of descents that count as one minimum."""
+
+TIED = 1e-6
+"""Or largest relative difference of their objectives: equal ones are places in one flat valley, which may be curved."""
 
 PATH_POINTS = 33
 """Points looked at between two ends of descents: they are one minimum if the objective does not rise between them."""
@@ -134,6 +137,9 @@ def distinct(form: Form, runs: Runs, modes: Sequence[Mode], free: np.ndarray) ->
 def _same(form: Form, runs: Runs, mode: Mode, lower: Mode, free: np.ndarray) -> bool:
     """Whether ``mode`` is ``lower`` again, or a place from which one gets there downhill along a straight line."""
     if np.max(np.abs(mode.logs[free] - lower.logs[free]), initial=0.0) <= SAME_MINIMUM:
+        return True
+    # An exact fit's objective is rounding, and tied with that of any other.
+    if mode.objective - lower.objective <= TIED * max(lower.objective, DELTA**2 * TIED):
         return True
     path = np.tile(mode.logs, (PATH_POINTS, 1))
     path[:, free] = np.linspace(mode.logs[free], lower.logs[free], PATH_POINTS)

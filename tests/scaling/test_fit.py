@@ -136,6 +136,15 @@ def test_both_minimisers_agree():
     assert objective(DATA_CONSTRAINED, together[0], table) == pytest.approx(heights[0], rel=1e-12)
 
 
+def test_a_flat_valley_is_one_minimum():
+    # One size only: A and alpha trade off freely along a curve, and E with them.
+    table = published_182()
+    exact = table._replace(N=np.full_like(table.N, 1e8), loss=laws.chinchilla(BASE, 1e8, table.D))
+    noisy = exact._replace(loss=exact.loss * np.exp(0.003 * np.random.default_rng(0).standard_normal(182)))
+    for runs_of_one_size in (exact, noisy):
+        assert len(fit(CHINCHILLA, runs_of_one_size, {}, starts=16).modes) == 1
+
+
 def test_weights_count_runs_more_than_once():
     table = synthetic(0.01, 1)
     counts = np.random.default_rng(0).integers(0, 3, (1, len(table.loss))).astype(float)
