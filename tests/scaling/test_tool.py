@@ -176,7 +176,7 @@ def test_a_missing_table(tool, tmp_path):
 
 def test_identifiability(tool, tmp_path):
     out = tmp_path / "found.json"
-    code, said, _ = tool("--values", 500, "--epochs", 4, "--repetitions", 10, "--json", out, name="identifiability.py")
+    code, said, _ = tool("--values", 500, "--epochs", 4, "--repetitions", 5, "--json", out, name="identifiability.py")
     assert code == 0
     assert "lower bound only" in said
     assert json.loads(out.read_text(encoding="utf-8"))["results"][0]["most_epochs"] == 4

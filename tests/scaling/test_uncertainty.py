@@ -150,7 +150,7 @@ def test_a_misfit_identifies_nothing_and_widens_the_interval():
 
 @pytest.mark.parametrize("given", [BASE, {}], ids=["base given", "all free"])
 def test_the_public_table_does_not_identify_r_d(given):
-    found = analyse(DATA_CONSTRAINED, published_182(), given, Settings(starts=24, bootstrap=50))
+    found = analyse(DATA_CONSTRAINED, published_182(), given, Settings(starts=12, bootstrap=20))
     said = {one.name: one for one in found.judgements}["R_D"]
     assert said.verdict is not Verdict.IDENTIFIED
     assert "R_D" in found.unidentified()
