@@ -1,8 +1,8 @@
 """64-bit hashes of token n-grams, vectorised: what decontamination and near-duplicate search compare.
 
 A hash is a polynomial in the mixed values of the n tokens, modulo 2**64, and mixed once more so that all of its bits
-are equally good. Two different n-grams agree with a probability of about 2**-64: 1e12 n-grams looked up among 1e7 others
-give about one false match in two such searches.
+are equally good. Two different n-grams agree with a probability of about 2**-64: 1e12 n-grams looked up among 1e7
+others give about one false match in two such searches.
 """
 
 import numpy as np
