@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from card_scale.scaling.repetition.runs import Point, Run, Study, passes_of
+from card_scale.scaling.repetition.runs import Point, Run, Study, common_seeds, passes_of
 
 LOSS = "validation loss, nats per token"
 _PANEL = (4.6, 3.6)
@@ -65,7 +65,9 @@ def _loss_over_epochs(study: Study) -> Figure | Missing:
     def panel(axis: Any, size: str, unique: float) -> None:
         for number, arm in enumerate(study.arms):
             points = study.best_points(arm, size, unique)
-            _line(axis, study, arm, number, points, lambda point: point.loss)
+            _line(axis, study, arm, number, points, "loss")
+            for point in points:
+                axis.plot([point.first.epochs] * 2, point.spread, color=f"C{number}", linewidth=1)
             if points:
                 stop = min((run for run in points[-1].runs if run.best_loss is not None), key=_best, default=None)
                 if stop is not None:
@@ -73,9 +75,10 @@ def _loss_over_epochs(study: Study) -> Figure | Missing:
         axis.set_xscale("log", base=2)
 
     caption = (
-        "Final loss of whole runs, one for each number of epochs (mean over seeds, bars from lowest to highest); "
-        "each point is the setting of learning rate and regularisation with the lowest loss. A cross marks the lowest "
-        "evaluation in the course of the longest run: where early stopping would have ended it."
+        "Final loss of whole runs, one for each number of epochs: lines through the seeds that all points of an arm "
+        "share, bars from the lowest to the highest of all seeds. Each point is the setting of learning rate and "
+        "regularisation with the lowest loss. A cross marks the lowest evaluation in the course of the longest run: "
+        "where early stopping would have ended it."
     )
     return Figure("loss_over_epochs", title, caption, lambda: _panels(study, panel, "epochs", LOSS))
 
@@ -92,7 +95,7 @@ def _gap_over_epochs(study: Study) -> Figure | Missing:
     def panel(axis: Any, size: str, unique: float) -> None:
         for number, arm in enumerate(study.arms):
             points = [point for point in study.best_points(arm, size, unique) if point.mean("gap") is not None]
-            _line(axis, study, arm, number, points, lambda point: point.mean("gap"))
+            _line(axis, study, arm, number, points, "gap")
         axis.set_xscale("log", base=2)
         axis.axhline(0.0, color="black", linewidth=0.6)
 
@@ -264,16 +267,12 @@ def new_axes(count: int) -> tuple[Any, list[Any]]:
     return figure, flat
 
 
-def _line(
-    axis: Any, study: Study, arm: str, number: int, points: list[Point], value: Callable[[Point], float | None]
-) -> None:
+def _line(axis: Any, study: Study, arm: str, number: int, points: list[Point], name: str) -> None:
     if not points:
         return
-    x, y = [point.first.epochs for point in points], [value(point) for point in points]
+    seeds = common_seeds(points)
+    x, y = [point.first.epochs for point in points], [point.mean(name, seeds) for point in points]
     axis.plot(x, y, color=f"C{number}", marker="o", markersize=4, label=_label(study, arm), **_style(study, arm))
-    for point in points:
-        if value(point) == point.loss and len(point.runs) > 1:
-            axis.plot([point.first.epochs] * 2, point.spread, color=f"C{number}", linewidth=1)
 
 
 def _label(study: Study, arm: str) -> str:

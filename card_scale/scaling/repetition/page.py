@@ -9,7 +9,7 @@ from pathlib import Path
 from card_scale.scaling import columns
 from card_scale.scaling.repetition.figures import Missing
 from card_scale.scaling.repetition.laws import Crossed, Fitted, fit_text
-from card_scale.scaling.repetition.runs import Point, Study, shared
+from card_scale.scaling.repetition.runs import Point, Study, difference, shared
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -62,6 +62,8 @@ def page(
         _list(caveats(study, fitted)),
         "<h2>Lowest loss of each arm</h2>",
         _best(study),
+        f"<h2>Against {_text(study.arms[0])}, seed by seed</h2>",
+        _differences(study),
         "<h2>Figures</h2>",
         *(_figure(one) for one in drawn),
         "<h2>Crossovers</h2>",
@@ -144,6 +146,24 @@ def _best(study: Study) -> str:
                     rows.append([arm, *_point(point), f"{point.first.epochs:.4g}", point.first.setting.describe()])
                 blocks.append(f"<h3>{_text(size)}, U = {unique:,.0f}, {kind}</h3>{_table(rows)}")
     return "".join(blocks)
+
+
+def _differences(study: Study) -> str:
+    """Return each arm's loss minus the first arm's at equal epochs, paired by seed."""
+    base = study.arms[0]
+    rows = [["arm", "size", "U", "epochs", "difference", "deviation over seeds", "seeds"]]
+    for size, unique in study.panels():
+        reference = {point.first.tokens: point for point in study.best_points(base, size, unique)}
+        for arm in study.arms[1:]:
+            for point in study.best_points(arm, size, unique):
+                found = difference(point, reference[point.first.tokens]) if point.first.tokens in reference else None
+                if found:
+                    name = f"{arm} (bound)" if study.is_bound(arm) else arm
+                    deviation = "-" if found.deviation is None else f"{found.deviation:.4f}"
+                    where = [name, size, f"{unique:,.0f}", f"{point.first.epochs:.4g}"]
+                    rows.append([*where, f"{found.mean:+.4f}", deviation, str(found.seeds)])
+    note = "A seed chooses the subset, the order and the weights: arms of one seed have trained on the same tokens."
+    return f"<p class=note>{note} Negative: better than {_text(base)}.</p>{_table(rows)}"
 
 
 def _point(point: Point) -> list[str]:

@@ -83,10 +83,15 @@ class Point(NamedTuple):
         """Return the sample standard deviation over seeds, None for a single one."""
         return statistics.stdev(run.loss for run in self.runs) if len(self.runs) > 1 else None
 
-    def mean(self, name: str) -> float | None:
-        """Return the mean of an optional field over seeds, None unless all have it."""
-        values = [getattr(run, name) for run in self.runs]
-        return None if None in values else statistics.fmean(values)
+    @property
+    def seeds(self) -> frozenset[str]:
+        """Return the seeds of the runs."""
+        return frozenset(run.seed for run in self.runs)
+
+    def mean(self, name: str, seeds: frozenset[str] | None = None) -> float | None:
+        """Return the mean of a field over seeds (by default all of the point's), None unless all have it."""
+        values = [getattr(run, name) for run in self.runs if seeds is None or run.seed in seeds]
+        return None if not values or None in values else statistics.fmean(values)
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,33 @@ def read(path: Path) -> Study:
         passes=_read_csv(path.with_name("losses_by_pass.csv")),
         cells=[row.cells for row in rows],
     )
+
+
+def common_seeds(points: Sequence[Point]) -> frozenset[str]:
+    """Return the seeds that all points have; those of the first where they share none.
+
+    A seed also chooses the documents of the subset. A curve through points of unlike seeds would mix subsets.
+    """
+    shared_by_all = frozenset.intersection(*(point.seeds for point in points))
+    return shared_by_all or points[0].seeds
+
+
+class Difference(NamedTuple):
+    """How far an arm lies from another on the same seeds, hence on the same subsets and in the same order."""
+
+    seeds: int
+    mean: float
+    deviation: float | None
+    """Over seeds; None for one."""
+
+
+def difference(point: Point, base: Point) -> Difference | None:
+    """Return the paired difference of final losses, None without a common seed."""
+    own, other = ({run.seed: run.loss for run in one.runs} for one in (point, base))
+    found = [own[seed] - other[seed] for seed in own if seed in other]
+    if not found:
+        return None
+    return Difference(len(found), statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
 
 
 def _run(row: Row) -> Run:

@@ -40,6 +40,22 @@ def test_cells_are_seeds_together_and_settings_apart(write_table, rows):
     assert [one.cells["run"] for one in study.unfinished] == [rows[-1]["run"]]
 
 
+def test_curves_and_differences_stay_with_their_seeds(write_table):
+    table = [row("ar", 1, 5.0), row("ar", 4, 4.0), row("ar", 4, 7.0, seed=2)]
+    table += [row("card", 4, 4.5), row("card", 4, 7.25, seed=2), row("card", 4, 1.0, seed=3)]
+    study = runs.read(write_table(table))
+    first, last = study.best_points("ar", "s", UNIQUE)
+    assert runs.common_seeds([first, last]) == {"1"}
+    assert last.mean("loss", frozenset("1")) == 4.0
+    (card,) = study.best_points("card", "s", UNIQUE)
+    found = runs.difference(card, last)
+    assert (found.seeds, found.mean) == (2, pytest.approx(0.375))
+    assert found.deviation == pytest.approx(0.25 / math.sqrt(2))
+    assert runs.difference(card, first) == (1, -0.5, None)
+    text = page.page("T", study, [], [], [], "x")
+    assert "<td>card</td><td>s</td><td>1,000</td><td>4</td><td>+0.3750</td>" in text
+
+
 def test_arms_with_exact_likelihoods_come_first(write_table, rows):
     assert runs.read(write_table(rows[::-1])).arms == ["card", "ar", "mdlm"]
 
