@@ -70,7 +70,6 @@ def parse() -> argparse.Namespace:
 
 def open_study(options: argparse.Namespace) -> Study:
     """Return the study of a grid file, its plan made; everything that can be refused has been."""
-    known_warnings.silence()
     from card_scale.scaling.study import grid as grids
     from card_scale.scaling.study import measure, plan
     from card_scale.scaling.study.spec import specs
@@ -99,6 +98,7 @@ def require_corpora(specs: "Sequence[RunSpec]") -> None:
 def main() -> None:
     """Run a subcommand."""
     options = parse()
+    known_warnings.silence()
     commands = {"plan": show_plan, "run": run, "status": show_status, "table": write_table}
     commands[options.command](options)
 

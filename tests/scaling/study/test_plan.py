@@ -1,13 +1,15 @@
 """The plan: work by hand, branching by hand, and what it refuses."""
 
 import csv
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from card_scale.errors import ConfigurationError
 from card_scale.scaling.study import plan
-from card_scale.scaling.study.grid import load
+from card_scale.scaling.study.grid import StatedCorpus, load
 from card_scale.scaling.study.spec import specs
 from card_scale.scaling.study.tasks import branching_step, tasks_of
 from card_scale.training.learning_rate import learning_rate
@@ -62,8 +64,6 @@ def test_a_measurement_replaces_the_stated_speed(write_grid, tmp_path):
 
 @pytest.mark.parametrize("steps, warmup", [(1, 0), (2, 0), (5, 0), (20, 2), (20, 19), (20, 30), (1000, 10)])
 def test_a_branch_leaves_where_the_rate_begins_to_fall(write_grid, tmp_path, steps, warmup):
-    import dataclasses
-
     config = specs(load(write_grid(warmup_share=None)), tmp_path)[0].config
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup))
     point = branching_step(config, steps)
@@ -143,3 +143,21 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="cannot be made"):
         plan.prepare_directory(tmp_path / "file" / "study")
+
+
+PRESETS = sorted((Path(__file__).resolve().parents[3] / "launchers/studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_can_be_planned(preset, tmp_path, monkeypatch):
+    """On a corpus that is stated where the preset's own is not built."""
+    monkeypatch.chdir(preset.parents[2])
+    grid = load(preset)
+    stated = grid.corpus or StatedCorpus(vocabulary_size=4096, train_tokens=10**7, validation_tokens=10**5)
+    runs = specs(dataclasses.replace(grid, corpus=stated), tmp_path)
+    tasks = tasks_of(runs, tmp_path, branching=grid.schedule == "wsd-branches")
+    found = plan.plan(grid, runs, tasks, {})
+    hours = {"cpu-minutes": 0.2, "repetition-cpu": 2.0, "gpu-half-hour": 0.6, "gpu-day": 24.0}
+    assert 0 < found.device_hours < hours.get(preset.stem, 1e5)
+    if preset.stem == "cluster-beyond-1b":
+        assert all(cost.parameters > 1e9 for cost in found.costs)
