@@ -108,9 +108,11 @@ kill_workers() {
 # request_stop SIGNAL: the trap while a job runs. The first signal asks for a stop, again and again until it is heard;
 # a second Ctrl-C does not wait.
 request_stop() {
-  if [[ -z $asker ]]; then
-    echo "SIG$1: asked the training processes to save and stop" >&2
+  # All is noted before the message: whoever reads it may press Ctrl-C again at once, and a trap interrupts a trap.
+  if [[ -z $asked ]]; then
+    asked=yes
     [[ -n $(children "$job") ]] || stopped_before_start=yes
+    echo "SIG$1: asked the training processes to save and stop" >&2
     (
       trap '' USR1
       while kill -0 "$job" 2>/dev/null; do
@@ -152,7 +154,7 @@ print(record["code"])' "$1"
 # is the code in exit.json, since torchrun itself returns 1 for any worker's code; an exit.json that an earlier run left
 # does not count. On SIGINT, SIGTERM, SIGHUP or SIGUSR1, calls `ASK_TO_STOP PID` with the command's process id.
 run_job() {
-  local directory=$1 ask_to_stop=$2 job asker='' stopped_before_start='' code=0 before recorded
+  local directory=$1 ask_to_stop=$2 job asker='' asked='' stopped_before_start='' code=0 before recorded
   shift 2
   if [[ -n $stopped_early ]]; then
     echo "SIGUSR1: stopped before the job began" >&2

@@ -6,6 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer import event_file_writer
 
 from card_scale.training.tensorboard import SAMPLE_TWINS, TAGS, TensorBoardRecorder
 
@@ -32,6 +33,13 @@ def evaluation_record(step, nll=2.0):
         "card/validation_nll_noise_0.50": 3.0,
         "bound": True,
     }
+
+
+@pytest.fixture(autouse=True)
+def numbered_from_zero(monkeypatch):
+    """Event files are read in the order of their names, which end in a number counted over the process: 10 sorts before
+    9. Runs that resume are other processes."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def read(directory):
