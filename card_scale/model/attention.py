@@ -103,59 +103,63 @@ class SplitBlockDiffusion(BlockDiffusionAttention):
 
     The queries are taken in chunks of whole blocks. A chunk of either half is attended to the keys that some of its
     queries see, which is the clean sample up to the chunk's end and, for the noisy half, the noisy chunk itself; a
-    small mask hides the rest. About L^2 + 2 L * chunk pairs are computed, of the dense mask's 4 L^2.
+    mask, made once per length, hides the rest. About L^2 + 2 L * chunk pairs are computed, of the dense mask's 4 L^2.
     """
 
     def __init__(self, block: int):
         super().__init__("split", block)
         self.chunk = block * max(1, SPLIT_QUERIES // block)
-        self.masks: dict[bool, Tensor] = {}
+        self.prepared_for: tuple[int, torch.device] | None = None
+        self.masks: dict[tuple[bool, int], Tensor] = {}
+        """By (noisy half, first query of the chunk): bool [queries, keys]; none for a chunk of one block, which sees
+        all of its keys."""
 
-    def prepare(self, positions: int, device: torch.device) -> None:  # noqa: ARG002 - chunks are of one size
-        if self.chunk == self.block or (self.masks and self.masks[True].device == device):
+    def prepare(self, positions: int, device: torch.device) -> None:
+        if self.prepared_for == (positions, device):
             return
-        # Within a chunk: (noisy query, clean key before it or noisy key) and (clean query, clean key).
-        index = torch.arange(2 * self.chunk, device=device)
-        mask = visible(index[:, None], index[None, :], self.chunk, self.block)
-        noisy, clean = mask[: self.chunk], mask[self.chunk :, self.chunk :]
-        self.masks = {True: torch.cat((noisy[:, self.chunk :], noisy[:, : self.chunk]), dim=1), False: clean}
+        length = positions // 2
+        index = torch.arange(positions, device=device)
+        self.masks = {}
+        for noisy in (True, False):
+            for begin in range(0, length, self.chunk):
+                end = min(begin + self.chunk, length)
+                if end - begin > self.block:
+                    first = 0 if noisy else length
+                    queries = index[first + begin : first + end]
+                    keys = _joined(index, self._keys(noisy, begin, end, length), dim=0)
+                    self.masks[noisy, begin] = visible(queries[:, None], keys[None, :], length, self.block)
+        self.prepared_for = (positions, device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         length = key.shape[2] // 2
         halves = (True,) if query.shape[2] == length else (True, False)
-        return torch.cat(
-            [
-                self._chunk(query, key, value, noisy, begin, min(begin + self.chunk, length), length)
-                for noisy in halves
-                for begin in range(0, length, self.chunk)
-            ],
-            dim=2,
-        )
+        chunks = []
+        for noisy in halves:
+            for begin in range(0, length, self.chunk):
+                end = min(begin + self.chunk, length)
+                first = 0 if noisy else length
+                seen = self._keys(noisy, begin, end, length)
+                chunks.append(
+                    F.scaled_dot_product_attention(
+                        query[:, :, first + begin : first + end],
+                        _joined(key, seen, dim=2),
+                        _joined(value, seen, dim=2),
+                        attn_mask=self.masks.get((noisy, begin)),
+                    )
+                )
+        return torch.cat(chunks, dim=2)
 
-    def _chunk(
-        self, query: Tensor, key: Tensor, value: Tensor, noisy: bool, begin: int, end: int, length: int
-    ) -> Tensor:
-        """Attention of the noisy or clean queries from ``begin`` to ``end`` of the sample."""
-        first = 0 if noisy else length
-        one_block = end - begin == self.block
-        # A chunk of one noisy block sees no clean token of its own place.
-        clean_end = begin if noisy and one_block else end
-        pieces = [slice(length, length + clean_end)] + [slice(begin, end)] * noisy
-        keys, values = (_joined(states, pieces) for states in (key, value))
-        mask = None if one_block else self._mask(noisy, begin, end - begin)
-        return F.scaled_dot_product_attention(query[:, :, first + begin : first + end], keys, values, attn_mask=mask)
-
-    def _mask(self, noisy: bool, prefix: int, rows: int) -> Tensor:
-        """bool [rows, keys]: the chunk's mask after a clean prefix that all see; the last chunk may be shorter."""
-        mask = self.masks[noisy]
-        own = torch.cat([mask[:rows, start : start + rows] for start in range(0, mask.shape[1], self.chunk)], dim=1)
-        return F.pad(own, (prefix, 0), value=True)
+    def _keys(self, noisy: bool, begin: int, end: int, length: int) -> list[slice]:
+        """The keys that some query of a chunk sees: clean ones, and for the noisy half the chunk's own."""
+        if noisy:
+            return [slice(length, length + end - self.block), slice(begin, end)]
+        return [slice(length, length + end)]
 
 
-def _joined(states: Tensor, pieces: list[slice]) -> Tensor:
-    """The pieces of ``states`` along the sequence; a single one is not copied."""
-    parts = [states[:, :, piece] for piece in pieces]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+def _joined(states: Tensor, pieces: list[slice], dim: int) -> Tensor:
+    """The pieces of ``states`` along a dimension; a single one is not copied."""
+    parts = [states.narrow(dim, piece.start, piece.stop - piece.start) for piece in pieces]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class FlexAttention(Attention):
@@ -177,10 +181,10 @@ class FlexAttention(Attention):
         return positions // 2 if self.kind.name == "block_diffusion" else positions
 
     def prepare(self, positions: int, device: torch.device) -> None:
-        from torch.nn.attention.flex_attention import create_block_mask
-
         if self.kind.name == "bidirectional" or (positions, positions, device) in self.block_masks:
             return
+        from torch.nn.attention.flex_attention import create_block_mask
+
         for queries in {positions, self.predictions(positions)}:
             self.block_masks[queries, positions, device] = create_block_mask(
                 self._visible(positions), None, None, queries, positions, device=device

@@ -34,6 +34,10 @@ MAY_CHANGE = {
 }
 """Keys that change neither the trajectory nor its data: layout, engine, logging. (The data's digest is compared.)"""
 
+EVALUATION = {"data.validation", "data.validation_samples", "data.train_samples", "train.eval_every"}
+"""Those of them that say what is evaluated and when; where training takes over what an evaluation finds, they do change
+the trajectory."""
+
 WITH_CONSTANT_SCHEDULE = {"train.steps", "data.epochs"}
 """Keys that may change where the learning rate does not depend on the run's length."""
 
@@ -58,6 +62,8 @@ class RunDirectory:
         except ConfigurationError as error:
             raise ConfigurationError(f"run.dir {self.path} holds an unreadable configuration: {error}") from None
         allowed = MAY_CHANGE | (WITH_CONSTANT_SCHEDULE if config.optimizer.schedule == "constant" else set())
+        if config.objective.search_interval:
+            allowed -= EVALUATION
         differences = [
             f"{key} is {now!r}, the run there has {then!r}"
             for key, (then, now) in _differences(before, config).items()

@@ -49,6 +49,20 @@ def test_what_makes_it_another_run(directory, changes, key):
         directory.check_same_run(small_config(**changes))
 
 
+SEARCHING = {"objective": dict(name="bd3lm", block=4, search_interval=True)}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"train": dict(eval_every=2)}, {"data": dict(validation="elsewhere")}, {"data": dict(train_samples=3)}]
+)
+def test_evaluations_are_part_of_a_run_that_takes_over_what_they_find(directory, tmp_path, changes):
+    directory.check_same_run(small_config(**changes))
+    searching = RunDirectory(tmp_path / "searching")
+    searching.start(small_config(**SEARCHING))
+    with pytest.raises(ConfigurationError, match="belongs to another configuration"):
+        searching.check_same_run(small_config(**SEARCHING, **changes))
+
+
 def test_the_length_is_part_of_a_cosine_run(tmp_path):
     config = small_config(optimizer=dict(schedule="cosine"))
     directory = RunDirectory(tmp_path)

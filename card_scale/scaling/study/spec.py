@@ -15,27 +15,11 @@ from card_scale.errors import CardScaleError, ConfigurationError
 from card_scale.scaling.study import corpus as corpora
 from card_scale.scaling.study.corpus import Corpus
 from card_scale.scaling.study.grid import KEY_OF_AXIS, Cell, Grid, cells
+from card_scale.training.run_directory import EVALUATION, MAY_CHANGE
 
-_NOT_HASHED = {
-    "run.dir",
-    "run.timeout_seconds",
-    "data.path",
-    "data.validation",
-    "model.attention_backend",
-    "train.micro_batch",
-    "train.log_every",
-    "train.save_every",
-    "train.compile",
-    "parallel.tensor",
-    "parallel.pipeline",
-    "parallel.virtual_pipeline",
-    "parallel.sequence",
-    "parallel.engine",
-    "parallel.zero",
-    "parallel.deepspeed",
-    "parallel.recompute",
-}
-"""Keys that change neither what is trained nor what is evaluated. Data enters by its digests."""
+# Data enters by its digests.
+_NOT_HASHED = (MAY_CHANGE - EVALUATION) | {"data.validation"}
+"""Keys that change neither what is trained nor what is evaluated."""
 
 _SHOWN = 5
 
