@@ -61,7 +61,8 @@ def train(config: Config, stop: StopRequest) -> str:
     done, objective, opening = job.resume(engine, directory, data, objective)
     if is_main:
         directory.start(config)
-        print(f"{opening}\nlayout: {layout.describe()}; {config.parallel.engine}; {steps} steps", flush=True)
+        print(f"{opening}\nlayout: {layout.describe()}; {config.parallel.engine}; {steps} steps")
+        print(data.describe_held_out(), flush=True)
     if done is not None and done >= steps:
         return f"already done: {done} of {steps} steps"
 

@@ -115,6 +115,11 @@ class Manifest:
             identity["excluded"] = self.decontamination.excluded.sha256
         return _checksum(identity)[:16]
 
+    def held_out_from(self, train: "Manifest") -> bool:
+        """Whether this dataset's validation split was decontaminated against the train split of ``train``."""
+        compared = self.decontamination.against if self.decontamination else ()
+        return train.splits["train"].digest in {split.digest for split in compared}
+
     def save(self, directory: Path) -> None:
         """Write ``manifest.json`` durably and atomically, with a checksum of its own content."""
         content = asdict(self)

@@ -44,6 +44,9 @@ TOKENIZER = "tokenizer_hash"
 VALIDATION = "validation_hash"
 """Hash of the validation tokens."""
 
+DECONTAMINATED = "decontaminated"
+"""Whether the validation documents that stand in train were left out: true or false."""
+
 IDENTITY = (
     OBJECTIVE,
     "size",

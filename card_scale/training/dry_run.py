@@ -45,6 +45,7 @@ def dry_run(config: Config) -> None:
         f"data: {data.train.token_count:,} training tokens in {data.train.sample_count:,} samples; "
         f"{data.validation.sample_count:,} validation samples"
     )
+    print(data.describe_held_out())
     print(
         f"work: {steps:,} steps, {tokens:,} tokens ({tokens / (data.train.sample_count * model.length):.2f} epochs), "
         f"{flops.causal * tokens:.3g} model FLOPs (of visible pairs)"

@@ -41,6 +41,14 @@ class Data:
     def tokenizer_sha256(self) -> str:
         return self.train.manifest.tokenizer.sha256
 
+    def describe_held_out(self) -> str:
+        """Say whether the validation documents were compared with the training documents."""
+        if not self.validation.manifest.held_out_from(self.train.manifest):
+            return "held-out documents: never compared with the training documents (tools/data.py decontaminate)"
+        record = self.validation.manifest.decontamination
+        assert record is not None  # held_out_from
+        return f"held-out documents: decontaminated, {record.excluded_documents} left out"
+
 
 def open_data(config: Config) -> Data:
     """Open both streams; DataError for anything missing, damaged or made with different tokenizers."""
@@ -150,7 +158,8 @@ def resume(engine: ShardingEngine, directory: RunDirectory, data: Data, objectiv
     if manifest.data_digest != data.train.manifest.digest:
         raise DataError(
             f"checkpoint {path} was trained on data {manifest.data_digest}, data.path holds "
-            f"{data.train.manifest.digest}; the sample order would not continue"
+            f"{data.train.manifest.digest}: other documents, or others left out of validation since "
+            "(tools/data.py decontaminate). Train on the former data, or start a new run.dir"
         )
     load(engine, path, manifest)
     problems = "".join(f"\nwarning: passed over: {problem}" for problem in passed_over)

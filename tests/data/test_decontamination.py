@@ -146,6 +146,20 @@ def test_planted_documents_are_excluded_and_no_others(copy, planted, tokenizer_p
     assert verify_dataset(copy) == []
 
 
+def test_a_validation_set_is_held_out_from_what_it_was_compared_with_alone(copy, planted, tmp_path):
+    before = Manifest.load(copy)
+    assert not before.held_out_from(before)
+    other = shutil.copytree(planted[0], tmp_path / "other")
+    decontaminate(copy, [copy], RULE, workers=1)
+    after = Manifest.load(copy)
+    assert after.held_out_from(after)
+    assert after.held_out_from(Manifest.load(other))  # the same train documents, wherever they stand
+    assert not Manifest.load(other).held_out_from(after)
+    split = dataclasses.replace(before.splits["train"], documents=before.splits["train"].documents - 1)
+    fewer = dataclasses.replace(before, splits={**before.splits, "train": split})
+    assert not after.held_out_from(fewer)
+
+
 def test_two_workers_do_the_same(copy, planted, tmp_path):
     other = shutil.copytree(planted[0], tmp_path / "other")
     decontaminate(copy, [copy], RULE, workers=1)

@@ -121,6 +121,11 @@ def caveats(study: Study, fitted: Sequence[Fitted]) -> list[str]:
     }
     for arm, names in unknown.items():
         said.append(f"The law of {arm}: {', '.join(names)} not identified by these runs.")
+    if not study.decontaminated:
+        said.append(
+            "The held-out documents were not compared with the training documents: copies of what was trained on may "
+            "make repetition look better than it is (tools/data.py decontaminate)."
+        )
     sizes = {run.parameters for run in study.runs}
     said.append(
         f"Sizes from {min(sizes):,.0f} to {max(sizes):,.0f} parameters (embeddings included) and "

@@ -116,6 +116,11 @@ class Study:
         """Return whether an arm's losses are upper bounds."""
         return any(run.bound for run in self.runs if run.arm == arm)
 
+    @property
+    def decontaminated(self) -> bool:
+        """Whether the held-out documents of all rows were compared with the training documents."""
+        return all(row.get(columns.DECONTAMINATED, "").lower() in TRUE for row in self.cells)
+
     def panels(self) -> list[tuple[str, float]]:
         """Return (size, unique tokens) of the runs, small ones first. Runs below one epoch stand with the others."""
         sizes = {run.size: run.parameters for run in self.runs}

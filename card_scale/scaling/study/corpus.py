@@ -24,11 +24,17 @@ class Corpus(NamedTuple):
     tokenizer_sha256: str
     validation_split: str
     """Hash of the validation split's documents, those left out as contaminated, and the tokenizer."""
+    manifest: Manifest | None
+    """None of a corpus that is stated."""
 
     @property
     def exists(self) -> bool:
         """Whether the dataset is on disk."""
         return self.digest != STATED
+
+    def held_out_from(self, train: "Corpus") -> bool:
+        """Whether the validation split was decontaminated against the train split of ``train``."""
+        return bool(self.manifest and train.manifest and self.manifest.held_out_from(train.manifest))
 
     def validation_digest(self, length: int, samples: int) -> str:
         """Return 16 hexadecimal digits that two evaluations share if they score the same tokens in the same contexts.
@@ -47,7 +53,7 @@ def read(path: str, stated: StatedCorpus | None) -> Corpus:
     """
     if stated is not None and not (Path(path) / MANIFEST_NAME).is_file():
         sizes = (stated.vocabulary_size, stated.train_tokens, stated.validation_tokens)
-        return Corpus(*sizes, digest=STATED, tokenizer_sha256=STATED, validation_split=STATED)
+        return Corpus(*sizes, digest=STATED, tokenizer_sha256=STATED, validation_split=STATED, manifest=None)
     manifest = Manifest.load(path)
     validation = manifest.splits["validation"]
     excluded = manifest.decontamination
@@ -59,6 +65,7 @@ def read(path: str, stated: StatedCorpus | None) -> Corpus:
         digest=manifest.digest,
         tokenizer_sha256=manifest.tokenizer.sha256,
         validation_split=hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
+        manifest=manifest,
     )
 
 

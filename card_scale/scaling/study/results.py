@@ -141,6 +141,7 @@ def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[s
         "data_digest": spec.corpus.digest,
         columns.TOKENIZER: spec.corpus.tokenizer_sha256,
         columns.VALIDATION: spec.held_out.validation_digest(config.model.length, config.data.validation_samples),
+        columns.DECONTAMINATED: spec.held_out.held_out_from(spec.corpus),
     }
     row |= _environment(directory.path / "environment.json")
     row["command"] = " ".join(["python -m card_scale.train", spec.base, *(f"'{o}'" for o in spec.overrides)])

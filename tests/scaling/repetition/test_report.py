@@ -147,6 +147,14 @@ def test_what_must_be_said_is_said(write_table, rows):
     assert "one seed" in said
     assert "one of lowest validation loss is shown" in said
     assert "1 runs are not done" in said
+    assert "The held-out documents were not compared with the training documents" in said
+
+
+@pytest.mark.parametrize("flags, said", [((True, True), False), ((True, False), True), ((None, True), True)])
+def test_what_was_never_decontaminated_is_said(write_table, flags, said):
+    rows = [row("ar", epochs, 3.0, decontaminated=flag) for epochs, flag in zip((1, 4), flags, strict=True)]
+    found = " ".join(page.caveats(runs.read(write_table(rows)), []))
+    assert ("not compared with the training documents" in found) == said
 
 
 def test_the_page_ranks_bounds_apart_and_lists_failures(write_table, rows):

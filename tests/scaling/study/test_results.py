@@ -80,6 +80,7 @@ def test_a_finished_run(opened):
         "train_loss": 11.0,
         "loss_by_pass": [4.5, 2.5],
         "seed": 1,
+        "decontaminated": False,
         "branched_at": None,
     }
     assert {name: row[name] for name in expected} == expected
