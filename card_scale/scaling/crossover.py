@@ -37,7 +37,8 @@ class Crossover(NamedTuple):
 def crossover(base: Runs, challenger: Runs, samples: int, seed: int = 0, level: float = 0.95) -> Crossover:
     """Return where the challenger's best loss for at most so much compute falls below the base's, for good.
 
-    Each curve is the lowest loss of the runs up to a compute, linear in log compute between them. Runs of each
+    Each curve is the lowest loss of the runs up to a compute, linear in log compute between them; runs that differ in
+    the seed only count as one of their mean loss, so that more seeds do not make a curve look better. Runs of each
     objective are drawn with replacement for the interval.
 
     Args:
@@ -87,7 +88,8 @@ def critical_compute_law(crossovers: list[Crossover]) -> PowerLaw:
 
 
 def frontier(runs: Runs) -> tuple[Array, Array]:
-    """Return log compute, increasing, and the lowest loss reached up to it."""
+    """Return log compute, increasing, and the lowest loss reached up to it, a mean over seeds."""
+    runs = runs.mean_over_seeds()
     order = np.argsort(runs.cost(), kind="stable")
     compute, lowest = np.log(runs.cost()[order]), np.minimum.accumulate(runs.loss[order])
     last = np.append(np.diff(compute) > 0.0, True)

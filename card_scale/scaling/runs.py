@@ -27,6 +27,15 @@ class Runs(NamedTuple):
         counted = None if self.counted is None else self.counted[rows]
         return Runs(self.N[rows], self.D[rows], self.U[rows], self.loss[rows], counted)
 
+    def mean_over_seeds(self) -> "Runs":
+        """Return one run for each size, tokens, unique tokens and cost, with the mean loss."""
+        columns = np.stack([self.N, self.D, self.U, self.cost()], axis=1)
+        cells, cell = np.unique(columns, axis=0, return_inverse=True)
+        cell = cell.ravel()
+        loss = np.bincount(cell, weights=self.loss) / np.bincount(cell)
+        size, tokens, unique, cost = cells.T
+        return Runs(size, tokens, unique, loss, cost)
+
     def flops(self) -> Array:
         """Return 6 N D of each run, the compute of Chinchilla's allocation."""
         return flops(self.N, self.D)

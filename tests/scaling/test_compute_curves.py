@@ -212,9 +212,15 @@ def test_crossover_counts_the_flops_of_the_table():
 
 
 def test_frontier_is_the_lowest_loss_so_far():
-    compute, lowest = frontier(runs_of([1, 1, 1, 1], [4, 1, 2, 2], [3.0, 5.0, 6.0, 4.0], 1))
+    compute, lowest = frontier(runs_of([1, 1, 1, 2], [4, 1, 2, 1], [3.0, 5.0, 6.0, 4.0], 1))
     np.testing.assert_allclose(np.exp(compute), [6, 12, 24])
     np.testing.assert_array_equal(lowest, [5.0, 4.0, 3.0])
+
+
+def test_more_seeds_do_not_make_a_curve_look_better():
+    compute, lowest = frontier(runs_of([1, 1, 1, 1], [1, 2, 2, 2], [5.0, 3.0, 4.0, 5.0], 1))
+    np.testing.assert_allclose(np.exp(compute), [6, 12])
+    np.testing.assert_array_equal(lowest, [5.0, 4.0])
 
 
 def test_curves_that_cannot_be_compared_are_refused():

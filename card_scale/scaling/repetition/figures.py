@@ -117,7 +117,7 @@ def _loss_over_flops(study: Study, crossings: Sequence[Crossing]) -> Figure | Mi
                 if not runs:
                     continue
                 axis.scatter([r.flops for r in runs], [r.loss for r in runs], s=9, color=f"C{number}", alpha=0.5)
-                compute, lowest = envelope(runs)
+                compute, lowest = envelope([point for point in study.tuned(arm) if point.first.unique == unique])
                 axis.step(
                     compute, lowest, where="post", color=f"C{number}", label=_label(study, arm), **_style(study, arm)
                 )
@@ -133,17 +133,18 @@ def _loss_over_flops(study: Study, crossings: Sequence[Crossing]) -> Figure | Mi
         return figure
 
     caption = (
-        "Every finished run of all sizes; the lines are the lowest loss reached with at most so many FLOPs. A dotted "
-        "line marks where an arm falls below the first one for good; the table of crossovers gives intervals."
+        "Every finished run of all sizes; the lines are the lowest loss, a mean over seeds, reached with at most so "
+        "many FLOPs. A dotted line marks where an arm falls below the first one for good; the table of "
+        "crossovers gives intervals."
     )
     return Figure("loss_over_flops", title, caption, draw)
 
 
-def envelope(runs: list[Run]) -> tuple[list[float], list[float]]:
-    """Return FLOPs, increasing, and the lowest loss reached up to them."""
-    ordered = sorted(runs, key=lambda run: run.flops)
-    lowest = np.minimum.accumulate([run.loss for run in ordered])
-    return [run.flops for run in ordered], lowest.tolist()
+def envelope(points: list[Point]) -> tuple[list[float], list[float]]:
+    """Return FLOPs, increasing, and the lowest loss, a mean over seeds, reached up to them."""
+    ordered = sorted(points, key=lambda point: point.first.flops)
+    lowest = np.minimum.accumulate([point.loss for point in ordered])
+    return [point.first.flops for point in ordered], lowest.tolist()
 
 
 def _loss_by_pass(study: Study) -> Figure | Missing:

@@ -15,7 +15,7 @@ from card_scale.scaling.forms import FORMS
 from card_scale.scaling.laws import saturating
 from card_scale.scaling.published import PRABHUDESAI_CRITICAL_COMPUTE
 from card_scale.scaling.repetition.figures import Crossing, Figure, Missing, new_axes
-from card_scale.scaling.repetition.runs import Run, Study
+from card_scale.scaling.repetition.runs import Point, Study
 from card_scale.scaling.runs import Runs
 
 
@@ -38,13 +38,13 @@ class Crossed(NamedTuple):
 
 
 def fit_arms(study: Study, form: str, settings: Settings) -> list[Fitted]:
-    """Fit a form to each arm's runs. The runs of one arm need not be tuned alike: all finished ones enter.
+    """Fit a form to each arm's runs: of each cell, those of the setting with the lowest mean loss.
 
     The practical law takes the logarithm of the vocabulary's size as the loss of a model that knows nothing.
     """
     fitted = []
     for arm in study.arms:
-        runs = as_runs([run for run in study.runs if run.arm == arm])
+        runs = as_runs(study.tuned(arm))
         given = _given(study, form)
         try:
             fitted.append(Fitted(arm, analyse(FORMS[form], runs, given, settings), ""))
@@ -57,20 +57,26 @@ def _given(study: Study, form: str) -> dict[str, float]:
     return {"L0": math.log(float(study.cells[0]["vocabulary_size"]))} if form == "practical" else {}
 
 
-def as_runs(runs: list[Run]) -> Runs:
-    """Return runs as the fits take them."""
-    fields = ([getattr(run, name) for run in runs] for name in ("parameters", "tokens", "unique", "loss"))
+def as_runs(points: list[Point]) -> Runs:
+    """Return the runs of all points as the fits take them."""
+    runs = [run for point in points for run in point.runs]
+    fields = ([getattr(run, name) for run in runs] for name in ("parameters", "tokens", "unique", "loss", "flops"))
     return Runs(*(np.array(values, np.float64) for values in fields))
 
 
 def crossovers(study: Study, samples: int, seed: int) -> list[Crossed]:
-    """Return where every other arm falls below the first, on each subset, by the FLOPs that the runs took."""
+    """Return where every other arm falls below the first, on each subset, by the FLOPs that the runs took.
+
+    Each cell stands with its best setting.
+    """
     base = study.arms[0]
     found = []
     for challenger in study.arms[1:]:
         for unique in sorted({run.unique for run in study.runs if run.epochs >= 1}):
-            here = [run for run in study.runs if run.unique == unique]
-            first, second = (_by_flops([run for run in here if run.arm == arm]) for arm in (base, challenger))
+            first, second = (
+                as_runs([point for point in study.tuned(arm) if point.first.unique == unique])
+                for arm in (base, challenger)
+            )
             try:
                 found.append(Crossed(base, challenger, unique, crossover(first, second, samples, seed), ""))
             except DataError as error:
@@ -116,12 +122,6 @@ def critical_compute(crossed: list[Crossed]) -> Figure | Missing:
 
     caption = "Where each arm falls below the first one for good; bars are intervals, cut to the compute of the runs."
     return Figure("critical_compute", title, caption, draw)
-
-
-def _by_flops(runs: list[Run]) -> Runs:
-    """Return runs whose 6 N D is what they really took: objectives differ in the cost of a token."""
-    plain = as_runs(runs)
-    return plain._replace(N=np.array([run.flops for run in runs]) / (6.0 * plain.D))
 
 
 def effective_data(fitted: list[Fitted]) -> Figure | Missing:

@@ -144,6 +144,11 @@ class Study:
                 best[key] = point
         return [point for _, point in sorted(best.items())]
 
+    def tuned(self, arm: str) -> list[Point]:
+        """Return an arm's best points on every size and subset, those below one epoch included."""
+        pairs = dict.fromkeys((run.size, run.unique) for run in self.runs if run.arm == arm)
+        return [point for size, unique in pairs for point in self.best_points(arm, size, unique)]
+
 
 def read(path: Path) -> Study:
     """Read a study's ``results.csv`` or ``results.parquet``, with ``curves.csv`` and ``losses_by_pass.csv`` beside it.

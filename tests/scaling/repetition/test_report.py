@@ -40,6 +40,16 @@ def test_cells_are_seeds_together_and_settings_apart(write_table, rows):
     assert [one.cells["run"] for one in study.unfinished] == [rows[-1]["run"]]
 
 
+def test_laws_and_curves_take_the_best_setting_of_each_cell_with_all_its_seeds(write_table):
+    sweep = [row("ar", 4, 4.0), row("ar", 4, 4.4, seed=2), row("ar", 4, 4.1, weight_decay=0.4)]
+    study = runs.read(write_table([row("ar", 1, 5.0), row("ar", 1, 9.0, lr=0.1), *sweep]))
+    taken = laws.as_runs(study.tuned("ar"))
+    assert taken.loss.tolist() == [5.0, 4.1]
+    assert taken.cost().tolist() == [6.0 * 5000 * UNIQUE * epochs for epochs in (1, 4)]
+    swapped = runs.read(write_table([*sweep[:2], row("ar", 4, 4.3, weight_decay=0.4)]))
+    assert laws.as_runs(swapped.tuned("ar")).loss.tolist() == [4.0, 4.4]
+
+
 def test_curves_and_differences_stay_with_their_seeds(write_table):
     table = [row("ar", 1, 5.0), row("ar", 4, 4.0), row("ar", 4, 7.0, seed=2)]
     table += [row("card", 4, 4.5), row("card", 4, 7.25, seed=2), row("card", 4, 1.0, seed=3)]
@@ -112,7 +122,7 @@ def test_three_sizes_make_contours(write_table):
 
 def test_the_envelope_by_hand(write_table, rows):
     study = runs.read(write_table(rows))
-    compute, lowest = envelope([run for run in study.runs if run.arm == "ar"])
+    compute, lowest = envelope(study.tuned("ar"))
     assert compute == [6.0 * 5000 * UNIQUE * e for e in (1, 4, 16)]
     assert lowest == [5.0, 4.0, 4.0]
 
