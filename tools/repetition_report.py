@@ -25,6 +25,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("table", type=Path, help="results.parquet or results.csv of tools/study.py, or their directory")
     parser.add_argument("--output", type=Path, help="directory of the report (default: report/ beside the table)")
     parser.add_argument("--title", default="Data repetition", help="title of the page")
+    parser.add_argument(
+        "--base", nargs="+", metavar="ARM", help="arms that the others are compared with (default: the first one)"
+    )
     parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="law fitted to each arm (default: %(default)s)")
     parser.add_argument("--bootstrap", type=int, default=200, metavar="N", help="resamples (default: %(default)s)")
     parser.add_argument(
@@ -50,8 +53,10 @@ def main() -> None:
     (output / "figures").mkdir(parents=True, exist_ok=True)
     settings = Settings(bootstrap=options.bootstrap, hold_out=options.hold_out, seed=options.seed)
     fitted = [] if options.form == "none" else laws.fit_arms(study, options.form, settings)
-    crossed = laws.crossovers(study, options.bootstrap, options.seed)
-    wanted = [*figures.figures(study, laws.crossings(crossed)), laws.critical_compute(crossed)]
+    bases = study.exact_arms(options.base) if options.base else study.arms[:1]
+    crossed = {base: laws.crossovers(study, base, options.bootstrap, options.seed) for base in bases}
+    first = crossed[bases[0]]
+    wanted = [*figures.figures(study, laws.crossings(first)), laws.critical_compute(first)]
     if fitted:
         wanted.append(laws.effective_data(fitted))
     drawn: list[page.Drawn | figures.Missing] = []
@@ -61,7 +66,8 @@ def main() -> None:
         drawn.append(
             page.Drawn(title, "Profiles of the fitted law's constants; docs/scaling_laws.md reads them.", path)
         )
-    text = page.page(options.title, study, drawn, fitted, crossed, str(table))
+    every = [one for found in crossed.values() for one in found]
+    text = page.page(options.title, study, drawn, fitted, every, bases, str(table))
     (output / "index.html").write_text(text, encoding="utf-8")
     write_scalars(study, output / "tensorboard")
     for line in page.caveats(study, fitted):

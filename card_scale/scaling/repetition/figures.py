@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from card_scale.scaling.repetition.runs import Point, Run, Study, common_seeds, passes_of
+from card_scale.scaling.repetition.runs import Point, Run, Study, passes_of
 
 LOSS = "validation loss, nats per token"
 _PANEL = (4.6, 3.6)
@@ -65,7 +65,7 @@ def _loss_over_epochs(study: Study) -> Figure | Missing:
     def panel(axis: Any, size: str, unique: float) -> None:
         for number, arm in enumerate(study.arms):
             points = study.best_points(arm, size, unique)
-            _line(axis, study, arm, number, points, "loss")
+            _line(axis, study, arm, number, study.curve(arm, size, unique), "loss")
             for point in points:
                 axis.plot([point.first.epochs] * 2, point.spread, color=f"C{number}", linewidth=1)
             if points:
@@ -94,7 +94,7 @@ def _gap_over_epochs(study: Study) -> Figure | Missing:
 
     def panel(axis: Any, size: str, unique: float) -> None:
         for number, arm in enumerate(study.arms):
-            points = [point for point in study.best_points(arm, size, unique) if point.mean("gap") is not None]
+            points = [point for point in study.curve(arm, size, unique) if point.mean("gap") is not None]
             _line(axis, study, arm, number, points, "gap")
         axis.set_xscale("log", base=2)
         axis.axhline(0.0, color="black", linewidth=0.6)
@@ -170,40 +170,32 @@ def _loss_by_pass(study: Study) -> Figure | Missing:
 
 def _loss_over_weight_decay(study: Study) -> Figure | Missing:
     title = "Validation loss over weight decay at fixed epochs"
-    swept = [group for group in _sweeps(study).items() if len(group[1]) > 1]
+    swept = {panel: found for panel in study.panels() if (found := _sweeps(study, *panel))}
     if not swept:
         return Missing(title, "no arm was trained with two weight decays on the same cell")
 
-    def draw() -> Any:
-        figure, axes = new_axes(1)
-        for number, ((arm, size, epochs, dropout), points) in enumerate(swept):
+    def panel(axis: Any, size: str, unique: float) -> None:
+        for (arm, epochs, lr, dropout), points in swept.get((size, unique), {}).items():
             x, y = [p.first.setting.weight_decay for p in points], [p.loss for p in points]
-            label = f"{_label(study, arm)}, {size}, {epochs:.4g} epochs, dropout {dropout:g}"
-            axes[0].plot(x, y, marker="o", markersize=4, color=f"C{number}", label=label, **_style(study, arm))
-        axes[0].set_xscale("symlog", linthresh=0.1)
-        axes[0].set_xlabel("weight decay")
-        axes[0].set_ylabel(LOSS)
-        axes[0].legend(fontsize=7)
-        axes[0].grid(alpha=0.3)
-        return figure
+            label = f"{_label(study, arm)}, {epochs:.4g} epochs, lr {lr:g}, dropout {dropout:g}"
+            axis.plot(x, y, marker="o", markersize=4, label=label, **_style(study, arm))
+        axis.set_xscale("symlog", linthresh=0.1)
 
-    caption = "Cells that were trained with several weight decays; the regularised control is tuned over these."
-    return Figure("loss_over_weight_decay", title, caption, draw)
+    caption = "Cells that were trained with several weight decays, mean over seeds; a tuned arm is tuned over these."
+    return Figure("loss_over_weight_decay", title, caption, lambda: _panels(study, panel, "weight decay", LOSS))
 
 
-def _sweeps(study: Study) -> Mapping[tuple[str, str, float, float], list[Point]]:
-    found: dict[tuple[str, str, float, float], list[Point]] = {}
-    for size, unique in study.panels():
-        for arm in study.arms:
-            for point in study.points(arm, size, unique):
-                first = point.first
-                found.setdefault((arm, size, first.epochs, first.setting.dropout), []).append(point)
-    for points in found.values():
-        points.sort(key=lambda point: point.first.setting.weight_decay)
+def _sweeps(study: Study, size: str, unique: float) -> Mapping[tuple[str, float, float, float], list[Point]]:
+    """Return the cells of several weight decays, by arm, epochs, learning rate and dropout."""
+    found: dict[tuple[str, float, float, float], list[Point]] = {}
+    for arm in study.arms:
+        for point in study.points(arm, size, unique):
+            key = (arm, point.first.epochs, point.first.setting.lr, point.first.setting.dropout)
+            found.setdefault(key, []).append(point)
     return {
-        key: points
+        key: sorted(points, key=lambda point: point.first.setting.weight_decay)
         for key, points in found.items()
-        if len({p.first.setting.weight_decay for p in points}) == len(points)
+        if len(points) > 1
     }
 
 
@@ -215,7 +207,7 @@ def _isoloss(study: Study) -> Figure | Missing:
     unique = max({unique for _, unique in study.panels()}, key=lambda u: sum(run.unique == u for run in study.runs))
     drawn = {}
     for arm in study.arms:
-        points = [p for size, u in study.panels() if u == unique for p in study.best_points(arm, size, unique)]
+        points = [p for size, u in study.panels() if u == unique for p in study.curve(arm, size, unique)]
         if len({p.first.epochs for p in points}) >= 3 and len({p.first.parameters for p in points}) >= 3:
             drawn[arm] = points
     if not drawn:
@@ -271,8 +263,7 @@ def new_axes(count: int) -> tuple[Any, list[Any]]:
 def _line(axis: Any, study: Study, arm: str, number: int, points: list[Point], name: str) -> None:
     if not points:
         return
-    seeds = common_seeds(points)
-    x, y = [point.first.epochs for point in points], [point.mean(name, seeds) for point in points]
+    x, y = [point.first.epochs for point in points], [point.mean(name) for point in points]
     axis.plot(x, y, color=f"C{number}", marker="o", markersize=4, label=_label(study, arm), **_style(study, arm))
 
 

@@ -64,15 +64,14 @@ def as_runs(points: list[Point]) -> Runs:
     return Runs(*(np.array(values, np.float64) for values in fields))
 
 
-def crossovers(study: Study, samples: int, seed: int) -> list[Crossed]:
-    """Return where every other arm falls below the first, on each subset, by the FLOPs that the runs took.
+def crossovers(study: Study, base: str, samples: int, seed: int) -> list[Crossed]:
+    """Return where every other arm falls below ``base``, on each subset, by the FLOPs that the runs took.
 
     Each cell stands with its best setting.
     """
-    base = study.arms[0]
     found = []
-    for challenger in study.arms[1:]:
-        for unique in sorted({run.unique for run in study.runs if run.epochs >= 1}):
+    for challenger in (arm for arm in study.arms if arm != base):
+        for unique in sorted({run.unique for run in study.runs if run.whole_epochs}):
             first, second = (
                 as_runs([point for point in study.tuned(arm) if point.first.unique == unique])
                 for arm in (base, challenger)

@@ -51,9 +51,10 @@ def page(
     drawn: Sequence[Drawn | Missing],
     fitted: Sequence[Fitted],
     crossed: Sequence[Crossed],
+    bases: Sequence[str],
     source: str,
 ) -> str:
-    """Return the page."""
+    """Return the page; ``bases`` are the arms that the others are compared with."""
     parts = [
         f"<h1>{_text(title)}</h1>",
         f"<p>{len(study.runs)} finished runs and {len(study.unfinished)} others, of {len(study.arms)} arms; from "
@@ -62,8 +63,7 @@ def page(
         _list(caveats(study, fitted)),
         "<h2>Lowest loss of each arm</h2>",
         _best(study),
-        f"<h2>Against {_text(study.arms[0])}, seed by seed</h2>",
-        _differences(study),
+        *(f"<h2>Against {_text(base)}, seed by seed</h2>{_differences(study, base)}" for base in bases),
         "<h2>Figures</h2>",
         *(_figure(one) for one in drawn),
         "<h2>Crossovers</h2>",
@@ -153,13 +153,12 @@ def _best(study: Study) -> str:
     return "".join(blocks)
 
 
-def _differences(study: Study) -> str:
-    """Return each arm's loss minus the first arm's at equal epochs, paired by seed."""
-    base = study.arms[0]
+def _differences(study: Study, base: str) -> str:
+    """Return each arm's loss minus the base's at equal epochs, both at their best settings, paired by seed."""
     rows = [["arm", "size", "U", "epochs", "difference", "deviation over seeds", "seeds"]]
     for size, unique in study.panels():
         reference = {point.first.tokens: point for point in study.best_points(base, size, unique)}
-        for arm in study.arms[1:]:
+        for arm in (other for other in study.arms if other != base):
             for point in study.best_points(arm, size, unique):
                 found = difference(point, reference[point.first.tokens]) if point.first.tokens in reference else None
                 if found:

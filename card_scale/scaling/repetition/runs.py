@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from card_scale.errors import DataError
+from card_scale.errors import ConfigurationError, DataError
 from card_scale.scaling import columns, table
+from card_scale.scaling.best_setting import best_setting
 from card_scale.scaling.table import TRUE, Row, Table
 
 SETTINGS = ("lr", "weight_decay", "dropout")
@@ -57,6 +58,11 @@ class Run:
         """Passes over the unique tokens."""
         return self.tokens / self.unique
 
+    @property
+    def whole_epochs(self) -> bool:
+        """Whether all unique tokens were seen, but for the last part of a batch."""
+        return self.epochs >= 1.0 - table.EPOCHS_TOLERANCE
+
 
 class Point(NamedTuple):
     """One cell of an arm: the seeds' runs at one setting."""
@@ -84,14 +90,19 @@ class Point(NamedTuple):
         return statistics.stdev(run.loss for run in self.runs) if len(self.runs) > 1 else None
 
     @property
+    def loss_by_seed(self) -> dict[str, float]:
+        """Return the final loss of each seed."""
+        return {run.seed: run.loss for run in self.runs}
+
+    @property
     def seeds(self) -> frozenset[str]:
         """Return the seeds of the runs."""
         return frozenset(run.seed for run in self.runs)
 
-    def mean(self, name: str, seeds: frozenset[str] | None = None) -> float | None:
-        """Return the mean of a field over seeds (by default all of the point's), None unless all have it."""
-        values = [getattr(run, name) for run in self.runs if seeds is None or run.seed in seeds]
-        return None if not values or None in values else statistics.fmean(values)
+    def mean(self, name: str) -> float | None:
+        """Return the mean of a field over seeds, None unless all have it."""
+        values = [getattr(run, name) for run in self.runs]
+        return None if None in values else statistics.fmean(values)
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,6 @@ class Study:
     runs: tuple[Run, ...]
     unfinished: tuple[Row, ...]
     """Rows that failed or never ended; shown, never drawn."""
-    curves: tuple[Mapping[str, str], ...]
     passes: tuple[Mapping[str, str], ...]
     cells: Sequence[Mapping[str, str]]
     """All rows as text, for the settings that they share."""
@@ -111,6 +121,16 @@ class Study:
     def arms(self) -> list[str]:
         """Return the arms, exact likelihoods first, in the order of the table."""
         return sorted(dict.fromkeys(run.arm for run in self.runs), key=self.is_bound)
+
+    def exact_arms(self, names: Sequence[str]) -> list[str]:
+        """Return the named arms. Raises ConfigurationError for one that the study lacks, or whose losses are bounds."""
+        exact = [arm for arm in self.arms if not self.is_bound(arm)]
+        for name in names:
+            if name not in exact:
+                raise ConfigurationError(
+                    f"no arm {name!r} with an exact likelihood to compare with; the table has {', '.join(exact)}"
+                )
+        return list(dict.fromkeys(names))
 
     def is_bound(self, arm: str) -> bool:
         """Return whether an arm's losses are upper bounds."""
@@ -122,9 +142,9 @@ class Study:
         return all(row.get(columns.DECONTAMINATED, "").lower() in TRUE for row in self.cells)
 
     def panels(self) -> list[tuple[str, float]]:
-        """Return (size, unique tokens) of the runs, small ones first. Runs below one epoch stand with the others."""
+        """Return (size, unique tokens) of the runs of whole epochs, small ones first."""
         sizes = {run.size: run.parameters for run in self.runs}
-        pairs = {(run.size, run.unique) for run in self.runs if run.epochs >= 1}
+        pairs = {(run.size, run.unique) for run in self.runs if run.whole_epochs}
         return sorted(pairs, key=lambda pair: (sizes[pair[0]], pair[1]))
 
     def points(self, arm: str, size: str, unique: float) -> list[Point]:
@@ -136,13 +156,26 @@ class Study:
         return [Point(tuple(group)) for _, group in sorted(grouped.items())]
 
     def best_points(self, arm: str, size: str, unique: float) -> list[Point]:
-        """Return, for each number of epochs, the setting of the lowest mean loss."""
-        best: dict[float, Point] = {}
+        """Return, for each number of epochs, the setting of the lowest loss on the seeds that its settings share."""
+        cells: dict[float, dict[Setting, Point]] = {}
         for point in self.points(arm, size, unique):
-            key = point.first.tokens
-            if key not in best or point.loss < best[key].loss:
-                best[key] = point
-        return [point for _, point in sorted(best.items())]
+            cells.setdefault(point.first.tokens, {})[point.first.setting] = point
+        return [
+            settings[best_setting({setting: point.loss_by_seed for setting, point in settings.items()})]
+            for _, settings in sorted(cells.items())
+        ]
+
+    def curve(self, arm: str, size: str, unique: float) -> list[Point]:
+        """Return the best points with the seeds that all of them have; those of the first where they share none.
+
+        A seed also chooses the documents of the subset: a curve through points of unlike seeds would mix subsets.
+        """
+        points = self.best_points(arm, size, unique)
+        if not points:
+            return []
+        seeds = frozenset.intersection(*(point.seeds for point in points)) or points[0].seeds
+        kept = (Point(tuple(run for run in point.runs if run.seed in seeds)) for point in points)
+        return [point for point in kept if point.runs]
 
     def tuned(self, arm: str) -> list[Point]:
         """Return an arm's best points on every size and subset, those below one epoch included."""
@@ -151,7 +184,7 @@ class Study:
 
 
 def read(path: Path) -> Study:
-    """Read a study's ``results.csv`` or ``results.parquet``, with ``curves.csv`` and ``losses_by_pass.csv`` beside it.
+    """Read a study's ``results.csv`` or ``results.parquet``, with ``losses_by_pass.csv`` beside it.
 
     Raises DataError for what no comparison should be made of: NaN in a finished run, mixed tokenizers or validation
     sets, duplicates, a missing column, no finished run.
@@ -168,19 +201,9 @@ def read(path: Path) -> Study:
         table=checked,
         runs=tuple(_run(row) for row in checked.rows),
         unfinished=tuple(row for row in rows if row.cells[columns.STATUS] != columns.DONE),
-        curves=_read_csv(path.with_name("curves.csv")),
         passes=_read_csv(path.with_name("losses_by_pass.csv")),
         cells=[row.cells for row in rows],
     )
-
-
-def common_seeds(points: Sequence[Point]) -> frozenset[str]:
-    """Return the seeds that all points have; those of the first where they share none.
-
-    A seed also chooses the documents of the subset. A curve through points of unlike seeds would mix subsets.
-    """
-    shared_by_all = frozenset.intersection(*(point.seeds for point in points))
-    return shared_by_all or points[0].seeds
 
 
 class Difference(NamedTuple):
@@ -194,7 +217,7 @@ class Difference(NamedTuple):
 
 def difference(point: Point, base: Point) -> Difference | None:
     """Return the paired difference of final losses, None without a common seed."""
-    own, other = ({run.seed: run.loss for run in one.runs} for one in (point, base))
+    own, other = point.loss_by_seed, base.loss_by_seed
     found = [own[seed] - other[seed] for seed in own if seed in other]
     if not found:
         return None

@@ -11,11 +11,12 @@ def write_scalars(study: Study, directory: Path) -> None:
     """Write the curves of the figures.
 
     Tags: ``repetition/validation_loss``, ``repetition/gap`` and ``repetition/flops`` over whole epochs,
-    ``repetition/loss_by_pass`` over the passes of the longest run. A cell is its best setting, mean over seeds.
+    ``repetition/loss_by_pass`` over the passes of the longest run. Points are those of the figures' lines: the best
+    setting of a cell, mean over the seeds that all points of the curve share.
     """
     for size, unique in study.panels():
         for arm in study.arms:
-            points = study.best_points(arm, size, unique)
+            points = study.curve(arm, size, unique)
             if not points:
                 continue
             writer = SummaryWriter(str(directory / f"{arm}-{size}-U{unique:.0f}"))

@@ -108,8 +108,7 @@ def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[s
     records = read_metrics(directory.metrics)
     status, code, reason = _ending(study, tasks[spec.id], tasks, records, spec.steps)
     outcome = study.outcome(tasks[spec.id])
-    # A run shorter than an epoch has not seen all of its subset.
-    seen = min(spec.tokens, spec.unique_tokens)
+    seen = spec.unique_tokens_seen
     row: dict[str, Any] = {
         columns.RUN: spec.id,
         columns.STATUS: status,
@@ -144,7 +143,8 @@ def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[s
         columns.DECONTAMINATED: spec.held_out.held_out_from(spec.corpus),
     }
     row |= _environment(directory.path / "environment.json")
-    row["command"] = " ".join(["python -m card_scale.train", spec.base, *(f"'{o}'" for o in spec.overrides)])
+    start = "python" if spec.ranks == 1 else f"torchrun --nproc-per-node {spec.ranks}"
+    row["command"] = " ".join([f"{start} -m card_scale.train", spec.base, *(f"'{o}'" for o in spec.overrides)])
     for group in dataclasses.fields(config):
         for key, value in dataclasses.asdict(getattr(config, group.name)).items():
             row[f"{group.name}.{key}"] = list(value) if isinstance(value, tuple) else value

@@ -15,6 +15,7 @@ from card_scale.errors import CardScaleError, ConfigurationError
 from card_scale.scaling.study import corpus as corpora
 from card_scale.scaling.study.corpus import Corpus
 from card_scale.scaling.study.grid import KEY_OF_AXIS, Cell, Grid, cells
+from card_scale.scaling.table import EPOCHS_TOLERANCE
 from card_scale.training.run_directory import EVALUATION, MAY_CHANGE
 
 # Data enters by its digests.
@@ -51,6 +52,16 @@ class RunSpec:
     def unique_tokens(self) -> int:
         """Distinct target tokens of an epoch: whole samples only."""
         return self.samples_per_epoch * self.config.model.length
+
+    @property
+    def unique_tokens_seen(self) -> int:
+        """Distinct target tokens that the run trains on: fewer than an epoch's in a run shorter than one.
+
+        One epoch in whole batches counts as whole, though the last part of a batch is missing: its run belongs with the
+        longer ones on the same subset. :func:`specs` keeps that part below 1 %.
+        """
+        missing = self.unique_tokens - self.tokens
+        return self.unique_tokens if missing <= EPOCHS_TOLERANCE * self.unique_tokens else self.tokens
 
 
 def specs(grid: Grid, directory: Path) -> list[RunSpec]:
@@ -110,6 +121,7 @@ def _spec(
     corpus, held_out = known[where]
     samples = _samples_per_epoch(draft, corpus)
     steps = _steps(draft, cell.epochs, samples)
+    _check_whole_batches(draft, cell, steps, samples)
     if grid.warmup_share is not None:
         branching = grid.schedule == "wsd-branches"
         base = _steps(draft, shortest[cell.size, cell.unique_tokens], samples) if branching else steps
@@ -172,6 +184,18 @@ def _samples_per_epoch(config: Config, corpus: Corpus) -> int:
             f"{config.model.length + 1}"
         )
     return (count - 1) // config.model.length
+
+
+def _check_whole_batches(config: Config, cell: Cell, steps: int, samples_per_epoch: int) -> None:
+    """Raise where a run of an epoch misses so much of the subset that it would be one of another subset."""
+    batch, length = config.train.global_batch, config.model.length
+    missing = samples_per_epoch - steps * batch
+    if cell.epochs >= 1 and missing > EPOCHS_TOLERANCE * samples_per_epoch:
+        whole = samples_per_epoch // batch * batch * length + 1
+        raise ConfigurationError(
+            f"one epoch of {samples_per_epoch} samples in whole batches of {batch} leaves out {missing} of them; "
+            f"unique_tokens {whole} or {whole + batch * length} are whole batches"
+        )
 
 
 def _steps(config: Config, epochs: float, samples_per_epoch: int) -> int:

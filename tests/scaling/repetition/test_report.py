@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from card_scale.errors import DataError
+from card_scale.errors import ConfigurationError, DataError
 from card_scale.scaling.analysis import Settings
 from card_scale.scaling.repetition import laws, page, runs
-from card_scale.scaling.repetition.figures import Figure, Missing, envelope, figures
+from card_scale.scaling.repetition.figures import Figure, Missing, _sweeps, envelope, figures
 from card_scale.scaling.repetition.scalars import write_scalars
 from tests.scaling.repetition.conftest import UNIQUE, bound, row
 
@@ -44,10 +44,42 @@ def test_laws_and_curves_take_the_best_setting_of_each_cell_with_all_its_seeds(w
     sweep = [row("ar", 4, 4.0), row("ar", 4, 4.4, seed=2), row("ar", 4, 4.1, weight_decay=0.4)]
     study = runs.read(write_table([row("ar", 1, 5.0), row("ar", 1, 9.0, lr=0.1), *sweep]))
     taken = laws.as_runs(study.tuned("ar"))
-    assert taken.loss.tolist() == [5.0, 4.1]
-    assert taken.cost().tolist() == [6.0 * 5000 * UNIQUE * epochs for epochs in (1, 4)]
-    swapped = runs.read(write_table([*sweep[:2], row("ar", 4, 4.3, weight_decay=0.4)]))
-    assert laws.as_runs(swapped.tuned("ar")).loss.tolist() == [4.0, 4.4]
+    # On seed 1, which both have; that seed 2 is harder says nothing about the setting.
+    assert taken.loss.tolist() == [5.0, 4.0, 4.4]
+    assert taken.cost().tolist() == [6.0 * 5000 * UNIQUE * epochs for epochs in (1, 4, 4)]
+    better = runs.read(write_table([*sweep[:2], row("ar", 4, 3.9, weight_decay=0.4)]))
+    assert laws.as_runs(better.tuned("ar")).loss.tolist() == [3.9]
+
+
+def test_other_arms_than_the_first_can_be_compared_with(write_table, rows):
+    study = runs.read(write_table(rows))
+    assert study.exact_arms(["card", "ar", "card"]) == ["card", "ar"]
+    for name in ("mdlm", "carp"):
+        with pytest.raises(ConfigurationError, match=f"no arm '{name}' with an exact likelihood.* ar, card$"):
+            study.exact_arms([name])
+    text = page.page("T", study, [], [], [], ["ar", "card"], "x")
+    assert text.index("Against ar, seed by seed") < text.index("Against card, seed by seed")
+    assert "<td>ar</td><td>s</td><td>1,000</td><td>1</td><td>-0.2000</td>" in text  # 5.0 - 5.2
+
+
+def test_weight_decay_curves_keep_subsets_and_learning_rates_apart(write_table):
+    sweep = [
+        row("ar", 4, 4.0, weight_decay=decay, lr=lr, size=size, params_N=5000 + len(size))
+        for decay in (0.1, 0.4)
+        for lr in (1e-3, 2e-3)
+        for size in ("s", "medium")
+    ]
+    found = _sweeps(runs.read(write_table(sweep)), "s", UNIQUE)
+    assert {key: [p.first.setting.weight_decay for p in points] for key, points in found.items()} == {
+        ("ar", 4.0, 1e-3, 0.0): [0.1, 0.4],
+        ("ar", 4.0, 2e-3, 0.0): [0.1, 0.4],
+    }
+
+
+def test_a_run_of_one_epoch_in_whole_batches_stands_with_the_longer_ones(write_table):
+    short = row("ar", 1, 5.0) | {"tokens_D": 995, "epochs": 0.995}
+    study = runs.read(write_table([short, row("ar", 4, 4.0)]))
+    assert [point.first.tokens for point in study.curve("ar", "s", UNIQUE)] == [995, 4000]
 
 
 def test_curves_and_differences_stay_with_their_seeds(write_table):
@@ -55,14 +87,13 @@ def test_curves_and_differences_stay_with_their_seeds(write_table):
     table += [row("card", 4, 4.5), row("card", 4, 7.25, seed=2), row("card", 4, 1.0, seed=3)]
     study = runs.read(write_table(table))
     first, last = study.best_points("ar", "s", UNIQUE)
-    assert runs.common_seeds([first, last]) == {"1"}
-    assert last.mean("loss", frozenset("1")) == 4.0
+    assert [point.loss for point in study.curve("ar", "s", UNIQUE)] == [5.0, 4.0]
     (card,) = study.best_points("card", "s", UNIQUE)
     found = runs.difference(card, last)
     assert (found.seeds, found.mean) == (2, pytest.approx(0.375))
     assert found.deviation == pytest.approx(0.25 / math.sqrt(2))
     assert runs.difference(card, first) == (1, -0.5, None)
-    text = page.page("T", study, [], [], [], "x")
+    text = page.page("T", study, [], [], [], ["ar"], "x")
     assert "<td>card</td><td>s</td><td>1,000</td><td>4</td><td>+0.3750</td>" in text
 
 
@@ -132,9 +163,9 @@ def test_crossovers_count_what_was_really_spent(write_table):
         return [row(arm, e, loss) | {"flops": factor * 1e6 * e} for e, loss in zip((1, 4, 16, 64), losses, strict=True)]
 
     same = [*ladder("ar", (5.0, 4.0, 3.9, 3.9), 1), *ladder("card", (5.5, 4.5, 3.5, 3.0), 1)]
-    (plain,) = laws.crossovers(runs.read(write_table(same)), samples=20, seed=0)
+    (plain,) = laws.crossovers(runs.read(write_table(same)), "ar", samples=20, seed=0)
     twice = [*ladder("ar", (5.0, 4.0, 3.9, 3.9), 1), *ladder("card", (5.5, 4.5, 3.5, 3.0), 2)]
-    (dear,) = laws.crossovers(runs.read(write_table(twice)), samples=20, seed=0)
+    (dear,) = laws.crossovers(runs.read(write_table(twice)), "ar", samples=20, seed=0)
     assert (plain.base, plain.challenger) == ("ar", "card")
     # Lead of 0.5 at 4 and -0.4 at 16 epochs, linear in log compute.
     assert plain.found.compute == pytest.approx(4e6 * 4 ** (0.5 / 0.9))
@@ -144,7 +175,7 @@ def test_crossovers_count_what_was_really_spent(write_table):
     assert isinstance(laws.critical_compute([plain]), Missing)
     other = plain._replace(unique=5 * UNIQUE, found=plain.found._replace(unique=5 * UNIQUE))
     assert laws.critical_compute([plain, other]).draw().axes
-    (few,) = laws.crossovers(runs.read(write_table([same[0], same[4]])), samples=20, seed=0)
+    (few,) = laws.crossovers(runs.read(write_table([same[0], same[4]])), "ar", samples=20, seed=0)
     assert few.found is None
     assert "a curve needs 3" in few.reason
 
@@ -169,7 +200,7 @@ def test_what_was_never_decontaminated_is_said(write_table, flags, said):
 
 def test_the_page_ranks_bounds_apart_and_lists_failures(write_table, rows):
     study = runs.read(write_table(rows))
-    text = page.page("T<1>", study, [Missing("None", "why & how")], [], [], "x.parquet")
+    text = page.page("T<1>", study, [Missing("None", "why & how")], [], [], ["ar"], "x.parquet")
     exact, bounds = text.index("exact likelihood</h3>"), text.index("upper bounds</h3>")
     assert exact < bounds
     # The bound is the lowest number of all and does not stand among the exact ones.

@@ -88,6 +88,25 @@ def test_u_beyond_the_corpus_is_refused(write_grid, tmp_path, train_tokens):
         specs(load(write_grid(unique_tokens=[train_tokens + 1])), tmp_path)
 
 
+@pytest.mark.parametrize("epochs, seen", [(0.5, 1600), (1, 3240), (4, 3240)])
+def test_an_epoch_of_whole_batches_is_all_of_the_subset(write_grid, tmp_path, epochs, seen):
+    # 405 samples of 8 tokens in batches of 4: an epoch of 101 whole batches leaves out one sample.
+    grid = {"overrides": {"model.length": 8, "train.global_batch": 4, "train.micro_batch": 4}}
+    (spec,) = specs(
+        load(write_grid(**grid, unique_tokens=[405 * 8 + 1], epochs=[epochs], arms={"ar": {"objective.name": "ar"}})),
+        tmp_path,
+    )
+    assert spec.tokens == {0.5: 1600, 1: 404 * 8, 4: 1620 * 8}[epochs]
+    assert spec.unique_tokens_seen == seen
+
+
+def test_subsets_of_which_an_epoch_of_whole_batches_misses_much_are_refused(write_grid, tmp_path):
+    grid = load(write_grid(unique_tokens=[(SAMPLES + 3) * LENGTH + 1]))
+    message = f"leaves out 3 of them; unique_tokens {SAMPLES * LENGTH + 1} or {(SAMPLES + BATCH) * LENGTH + 1} are"
+    with pytest.raises(ConfigurationError, match=message):
+        specs(grid, tmp_path)
+
+
 def test_impossible_cells_are_counted_and_named(write_grid, tmp_path):
     sizes = {"odd": {"model.layers": 1, "model.hidden": 10, "model.heads": 3, "model.ffn": 8}}
     with pytest.raises(ConfigurationError, match=r"4 of 4 cells cannot be run:\n  arm=ar size=odd .*not divisible"):
