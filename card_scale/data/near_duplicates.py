@@ -7,8 +7,9 @@ standard error of 0.036 at a similarity of 0.8 (less where a document has few n-
 is looked at if one of 21 bands of 6 bins agrees, which at 0.8 it does with a probability of 0.998.
 
 The rate is the share of documents that have a near duplicate, a similarity estimated at 0.8 or more: within train
-among the documents before them, in the order of the index; in validation among all of train. Train is always read
-whole; only the documents that are asked about are sampled, so a sample's rate has a binomial error and no bias.
+among the documents before them, in the order of the index; in validation, of the documents that decontamination left,
+among all of train. Train is always read whole; only the documents that are asked about are sampled, so a sample's rate
+has a binomial error and no bias.
 """
 
 import tempfile
@@ -21,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from card_scale.data.documents import Documents, ShardDocuments, shards_of
-from card_scale.data.manifest import Manifest, load_index
+from card_scale.data.manifest import Manifest, load_excluded, load_index
 from card_scale.data.ngrams import document_ngrams, mix
 from card_scale.data.order import document_order
 from card_scale.data.processes import process_map
@@ -40,7 +41,7 @@ _PAIRS = 1 << 16  # compared at a time
 class NearDuplicates:
     """The near-duplicate rate of a split."""
 
-    documents: int  # of the split
+    documents: int  # of the split, without those that decontamination excluded
     sampled: int  # asked about; all but where there are more than the limit
     compared: int  # of these, those of at least 5 tokens, which have an n-gram
     duplicates: int  # of these, those that have a near duplicate
@@ -110,7 +111,9 @@ def near_duplicates(
         raise DataError(f"{directory} ({split}) or {other} (train) has no documents to compare")
     if trains.tokenizer.sha256 != manifest.tokenizer.sha256:
         raise DataError(f"{directory} and {other} were made with different tokenizers; they cannot be compared")
-    numbers = np.sort(document_order(0, count)[:sample])
+    order = document_order(0, count)
+    used = order[~np.isin(order, load_excluded(directory, manifest, split))]
+    count, numbers = len(used), np.sort(used[:sample])
     queries = np.concatenate(
         [signatures(batch) for shard in shards_of(directory, manifest, split, numbers) for batch in shard.batches()]
     )

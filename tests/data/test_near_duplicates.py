@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from card_scale.data import near_duplicates as module
+from card_scale.data.decontamination import DecontaminationSettings, decontaminate
 from card_scale.data.documents import Documents
-from card_scale.data.manifest import Manifest
+from card_scale.data.manifest import Manifest, load_excluded
 from card_scale.data.near_duplicates import BINS, NearDuplicates, near_duplicates, signatures, similarity
 from card_scale.data.tokenizer_training import train_tokenizer
 from card_scale.errors import DataError
@@ -126,6 +127,17 @@ def test_the_rate_of_validation_is_that_of_all_pairs_with_train(tmp_path, tokeni
     directory = write_dataset(tmp_path / "data", tokenizer_path, 4, train=own, validation=validation)
     other = write_dataset(tmp_path / "other", tokenizer_path, 7, train=train) if elsewhere else None
     assert near_duplicates(directory, "validation", other, 10**6, 1) == expected
+
+
+def test_documents_that_decontamination_excluded_are_not_asked_about(tmp_path, tokenizer_path, planted):
+    train, validation = planted[:25], planted[25:]
+    directory = write_dataset(tmp_path / "data", tokenizer_path, 4, train=train, validation=validation)
+    record = decontaminate(directory, [directory], DecontaminationSettings(ngram=5), workers=1)
+    excluded = set(load_excluded(directory, Manifest.load(directory), "validation").tolist())
+    assert 0 < len(excluded) == record.excluded_documents < len(validation)
+    flags = [flag for number, flag in enumerate(brute_force(validation, train)) if number not in excluded]
+    left = [ids for number, ids in enumerate(validation) if number not in excluded]
+    assert near_duplicates(directory, "validation", None, 10**6, 1) == expected_rate(left, flags)
 
 
 def test_all_but_one_of_equal_documents_repeat_an_earlier_one(tmp_path, tokenizer_path):

@@ -29,6 +29,8 @@ _SETTINGS_SHOWN = (
     "data_digest",
     columns.TOKENIZER,
     columns.VALIDATION,
+    "validation_tokens",
+    columns.DECONTAMINATED,
     "commit",
     "device",
     "python",

@@ -36,13 +36,17 @@ class Corpus(NamedTuple):
         """Whether the validation split was decontaminated against the train split of ``train``."""
         return bool(self.manifest and train.manifest and self.manifest.held_out_from(train.manifest))
 
+    def scored_samples(self, length: int, samples: int) -> int:
+        """Return the samples that an evaluation scores; ``samples`` is ``data.validation_samples``, 0 for all."""
+        available = max(1, (self.validation_tokens - 1) // length)
+        return min(samples or available, available)
+
     def validation_digest(self, length: int, samples: int) -> str:
         """Return 16 hexadecimal digits that two evaluations share if they score the same tokens in the same contexts.
 
         ``samples`` is ``data.validation_samples``, 0 for all.
         """
-        available = max(1, (self.validation_tokens - 1) // length)
-        scored = min(samples or available, available)
+        scored = self.scored_samples(length, samples)
         return hashlib.sha256(f"{self.validation_split} {length} {scored}".encode()).hexdigest()[:16]
 
 

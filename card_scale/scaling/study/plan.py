@@ -150,8 +150,8 @@ def _cost(task: Task, spec: RunSpec, flops_per_second: float, hardware: Hardware
 def _evaluated_tokens(spec: RunSpec) -> int:
     """Return the tokens that one evaluation runs through the model."""
     config = spec.config
-    available = max(1, (spec.held_out.validation_tokens - 1) // config.model.length)
-    samples = min(config.data.validation_samples or available, available) + config.data.train_samples
+    scored = spec.held_out.scored_samples(config.model.length, config.data.validation_samples)
+    samples = scored + config.data.train_samples
     passes = DRAWS if is_bound(config) else 1
     if config.optimizer.ema:
         passes *= 2

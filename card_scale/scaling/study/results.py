@@ -140,6 +140,8 @@ def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[s
         "data_digest": spec.corpus.digest,
         columns.TOKENIZER: spec.corpus.tokenizer_sha256,
         columns.VALIDATION: spec.held_out.validation_digest(config.model.length, config.data.validation_samples),
+        "validation_tokens": config.model.length
+        * spec.held_out.scored_samples(config.model.length, config.data.validation_samples),
         columns.DECONTAMINATED: spec.held_out.held_out_from(spec.corpus),
     }
     row |= _environment(directory.path / "environment.json")

@@ -81,6 +81,7 @@ def test_a_finished_run(opened):
         "loss_by_pass": [4.5, 2.5],
         "seed": 1,
         "decontaminated": False,
+        "validation_tokens": 8 * 24,
         "branched_at": None,
     }
     assert {name: row[name] for name in expected} == expected
