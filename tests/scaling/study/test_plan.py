@@ -157,7 +157,14 @@ def test_every_preset_can_be_planned(preset, tmp_path, monkeypatch):
     runs = specs(dataclasses.replace(grid, corpus=stated), tmp_path)
     tasks = tasks_of(runs, tmp_path, branching=grid.schedule == "wsd-branches")
     found = plan.plan(grid, runs, tasks, {})
-    hours = {"cpu-minutes": 0.2, "repetition-cpu": 2.5, "repetition-cpu-lr": 0.4, "gpu-half-hour": 0.6, "gpu-day": 24.0}
+    hours = {
+        "cpu-minutes": 0.2,
+        "repetition-cpu": 2.5,
+        "repetition-cpu-lr": 0.4,
+        "card-parts": 0.5,
+        "gpu-half-hour": 0.6,
+        "gpu-day": 24.0,
+    }
     assert 0 < found.device_hours < hours.get(preset.stem, 1e5)
     if preset.stem == "cluster-beyond-1b":
         assert all(cost.parameters > 1e9 for cost in found.costs)
