@@ -239,7 +239,10 @@ def _panels(study: Study, panel: Callable[[Any, str, float], None], x: str, y: s
         axis.set_xlabel(x)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(y)
-    axes[0].legend(fontsize=7)
+    # Not every arm need stand in the first panel.
+    found = [axis.get_legend_handles_labels() for axis in axes]
+    handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
+    axes[0].legend(list(handles.values()), list(handles), fontsize=7)
     return figure
 
 
