@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
+from card_scale import strict_yaml
 from card_scale.config import nearest
 from card_scale.errors import ConfigurationError
 
@@ -130,7 +131,7 @@ def load(path: str | Path) -> Grid:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = strict_yaml.load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigurationError(f"grid {path} cannot be read: {error}") from None
     if not isinstance(tree, dict):

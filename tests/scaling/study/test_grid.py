@@ -102,6 +102,15 @@ def test_an_unreadable_grid_is_refused(tmp_path):
         load(tmp_path / "list.yaml")
 
 
+@pytest.mark.parametrize("again, key", [("epochs: [8]\n", "epochs"), ("arms: {ar: {}, card: {}, ar: {}}\n", "ar")])
+def test_a_key_that_stands_twice_is_refused(write_grid, again, key):
+    path = write_grid(**({"arms": None} if key == "ar" else {}))
+    path.write_text(path.read_text() + again)
+    line = len(path.read_text().splitlines())
+    with pytest.raises(ConfigurationError, match=rf"grid {path} cannot be read: line {line} repeats the key {key} of"):
+        load(path)
+
+
 def test_axes_are_the_cell():
     from card_scale.scaling.study.grid import Cell
 
