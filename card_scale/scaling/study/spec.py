@@ -21,6 +21,9 @@ from card_scale.training.run_directory import EVALUATION, MAY_CHANGE
 _NOT_HASHED = (MAY_CHANGE - EVALUATION) | {"data.validation"}
 """Keys that change neither what is trained nor what is evaluated."""
 
+MOST_TOKENS = 2**53
+"""Of a run: beyond it float64 does not count tokens exactly."""
+
 _SHOWN = 5
 
 
@@ -109,6 +112,7 @@ def _spec(
         known[where] = corpora.pair(*where, grid.corpus)
     corpus, held_out = known[where]
     samples = _samples_per_epoch(draft, corpus)
+    _refuse_endless(cell.epochs, samples, draft.model.length)
     steps = _steps(draft, cell.epochs, samples)
     if grid.warmup_share is not None:
         branching = grid.schedule == "wsd-branches"
@@ -126,6 +130,12 @@ def _spec(
         raise ConfigurationError(
             "objective.search_interval makes the loss depend on when evaluations fall, which are not the same on a "
             "trunk; use schedule wsd"
+        )
+    # A warm-up of one update is none: its rate is the peak.
+    if config.optimizer.warmup_steps >= max(2, steps):
+        raise ConfigurationError(
+            f"optimizer.warmup_steps is {config.optimizer.warmup_steps}, but the run has {steps} steps and would end "
+            "before its schedule begins; set warmup_share, or a shorter warm-up"
         )
     run_digest = digest(config, corpus, held_out)
     id_ = f"{cell.arm}-{cell.size}-{run_digest}"
@@ -172,6 +182,15 @@ def _samples_per_epoch(config: Config, corpus: Corpus) -> int:
             f"{config.model.length + 1}"
         )
     return (count - 1) // config.model.length
+
+
+def _refuse_endless(epochs: float, samples_per_epoch: int, length: int) -> None:
+    tokens = epochs * samples_per_epoch * length
+    if tokens > MOST_TOKENS:
+        raise ConfigurationError(
+            f"data.epochs {epochs:g} of {samples_per_epoch} samples of {length} tokens are {tokens:.3g} tokens; a run "
+            f"has at most 2^53"
+        )
 
 
 def _steps(config: Config, epochs: float, samples_per_epoch: int) -> int:
