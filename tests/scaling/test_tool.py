@@ -140,6 +140,29 @@ def test_crossover_of_two_objectives(tool, tmp_path):
     assert "objective is mixed" in error
 
 
+def test_a_sweep_is_refused_or_reduced_to_the_best_setting(tool, tmp_path):
+    rows = []
+    for epochs, low in ((1, 0.4), (2, 0.1), (4, 0.1), (8, 0.4), (16, 0.4)):
+        for decay in (0.1, 0.4):
+            loss = 3 + 0.01 * math.log(epochs / 5) ** 2 + (0.5 if decay != low else 0.0)
+            rows.append(row(1e6, epochs * 1e7, 1e7, loss, weight_decay=decay))
+    table, out = write(tmp_path / "table.csv", rows), tmp_path / "fit.json"
+    code, _, error = tool(table, "--form", "optimal-epochs")
+    assert code == 4
+    assert "row 1 and" in error
+    assert "weight_decay is 0.1 and 0.4" in error
+    assert "--where" in error
+    assert "--best-setting" in error
+    code, said, _ = tool(table, "--form", "optimal-epochs", "--best-setting", "--json", out)
+    assert code == 0
+    assert "left out as other settings than the best of their cell: 5 runs" in said
+    # The losses without the half that the worse setting costs are a parabola in log epochs around 5.
+    assert json.loads(out.read_text(encoding="utf-8"))["ladders"][0]["epochs"] == pytest.approx(5.0)
+    code, said, _ = tool(table, "--form", "optimal-epochs", "--where", "weight_decay=0.1")
+    assert code == 0
+    assert "left out" not in said
+
+
 @pytest.mark.parametrize(
     "arguments, code, message",
     [

@@ -163,7 +163,7 @@ def read(path: Path) -> Study:
     done = [row for row in rows if row.cells[columns.STATUS] == columns.DONE]
     if not done:
         raise DataError(f"{path}: none of {len(rows)} runs is done; there is nothing to report")
-    checked = table.check(done, allow_failed=False, comparison=True)
+    checked = table.check(done, allow_failed=False, comparison=True, settings="all")
     return Study(
         table=checked,
         runs=tuple(_run(row) for row in checked.rows),
