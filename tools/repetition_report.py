@@ -44,7 +44,7 @@ def main() -> None:
     from card_scale.scaling.repetition import figures, laws, page, runs
     from card_scale.scaling.repetition.scalars import write_scalars
 
-    table = options.table / "results.parquet" if options.table.is_dir() else options.table
+    table = runs.find(options.table)
     study = runs.read(table)
     output = options.output or table.parent / "report"
     (output / "figures").mkdir(parents=True, exist_ok=True)

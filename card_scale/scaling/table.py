@@ -80,10 +80,11 @@ def read_rows(path: Path, names: Mapping[str, str]) -> list[Row]:
         names: the file's column for each standard name that it calls otherwise.
 
     Raises:
-        DataError: another ending, no rows, or a csv row with too many or too few cells.
-        ConfigurationError: a column of ``names`` that the file lacks.
+        DataError: another ending, a file that is missing or damaged, no rows, or a csv row with too many or too few
+            cells.
+        ConfigurationError: a column of ``names`` that the file lacks, or no pyarrow for a parquet file.
     """
-    readers: dict[str, Callable[[Path], list[dict[str, str]]]] = {".csv": _read_csv, ".parquet": _read_parquet}
+    readers: dict[str, Callable[[Path], list[dict[str, str]]]] = {".csv": read_csv, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise DataError(f"{path}: a result table ends in .csv or .parquet")
     records = readers[path.suffix](path)
@@ -105,9 +106,18 @@ def read_rows(path: Path, names: Mapping[str, str]) -> list[Row]:
     ]
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a csv file (with a header, UTF-8), empty for one without.
+
+    Raises DataError for a file that cannot be read, and for rows that do not fit the header.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {_cause(error)}") from None
     if not lines:
         return []
     header = lines[0]
@@ -120,11 +130,25 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, str]]:
-    # Only parquet needs it, and it is an optional dependency.
-    import pyarrow.parquet
-
-    records = pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        # Only parquet needs it, and it is an optional dependency.
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigurationError(
+            f"{path}: parquet needs pyarrow (pip install -c constraints.txt -e .[data]); the csv file does not"
+        ) from None
+    try:
+        with path.open("rb") as file:  # a path of its own pyarrow would take for a whole data set if it is a directory
+            records = pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {_cause(error)}") from None
     return [{name: "" if cell is None else str(cell) for name, cell in record.items()} for record in records]
+
+
+def _cause(error: Exception) -> str:
+    """Return the cause without the path, which an OSError repeats."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def select(rows: Sequence[Row], where: Mapping[str, Sequence[str]]) -> list[Row]:
@@ -152,7 +176,7 @@ def select(rows: Sequence[Row], where: Mapping[str, Sequence[str]]) -> list[Row]
 
 
 def _equal(cell: str, choice: str) -> bool:
-    return cell == choice or _number_or_nan(cell) == _number_or_nan(choice)
+    return cell == choice or number_or_nan(cell) == number_or_nan(choice)
 
 
 def check(
@@ -267,7 +291,8 @@ def _unfinished(row: Row) -> str:
     return ""
 
 
-def _number_or_nan(cell: str) -> float:
+def number_or_nan(cell: str) -> float:
+    """Return the number that a cell holds, NaN where it holds none."""
     try:
         return float(cell)
     except ValueError:
@@ -275,7 +300,7 @@ def _number_or_nan(cell: str) -> float:
 
 
 def _positive(row: Row, name: str) -> float:
-    value = _number_or_nan(row.cells[name])
+    value = number_or_nan(row.cells[name])
     if not 0.0 < value < math.inf:
         raise DataError(f"{row.place}: {name} = {row.cells[name] or '(empty)'}; it must be a positive finite number")
     return value
@@ -317,7 +342,7 @@ def _refuse_duplicates(rows: Sequence[Row]) -> None:
 
 def _canonical(cell: str) -> str:
     """Return one text for all ways to write a number."""
-    number = _number_or_nan(cell)
+    number = number_or_nan(cell)
     return cell if math.isnan(number) else repr(number)
 
 

@@ -182,6 +182,35 @@ def test_broken_files(tmp_path):
         read_rows(tmp_path / "table.xlsx", {})
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("none.csv", None, "none.csv cannot be read: No such file or directory$"),
+        ("none.parquet", None, "none.parquet cannot be read: No such file or directory$"),
+        ("latin.csv", b"run,note\na,caf\xe9\n", "latin.csv is not UTF-8: .* at byte 14"),
+        ("cut.csv", b'run,note\na,"' + b"x" * 200_000, "cut.csv cannot be read: field larger than"),
+        ("empty.parquet", b"", "empty.parquet cannot be read: .*0 bytes"),
+        ("text.parquet", b"run,note\na,b\n", "text.parquet cannot be read: .*Parquet"),
+        ("cut.parquet", b"PAR1" + b"\0" * 60 + b"PAR1", "cut.parquet cannot be read: "),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as refusal:
+        read_rows(tmp_path / name, {})
+    assert str(refusal.value).count(name) == 1
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+def test_a_directory_is_no_table(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=f"{name} cannot be read: Is a directory"):
+        read_rows(tmp_path / name, {})
+    with pytest.raises(DataError, match=r"ends in \.csv or \.parquet"):
+        read_rows(tmp_path, {})
+
+
 def cell(loss, epochs="1", **cells):
     """A run of AR; lr, weight decay and seed tell it from others."""
     tokens = str(int(epochs) * 1000)
