@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from card_scale import strict_yaml
 from card_scale.errors import ConfigurationError
 
 
@@ -225,7 +226,7 @@ def load(path: str | Path, overrides: list[str]) -> Config:
     tree: dict[str, dict[str, Any]] = {}
     origin = str(path)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = strict_yaml.load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(f"configuration file {path} does not exist") from None
     except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: no UTF-8, or a date such as 2026-13-45
@@ -270,7 +271,7 @@ def _parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
             if not equals:
                 raise ConfigurationError(f"override {argument!r} is not of the form group.key=value")
         try:
-            value = yaml.safe_load(text)
+            value = strict_yaml.load(text)
         except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2026-13-45
             raise ConfigurationError(f"override {key}={text!r} is not a YAML value") from None
         pairs.append((key, value.lower() if key == "optimizer.schedule" and isinstance(value, str) else value))

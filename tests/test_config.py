@@ -191,6 +191,8 @@ def test_refusals_name_key_value_and_what_is_valid(file, overrides, words):
         ("model: {layres: 1}\n", ["unknown key model.layres", "did you mean layers?"]),
         ("run: {dir: 2026-13-45}\n", ["cannot be read"]),
         ("run: {dir: \0}\n", ["cannot be read"]),
+        ("run: {seed: 1}\nrun: {dir: a}\n", ["cannot be read", "line 2 repeats the key run of line 1"]),
+        ("train:\n  steps: 1\n  steps: 2\n", ["cannot be read", "line 3 repeats the key steps of line 2"]),
     ],
 )
 def test_a_file_that_is_wrong_is_named(tmp_path, text, words):

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from card_scale.cli import run_tool
+from card_scale.data.arguments import not_negative, positive
 from card_scale.errors import ConfigurationError
 from card_scale.scaling import report
 from card_scale.scaling.analysis import Analysis, Settings, analyse
-from card_scale.scaling.columns import DONE, OBJECTIVE, REQUIRED, STATUS
+from card_scale.scaling.arguments import figure_file, output_file
+from card_scale.scaling.columns import DONE, OBJECTIVE, REQUIRED, SETTINGS, STATUS
 from card_scale.scaling.crossover import critical_compute_law, crossover
 from card_scale.scaling.envelope import envelope
 from card_scale.scaling.epochs import optima, optimal_epochs_law
@@ -19,9 +21,15 @@ from card_scale.scaling.forms import FORMS
 from card_scale.scaling.isoflop import isoflops
 from card_scale.scaling.projection import variable_projection
 from card_scale.scaling.published import CONSTANTS
-from card_scale.scaling.table import Table, check, read_rows, select
+from card_scale.scaling.table import Advice, Table, check, read_rows, select
 
 ENVELOPE, ISOFLOP, EPOCHS, CROSSOVER = "envelope", "isoflop", "optimal-epochs", "crossover"
+
+ADVICE = Advice(
+    unfinished="Run them again, or leave them out with --allow-failed",
+    mixed="Select the rows of one with --objective or --where",
+    settings="Select one with --where, or keep the best of each cell with --best-setting",
+)
 
 
 def parse() -> argparse.Namespace:
@@ -42,19 +50,30 @@ def parse() -> argparse.Namespace:
         "--column", action="append", default=[], metavar="NAME=COLUMN", help="take the file's COLUMN as NAME"
     )
     parser.add_argument("--allow-failed", action="store_true", help=f"leave out runs whose {STATUS} is not {DONE}")
+    parser.add_argument(
+        "--best-setting",
+        action="store_true",
+        help=f"of each cell (objective, N, D, U) fit the setting ({', '.join(SETTINGS)}) of lowest mean loss only",
+    )
     parser.add_argument("--constants", choices=list(CONSTANTS), help="take A, B, E, alpha, beta as published")
     parser.add_argument("--fix", action="append", default=[], metavar="NAME=VALUE", help="take a constant as given")
-    parser.add_argument("--starts", type=int, default=64, help="starts of the fit (default: %(default)s)")
-    parser.add_argument("--bootstrap", type=int, default=200, metavar="N", help="resamples (default: %(default)s)")
-    parser.add_argument("--hold-out", type=int, default=0, metavar="K", help="predict the K runs of the most compute")
+    parser.add_argument("--starts", type=positive, default=64, help="starts of the fit (default: %(default)s)")
+    parser.add_argument(
+        "--bootstrap", type=not_negative, default=200, metavar="N", help="resamples (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--hold-out", type=not_negative, default=0, metavar="K", help="predict the K runs of the most compute"
+    )
     parser.add_argument("--profile", action="store_true", help="list the points of the profile likelihoods")
     parser.add_argument("--level", type=float, default=0.95, help="coverage of intervals (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of starts and resamples (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw profiles and predicted against measured loss")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of starts and resamples (default: %(default)s)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the result")
+    parser.add_argument(
+        "--plot", type=figure_file, metavar="FILE", help="draw profiles and predicted against measured loss"
+    )
     options = parser.parse_args()
-    if options.starts < 1 or options.bootstrap < 0 or not 0.0 < options.level < 1.0:
-        parser.error("--starts is at least 1, --bootstrap at least 0, --level between 0 and 1")
+    if not 0.0 < options.level < 1.0:
+        parser.error("--level is between 0 and 1")
     if options.form not in FORMS and (options.plot or options.profile or options.hold_out or options.fix):
         parser.error(f"--plot, --profile, --hold-out and --fix go with the laws {', '.join(FORMS)}")
     if options.form == CROSSOVER and len(options.objective) != 2:
@@ -73,9 +92,17 @@ def main() -> None:
         where[OBJECTIVE] = options.objective
     if where:
         rows = select(rows, where)
-    table = check(rows, options.allow_failed, comparison=options.form == CROSSOVER)
+    table = check(
+        rows,
+        options.allow_failed,
+        comparison=options.form == CROSSOVER,
+        settings="best" if options.best_setting else "one",
+        advice=ADVICE,
+    )
     for reason in table.left_out:
         print(f"left out: {reason}")
+    if options.best_setting:
+        print(f"left out as other settings than the best of their cell: {table.other_settings} runs")
     if options.form in FORMS:
         result = fit_law(options, table)
     else:

@@ -4,10 +4,11 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from card_scale.cli import run_tool
+from card_scale.data.arguments import not_negative, positive
 from card_scale.environment import environment
+from card_scale.scaling.arguments import not_negative_number, output_file, positive_number
 from card_scale.scaling.coverage import Grid, coverage
 from card_scale.scaling.forms import DATA_CONSTRAINED
 from card_scale.scaling.report import number
@@ -16,17 +17,23 @@ from card_scale.scaling.report import number
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--values", type=float, nargs="+", default=[15.387756, 31.93, 512.85], help="true R_D")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[4, 16, 64, 256, 800], help="most epochs of a grid")
-    parser.add_argument("--sizes", type=float, nargs="+", default=list(Grid().sizes), help="parameters of the runs")
-    parser.add_argument("--unique", type=float, nargs="+", default=list(Grid().unique), help="unique tokens")
+    parser.add_argument(
+        "--values", type=positive_number, nargs="+", default=[15.387756, 31.93, 512.85], help="true R_D"
+    )
+    parser.add_argument(
+        "--epochs", type=positive, nargs="+", default=[4, 16, 64, 256, 800], help="most epochs of a grid"
+    )
+    parser.add_argument(
+        "--sizes", type=positive_number, nargs="+", default=list(Grid().sizes), help="parameters of the runs"
+    )
+    parser.add_argument("--unique", type=positive_number, nargs="+", default=list(Grid().unique), help="unique tokens")
     parser.add_argument(
         "--fitted", nargs="+", default=["R_D"], choices=DATA_CONSTRAINED.constants, help="the others are given"
     )
-    parser.add_argument("--noise", type=float, default=0.003, help="standard deviation of log loss")
-    parser.add_argument("--repetitions", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    parser.add_argument("--noise", type=not_negative_number, default=0.003, help="standard deviation of log loss")
+    parser.add_argument("--repetitions", type=positive, default=400)
+    parser.add_argument("--seed", type=not_negative, default=0)
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the result")
     return parser.parse_args()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from card_scale.cli import run_tool
+from card_scale.data.arguments import not_negative, positive
 
 if TYPE_CHECKING:  # --help must answer at once
     from card_scale.scaling.repetition.figures import Figure
@@ -29,15 +30,12 @@ def parse() -> argparse.Namespace:
         "--base", nargs="+", metavar="ARM", help="arms that the others are compared with (default: the first one)"
     )
     parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="law fitted to each arm (default: %(default)s)")
-    parser.add_argument("--bootstrap", type=int, default=200, metavar="N", help="resamples (default: %(default)s)")
+    parser.add_argument("--bootstrap", type=positive, default=200, metavar="N", help="resamples (default: %(default)s)")
     parser.add_argument(
-        "--hold-out", type=int, default=0, metavar="K", help="predict each arm's K runs of most compute"
+        "--hold-out", type=not_negative, default=0, metavar="K", help="predict each arm's K runs of most compute"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of resamples and starts (default: %(default)s)")
-    options = parser.parse_args()
-    if options.bootstrap < 1 or options.hold_out < 0:
-        parser.error("--bootstrap is at least 1, --hold-out at least 0")
-    return options
+    parser.add_argument("--seed", type=not_negative, default=0, help="of resamples and starts (default: %(default)s)")
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -47,7 +45,7 @@ def main() -> None:
     from card_scale.scaling.repetition import figures, laws, page, runs
     from card_scale.scaling.repetition.scalars import write_scalars
 
-    table = options.table / "results.parquet" if options.table.is_dir() else options.table
+    table = runs.find(options.table)
     study = runs.read(table)
     output = options.output or table.parent / "report"
     (output / "figures").mkdir(parents=True, exist_ok=True)

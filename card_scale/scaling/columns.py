@@ -47,18 +47,13 @@ VALIDATION = "validation_hash"
 DECONTAMINATED = "decontaminated"
 """Whether the validation documents that stand in train were left out: true or false."""
 
-IDENTITY = (
-    OBJECTIVE,
-    "size",
-    PARAMETERS,
-    TOKENS,
-    UNIQUE,
-    "seed",
-    "lr",
-    "weight_decay",
-    "dropout",
-    "regularisation",
-    "reshuffle",
-    "note",
-)
+SEED = "seed"
+
+SETTINGS = ("lr", "weight_decay", "dropout", "regularisation", "reshuffle")
+"""Columns of what a cell may be tuned over, as far as the table has them."""
+
+CELL = (OBJECTIVE, PARAMETERS, TOKENS, UNIQUE)
+"""A fit takes the runs of one cell as repeats that differ in their seed alone."""
+
+IDENTITY = (*CELL, "size", SEED, *SETTINGS, "note")
 """Columns that tell runs apart, as far as the table has them: two rows equal in all of them are duplicates."""

@@ -14,7 +14,7 @@ HIGHEST = 3.0
 
 
 def draw(analysis: Analysis, path: Path) -> None:
-    """Write the figure of an analysis to ``path`` (PNG, or any format that matplotlib knows by the ending)."""
+    """Write the figure of an analysis to ``path``, as its ending says."""
     # Imported only here: it takes a second, and no fit needs it.
     import matplotlib
 

@@ -2,14 +2,17 @@
 
 import csv
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.scaling import columns
+from card_scale.scaling.best_setting import best_setting
 from card_scale.scaling.runs import Runs
 
 EPOCHS_TOLERANCE = 0.01
@@ -35,6 +38,8 @@ class Table:
     runs: Runs
     left_out: Sequence[str]
     """Rows that were left out because they are not finished, with the reason."""
+    other_settings: int = 0
+    """Rows that were left out because another setting of their cell is better."""
 
     def objectives(self) -> list[str]:
         """Return the objectives in the order they appear; empty if the table does not name any."""
@@ -46,7 +51,7 @@ class Table:
             name
             for name in self.objectives()
             if any(
-                row.cells[columns.OBJECTIVE] == name and _is_true(row.cells.get(columns.BOUND, "")) == "true"
+                row.cells[columns.OBJECTIVE] == name and columns.BOUND in row.cells and _is_true(row) == "true"
                 for row in self.rows
             )
         ]
@@ -54,6 +59,17 @@ class Table:
     def of(self, objective: str) -> Runs:
         """Return the runs of one objective."""
         return self.runs.take(np.array([row.cells[columns.OBJECTIVE] == objective for row in self.rows]))
+
+
+class Advice(NamedTuple):
+    """What the reader of a refusal can do, a sentence each: that depends on what the table is read for."""
+
+    unfinished: str = ""
+    mixed: str = ""
+    settings: str = ""
+
+
+NO_ADVICE = Advice()
 
 
 def read_rows(path: Path, names: Mapping[str, str]) -> list[Row]:
@@ -64,10 +80,11 @@ def read_rows(path: Path, names: Mapping[str, str]) -> list[Row]:
         names: the file's column for each standard name that it calls otherwise.
 
     Raises:
-        DataError: another ending, no rows, or a csv row with too many or too few cells.
-        ConfigurationError: a column of ``names`` that the file lacks.
+        DataError: another ending, a file that is missing or damaged, no rows, or a csv row with too many or too few
+            cells.
+        ConfigurationError: a column of ``names`` that the file lacks, or no pyarrow for a parquet file.
     """
-    readers: dict[str, Callable[[Path], list[dict[str, str]]]] = {".csv": _read_csv, ".parquet": _read_parquet}
+    readers: dict[str, Callable[[Path], list[dict[str, str]]]] = {".csv": read_csv, ".parquet": _read_parquet}
     if path.suffix not in readers:
         raise DataError(f"{path}: a result table ends in .csv or .parquet")
     records = readers[path.suffix](path)
@@ -89,9 +106,18 @@ def read_rows(path: Path, names: Mapping[str, str]) -> list[Row]:
     ]
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a csv file (with a header, UTF-8), empty for one without.
+
+    Raises DataError for a file that cannot be read, and for rows that do not fit the header.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {_cause(error)}") from None
     if not lines:
         return []
     header = lines[0]
@@ -104,11 +130,25 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, str]]:
-    # Only parquet needs it, and it is an optional dependency.
-    import pyarrow.parquet
-
-    records = pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        # Only parquet needs it, and it is an optional dependency.
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigurationError(
+            f"{path}: parquet needs pyarrow (pip install -c constraints.txt -e .[data]); the csv file does not"
+        ) from None
+    try:
+        with path.open("rb") as file:  # a path of its own pyarrow would take for a whole data set if it is a directory
+            records = pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {_cause(error)}") from None
     return [{name: "" if cell is None else str(cell) for name, cell in record.items()} for record in records]
+
+
+def _cause(error: Exception) -> str:
+    """Return the cause without the path, which an OSError repeats."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def select(rows: Sequence[Row], where: Mapping[str, Sequence[str]]) -> list[Row]:
@@ -136,10 +176,16 @@ def select(rows: Sequence[Row], where: Mapping[str, Sequence[str]]) -> list[Row]
 
 
 def _equal(cell: str, choice: str) -> bool:
-    return cell == choice or _number_or_nan(cell) == _number_or_nan(choice)
+    return cell == choice or number_or_nan(cell) == number_or_nan(choice)
 
 
-def check(rows: Sequence[Row], allow_failed: bool, comparison: bool = False) -> Table:
+def check(
+    rows: Sequence[Row],
+    allow_failed: bool,
+    comparison: bool = False,
+    settings: Literal["one", "best", "all"] = "one",
+    advice: Advice = NO_ADVICE,
+) -> Table:
     """Return the rows as runs to fit, or refuse them.
 
     Args:
@@ -147,11 +193,15 @@ def check(rows: Sequence[Row], allow_failed: bool, comparison: bool = False) -> 
         allow_failed: leave out rows that are not ``done`` or lack a finite loss, instead of refusing them. They are
             never fitted.
         comparison: several objectives, exact losses and bounds among them, are kept apart and compared, not fitted.
+        settings: ``one`` refuses several settings of a cell, ``best`` keeps the rows of the best one
+            (:func:`card_scale.scaling.best_setting.best_setting`), ``all`` is for a caller that keeps them apart.
+        advice: what ends the message of a refusal.
 
     Raises:
         DataError: naming file, row, column and value: a missing column; a number that is none, not finite or not
-            positive; unfinished runs; several tokenizers, validation sets or objectives; bounds beside exact losses;
-            duplicates; U above D; epochs other than D / U.
+            positive; unfinished runs; several tokenizers, validation sets or objectives; a bound that is neither true
+            nor false; bounds beside exact losses of one objective; duplicates; U above D; epochs other than D / U;
+            several settings of one cell.
     """
     for name in columns.REQUIRED:
         if name not in rows[0].cells:
@@ -160,22 +210,74 @@ def check(rows: Sequence[Row], allow_failed: bool, comparison: bool = False) -> 
     if unfinished and not allow_failed:
         shown = "; ".join(list(unfinished.values())[:5]) + ("; ..." if len(unfinished) > 5 else "")
         raise DataError(
-            f"{len(unfinished)} of {len(rows)} runs are not finished, and a fit through the others would hide it: "
-            f"{shown}. Run them again, or leave them out with --allow-failed"
+            _advised(
+                f"{len(unfinished)} of {len(rows)} runs are not finished, and what is made of the others would hide "
+                f"it: {shown}",
+                advice.unfinished,
+            )
         )
     kept = [row for row in rows if row.place not in unfinished]
     if not kept:
         raise DataError(f"{rows[0].place} and all others: no finished run")
     for name in (columns.TOKENIZER, columns.VALIDATION):
-        _refuse_mixed(kept, name, lambda cell: cell, "their losses cannot be compared")
+        _refuse_mixed(kept, name, "their losses cannot be compared", advice)
     if not comparison:
-        _refuse_mixed(kept, columns.OBJECTIVE, lambda cell: cell, "each objective has a law of its own")
-        _refuse_mixed(kept, columns.BOUND, _is_true, "an upper bound and an exact loss are different quantities")
+        _refuse_mixed(kept, columns.OBJECTIVE, "each objective has a law of its own", advice)
+    for objective in _grouped(kept, (columns.OBJECTIVE,)).values():
+        _refuse_mixed(objective, columns.BOUND, "an upper bound and an exact loss are different quantities", advice)
     _refuse_duplicates(kept)
     names = (*columns.REQUIRED, columns.FLOPS) if columns.FLOPS in kept[0].cells else columns.REQUIRED
     runs = Runs(*(np.array([_positive(row, name) for row in kept]) for name in names))
     _refuse_impossible(kept, runs)
+    if settings == "best":
+        best = {row.place for cell in _grouped(kept, columns.CELL).values() for row in _of_best_setting(cell)}
+        chosen = [row for row in kept if row.place in best]
+        runs = runs.take(np.array([row.place in best for row in kept]))
+        return Table(chosen, runs, list(unfinished.values()), len(kept) - len(chosen))
+    if settings == "one":
+        for cell in _grouped(kept, columns.CELL).values():
+            _refuse_settings(cell, advice)
     return Table(kept, runs, list(unfinished.values()))
+
+
+def _advised(message: str, advice: str) -> str:
+    return f"{message}. {advice}" if advice else message
+
+
+def _grouped(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    """Return the rows by their cells in the columns that the table has of those named."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(_canonical(row.cells[name]) for name in names if name in row.cells), []).append(row)
+    return groups
+
+
+def _of_best_setting(cell: Sequence[Row]) -> list[Row]:
+    """Return the rows of the setting that is the best of a cell's."""
+    settings = _grouped(cell, columns.SETTINGS)
+    losses = {
+        setting: {
+            "".join(seed): statistics.fmean(float(row.cells[columns.LOSS]) for row in repeats)
+            for seed, repeats in _grouped(runs, (columns.SEED,)).items()
+        }
+        for setting, runs in settings.items()
+    }
+    return settings[best_setting(losses)]
+
+
+def _refuse_settings(cell: Sequence[Row], advice: Advice) -> None:
+    first = cell[0]
+    for name in columns.SETTINGS:
+        for row in cell:
+            if name in row.cells and _canonical(row.cells[name]) != _canonical(first.cells[name]):
+                raise DataError(
+                    _advised(
+                        f"{first.place} and {row.place} agree in objective, N, D and U, but {name} is "
+                        f"{first.cells[name] or '(empty)'} and {row.cells[name] or '(empty)'}; runs of one cell are "
+                        "fitted as repeats that differ in their seed alone",
+                        advice.settings,
+                    )
+                )
 
 
 def _unfinished(row: Row) -> str:
@@ -189,7 +291,8 @@ def _unfinished(row: Row) -> str:
     return ""
 
 
-def _number_or_nan(cell: str) -> float:
+def number_or_nan(cell: str) -> float:
+    """Return the number that a cell holds, NaN where it holds none."""
     try:
         return float(cell)
     except ValueError:
@@ -197,26 +300,31 @@ def _number_or_nan(cell: str) -> float:
 
 
 def _positive(row: Row, name: str) -> float:
-    value = _number_or_nan(row.cells[name])
+    value = number_or_nan(row.cells[name])
     if not 0.0 < value < math.inf:
         raise DataError(f"{row.place}: {name} = {row.cells[name] or '(empty)'}; it must be a positive finite number")
     return value
 
 
-def _is_true(cell: str) -> str:
-    return "true" if cell.lower() in TRUE else "false" if cell.lower() in FALSE else cell
+def _is_true(row: Row) -> str:
+    cell = row.cells[columns.BOUND].lower()
+    if cell not in (*TRUE, *FALSE):
+        raise DataError(f"{row.place}: {columns.BOUND} = {row.cells[columns.BOUND]}; it must be true or false")
+    return "true" if cell in TRUE else "false"
 
 
-def _refuse_mixed(rows: Sequence[Row], name: str, meaning: Callable[[str], str], why: str) -> None:
+def _refuse_mixed(rows: Sequence[Row], name: str, why: str, advice: Advice) -> None:
     first: dict[str, Row] = {}
     for row in rows:
         if name in row.cells:
-            first.setdefault(meaning(row.cells[name]), row)
+            first.setdefault(_is_true(row) if name == columns.BOUND else row.cells[name], row)
     if len(first) > 1:
         (one, at), (other, beside) = list(first.items())[:2]
         raise DataError(
-            f"{name} is mixed: {at.place} has {one or '(empty)'}, {beside.place} has {other or '(empty)'}; {why}. "
-            f"Select the rows of one with --objective or --where"
+            _advised(
+                f"{name} is mixed: {at.place} has {one or '(empty)'}, {beside.place} has {other or '(empty)'}; {why}",
+                advice.mixed,
+            )
         )
 
 
@@ -234,7 +342,7 @@ def _refuse_duplicates(rows: Sequence[Row]) -> None:
 
 def _canonical(cell: str) -> str:
     """Return one text for all ways to write a number."""
-    number = _number_or_nan(cell)
+    number = number_or_nan(cell)
     return cell if math.isnan(number) else repr(number)
 
 

@@ -1,4 +1,4 @@
-"""tools/fit_scaling_law.py and tools/identifiability.py from the command line."""
+"""tools/fit_scaling_law.py, tools/identifiability.py and what tools/repetition_report.py refuses, by command line."""
 
 import csv
 import json
@@ -140,6 +140,29 @@ def test_crossover_of_two_objectives(tool, tmp_path):
     assert "objective is mixed" in error
 
 
+def test_a_sweep_is_refused_or_reduced_to_the_best_setting(tool, tmp_path):
+    rows = []
+    for epochs, low in ((1, 0.4), (2, 0.1), (4, 0.1), (8, 0.4), (16, 0.4)):
+        for decay in (0.1, 0.4):
+            loss = 3 + 0.01 * math.log(epochs / 5) ** 2 + (0.5 if decay != low else 0.0)
+            rows.append(row(1e6, epochs * 1e7, 1e7, loss, weight_decay=decay))
+    table, out = write(tmp_path / "table.csv", rows), tmp_path / "fit.json"
+    code, _, error = tool(table, "--form", "optimal-epochs")
+    assert code == 4
+    assert "row 1 and" in error
+    assert "weight_decay is 0.1 and 0.4" in error
+    assert "--where" in error
+    assert "--best-setting" in error
+    code, said, _ = tool(table, "--form", "optimal-epochs", "--best-setting", "--json", out)
+    assert code == 0
+    assert "left out as other settings than the best of their cell: 5 runs" in said
+    # The losses without the half that the worse setting costs are a parabola in log epochs around 5.
+    assert json.loads(out.read_text(encoding="utf-8"))["ladders"][0]["epochs"] == pytest.approx(5.0)
+    code, said, _ = tool(table, "--form", "optimal-epochs", "--where", "weight_decay=0.1")
+    assert code == 0
+    assert "left out" not in said
+
+
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
@@ -151,12 +174,70 @@ def test_crossover_of_two_objectives(tool, tmp_path):
         (("--column", "val_loss=nll"), 3, "no column nll"),
         (("--form", "crossover"), 2, "needs --objective BASE CHALLENGER"),
         (("--form", "isoflop", "--plot", "x.png"), 2, "--plot, --profile, --hold-out and --fix go with the laws"),
-        (("--starts", "0"), 2, "--starts is at least 1"),
+        (("--starts", "0"), 2, "argument --starts: 0 is not at least 1"),
+        (("--level", "nan"), 2, "--level is between 0 and 1"),
+        (("--seed", "-1"), 2, "argument --seed: -1 is negative"),
+        (("--bootstrap", "-1"), 2, "argument --bootstrap: -1 is negative"),
+        (("--hold-out", "-1"), 2, "argument --hold-out: -1 is negative"),
+        (("--plot", "x.xyz"), 2, "argument --plot: x.xyz does not end in .pdf, .png, .svg"),
+        (("--plot", "x"), 2, "argument --plot: x does not end in"),
+        (("--plot", "none/x.png"), 2, "argument --plot: none/x.png: there is no directory none"),
+        (("--json", "none/x.json"), 2, "argument --json: none/x.json: there is no directory none"),
+        (("--json", "."), 2, "argument --json: . is a directory"),
     ],
 )
-def test_refusals(tool, arguments, code, message):
-    ended, _, error = tool(PATH, *arguments)
+def test_refusals(tool, monkeypatch, tmp_path, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    ended, said, error = tool(PATH, *arguments)
     assert (ended, message in error) == (code, True), error
+    assert said == ""
+
+
+def test_a_figure_needs_matplotlib_before_the_fit(tool, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, error = tool(PATH, "--plot", "x.png")
+    assert (code, "figures need matplotlib" in error) == (2, True), error
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--repetitions", 0), "argument --repetitions: 0 is not at least 1"),
+        (("--epochs", 4, 0), "argument --epochs: 0 is not at least 1"),
+        (("--noise", "nan"), "argument --noise: nan is not a finite number of at least 0"),
+        (("--noise", -0.1), "argument --noise: -0.1 is not a finite number of at least 0"),
+        (("--values", -3), "argument --values: -3 is not a finite number above 0"),
+        (("--values", "inf"), "argument --values: inf is not a finite number above 0"),
+        (("--sizes", 0), "argument --sizes: 0 is not a finite number above 0"),
+        (("--unique", "many"), "argument --unique: invalid positive_number value: 'many'"),
+        (("--seed", -1), "argument --seed: -1 is negative"),
+        (("--json", "none/x.json"), "argument --json: none/x.json: there is no directory none"),
+    ],
+)
+def test_refusals_of_a_simulation(tool, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, said, error = tool(*arguments, name="identifiability.py")
+    assert (code, message in error, said) == (2, True, ""), error
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (("none.csv", "--bootstrap", 0), 2, "argument --bootstrap: 0 is not at least 1"),
+        (("none.csv", "--hold-out", -1), 2, "argument --hold-out: -1 is negative"),
+        (("none.csv", "--seed", -1), 2, "argument --seed: -1 is negative"),
+        (("none.csv",), 4, "none.csv cannot be read: No such file or directory"),
+        ((".",), 4, "tools/study.py table writes them"),
+        (("empty.parquet",), 4, "empty.parquet cannot be read: "),
+    ],
+)
+def test_refusals_of_a_report(tool, monkeypatch, tmp_path, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.parquet").touch()
+    ended, _, error = tool(*arguments, name="repetition_report.py")
+    assert (ended, message in error) == (code, True), error
+    # Nothing is left behind.
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.parquet"]
 
 
 def test_fitting_loads_nothing_that_trains_or_draws():

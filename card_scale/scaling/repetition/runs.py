@@ -1,6 +1,6 @@
 """The finished runs of a study's result table, grouped the way the figures show them."""
 
-import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -183,11 +183,31 @@ class Study:
         return [point for size, unique in pairs for point in self.best_points(arm, size, unique)]
 
 
+_ADVICE = table.Advice(
+    unfinished="Their status says that they are done, so write the table anew with tools/study.py table",
+    mixed="Make a table, and a report, of each",
+)
+
+
+def find(path: Path) -> Path:
+    """Return the result table at ``path``: the file itself, or a directory's ``results.parquet`` or ``results.csv``.
+
+    Raises DataError for a directory without either.
+    """
+    if not path.is_dir():
+        return path
+    for file in (path / "results.parquet", path / "results.csv"):
+        if file.is_file():
+            return file
+    raise DataError(f"{path} has neither results.parquet nor results.csv; tools/study.py table writes them")
+
+
 def read(path: Path) -> Study:
     """Read a study's ``results.csv`` or ``results.parquet``, with ``losses_by_pass.csv`` beside it.
 
-    Raises DataError for what no comparison should be made of: NaN in a finished run, mixed tokenizers or validation
-    sets, duplicates, a missing column, no finished run.
+    Raises DataError for what no comparison should be made of: a number of a finished run that is none or not finite,
+    mixed tokenizers or validation sets, bounds beside exact losses in one arm, duplicates, a missing column, no
+    finished run, a file that cannot be read.
     """
     rows = table.read_rows(path, {})
     for name in (*_NEEDED, columns.STATUS, columns.BOUND, columns.TOKENIZER, columns.VALIDATION):
@@ -196,12 +216,14 @@ def read(path: Path) -> Study:
     done = [row for row in rows if row.cells[columns.STATUS] == columns.DONE]
     if not done:
         raise DataError(f"{path}: none of {len(rows)} runs is done; there is nothing to report")
-    checked = table.check(done, allow_failed=False, comparison=True)
+    checked = table.check(done, allow_failed=False, comparison=True, settings="all", advice=_ADVICE)
+    for row in rows:
+        _check_vocabulary(row)
     return Study(
         table=checked,
         runs=tuple(_run(row) for row in checked.rows),
         unfinished=tuple(row for row in rows if row.cells[columns.STATUS] != columns.DONE),
-        passes=_read_csv(path.with_name("losses_by_pass.csv")),
+        passes=_read_passes(path.with_name("losses_by_pass.csv")),
         cells=[row.cells for row in rows],
     )
 
@@ -228,10 +250,10 @@ def _run(row: Row) -> Run:
     cells = row.cells
 
     def number(name: str) -> float:
-        try:
-            return float(cells[name])
-        except ValueError:
-            raise DataError(f"{row.place}: {name} = {cells[name] or '(empty)'} is not a number") from None
+        value = table.number_or_nan(cells[name])
+        if not math.isfinite(value):
+            raise DataError(f"{row.place}: {name} = {cells[name] or '(empty)'}; it must be a finite number")
+        return value
 
     def optional(name: str) -> float | None:
         return number(name) if cells.get(name) else None
@@ -255,11 +277,36 @@ def _run(row: Row) -> Run:
     )
 
 
+def _check_vocabulary(row: Row) -> None:
+    size = table.number_or_nan(row.cells["vocabulary_size"])
+    if not (math.isfinite(size) and size == int(size) and size > 1):
+        raise DataError(
+            f"{row.place}: vocabulary_size = {row.cells['vocabulary_size'] or '(empty)'}; it must be a whole number "
+            "above 1"
+        )
+
+
 def _read_csv(path: Path) -> tuple[Mapping[str, str], ...]:
-    if not path.is_file():
-        return ()
-    with path.open(encoding="utf-8", newline="") as file:
-        return tuple(csv.DictReader(file))
+    return tuple(table.read_csv(path)) if path.is_file() else ()
+
+
+def _read_passes(path: Path) -> tuple[Mapping[str, str], ...]:
+    rows = _read_csv(path)
+    for number, row in enumerate(rows, start=1):
+        for name, valid, expected in (
+            (columns.RUN, bool, "the id of a run"),
+            ("pass", str.isdecimal, "a whole number"),
+            ("loss", _is_number, "a number"),  # NaN as well: runs that failed stand there too
+        ):
+            if name not in row:
+                raise DataError(f"{path} has no column {name}; tools/study.py table writes it")
+            if not valid(row[name]):
+                raise DataError(f"{path} row {number}: {name} = {row[name] or '(empty)'}; it must be {expected}")
+    return rows
+
+
+def _is_number(cell: str) -> bool:
+    return cell.lower() == "nan" or not math.isnan(table.number_or_nan(cell))
 
 
 def shared(study: Study) -> dict[str, Any]:

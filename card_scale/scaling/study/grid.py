@@ -4,6 +4,7 @@ Axes are expanded in the order of :data:`AXES`. An axis takes its values from th
 axes before it, else from the grid's own list; an empty list leaves the cell out.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
+from card_scale import strict_yaml
 from card_scale.config import nearest
 from card_scale.errors import ConfigurationError
 
@@ -130,7 +132,7 @@ def load(path: str | Path) -> Grid:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = strict_yaml.load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigurationError(f"grid {path} cannot be read: {error}") from None
     if not isinstance(tree, dict):
@@ -236,6 +238,12 @@ class _Reader:
         for key in overrides:
             if key in reserved:
                 self.refuse(f"{name} sets {key}, which {reserved[key]} decides")
+            try:
+                json.dumps(overrides[key])  # as which it goes to the run
+            except TypeError:  # a date, a set, ...
+                self.refuse(
+                    f"{name}.{key} is {overrides[key]!r}; a key takes text, a number, true, false, null or a list"
+                )
         return overrides
 
     def overrides_by_name(self, name: str) -> dict[str, dict[str, Any]]:
@@ -255,7 +263,7 @@ class _Reader:
     def number(self, name: str, value: Any, axis: str) -> float:
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         whole = axis in ("unique_tokens", "seed")
         if not math.isfinite(number) or (whole and number != int(number)):
@@ -284,7 +292,7 @@ class _Reader:
             known = arms if axis == "arm" else sizes
             where[axis] = tuple(wanted) if isinstance(wanted, list) else (wanted,)
             for item in where[axis]:
-                if item not in known:
+                if not isinstance(item, str) or item not in known:
                     self.refuse(f"{name}.where.{axis} names {item!r}{nearest(str(item), known)}")
         values = {axis: self.numbers(f"{name}.{axis}", item, axis) for axis, item in tree.items() if axis != "where"}
         if not values:
@@ -326,6 +334,9 @@ class _Reader:
         for key in tree:
             if key not in valid:
                 self.refuse(f"hardware: unknown key {key!r}{nearest(key, valid)}")
+        mfu = self.number("hardware.mfu", tree.get("mfu", 1.0), "")
+        if not 0 < mfu <= 1:
+            self.refuse(f"hardware.mfu is {mfu:g}; it must be in (0, 1]")
         startup = self.number("hardware.startup_seconds", tree.get("startup_seconds", 30.0), "")
         if "flops_per_second" in tree:
             rate = self.number("hardware.flops_per_second", tree["flops_per_second"], "")
@@ -336,7 +347,7 @@ class _Reader:
             peak = peak_flops(str(tree["device"]))
             if peak is None:
                 self.refuse(f"hardware.device {tree['device']!r} is not in the table of peaks; give flops_per_second")
-            rate = (peak or 0.0) * self.number("hardware.mfu", tree["mfu"], "")
+            rate = (peak or 0.0) * mfu
         else:
             self.refuse("hardware is missing: flops_per_second, or device and mfu, which the hours are estimated from")
         if rate <= 0 or startup < 0:
@@ -353,7 +364,8 @@ class _Reader:
         for key in valid:
             if key not in tree:
                 self.refuse(f"corpus.{key} is missing")
-        return StatedCorpus(**{key: int(self.number(f"corpus.{key}", tree[key], "seed")) for key in valid})
+        sizes = {key: int(self.number(f"corpus.{key}", tree[key], "seed")) for key in valid}
+        return StatedCorpus(**{key: self.count(f"corpus.{key}", size) or 1 for key, size in sizes.items()})
 
     def slurm(self, value: Any) -> Slurm:
         tree = dict(self.mapping("slurm", value))

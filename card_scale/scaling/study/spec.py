@@ -22,6 +22,9 @@ from card_scale.training.run_directory import EVALUATION, MAY_CHANGE
 _NOT_HASHED = (MAY_CHANGE - EVALUATION) | {"data.validation"}
 """Keys that change neither what is trained nor what is evaluated."""
 
+MOST_TOKENS = 2**53
+"""Of a run: beyond it float64 does not count tokens exactly."""
+
 _SHOWN = 5
 
 
@@ -120,6 +123,7 @@ def _spec(
         known[where] = corpora.pair(*where, grid.corpus)
     corpus, held_out = known[where]
     samples = _samples_per_epoch(draft, corpus)
+    _refuse_endless(cell.epochs, samples, draft.model.length)
     steps = _steps(draft, cell.epochs, samples)
     _check_whole_batches(draft, cell, steps, samples)
     if grid.warmup_share is not None:
@@ -138,6 +142,12 @@ def _spec(
         raise ConfigurationError(
             "objective.search_interval makes the loss depend on when evaluations fall, which are not the same on a "
             "trunk; use schedule wsd"
+        )
+    # A warm-up of one update is none: its rate is the peak.
+    if config.optimizer.warmup_steps >= max(2, steps):
+        raise ConfigurationError(
+            f"optimizer.warmup_steps is {config.optimizer.warmup_steps}, but the run has {steps} steps and would end "
+            "before its schedule begins; set warmup_share, or a shorter warm-up"
         )
     run_digest = digest(config, corpus, held_out)
     id_ = f"{cell.arm}-{cell.size}-{run_digest}"
@@ -195,6 +205,15 @@ def _check_whole_batches(config: Config, cell: Cell, steps: int, samples_per_epo
         raise ConfigurationError(
             f"one epoch of {samples_per_epoch} samples in whole batches of {batch} leaves out {missing} of them; "
             f"unique_tokens {whole} or {whole + batch * length} are whole batches"
+        )
+
+
+def _refuse_endless(epochs: float, samples_per_epoch: int, length: int) -> None:
+    tokens = epochs * samples_per_epoch * length
+    if tokens > MOST_TOKENS:
+        raise ConfigurationError(
+            f"data.epochs {epochs:g} of {samples_per_epoch} samples of {length} tokens are {tokens:.3g} tokens; a run "
+            f"has at most 2^53"
         )
 
 

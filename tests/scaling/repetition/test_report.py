@@ -108,12 +108,72 @@ def test_arms_with_exact_likelihoods_come_first(write_table, rows):
         ({"val_loss": None}, r"row 1: val_loss = \(empty\)"),
         ({"tokenizer_hash": "other"}, "tokenizer_hash is mixed"),
         ({"validation_hash": "other"}, "validation_hash is mixed"),
+        ({"validation_hash": "other"}, r"cannot be compared\. Make a table, and a report, of each$"),
+        ({"val_loss": float("nan")}, r"val_loss = nan\. Their status says that they are done, so write the table anew"),
+        ({"bound": True}, "bound is mixed: .*row 1 has true, .*row 2 has false"),
+        *(
+            ({name: value}, rf"row 1: {name} = {value}; it must be a (positive )?finite number")
+            for name in (
+                "gap",
+                "best_val_loss",
+                "best_epoch",
+                "val_loss_standard_error",
+                "lr",
+                "weight_decay",
+                "dropout",
+                "flops",
+            )
+            for value in (math.nan, math.inf)
+        ),
+        ({"lr": None}, r"row 1: lr = \(empty\); it must be a finite number"),
+        ({"vocabulary_size": None}, r"row 1: vocabulary_size = \(empty\); it must be a whole number above 1"),
+        ({"vocabulary_size": 512.5}, r"row 1: vocabulary_size = 512.5; it must be a whole number above 1"),
+        ({"vocabulary_size": 1}, r"row 1: vocabulary_size = 1; it must be a whole number above 1"),
         ({"unique_tokens_U": 10 * UNIQUE}, "row 1: unique_tokens_U = 10000 is more than"),
     ],
 )
 def test_tables_that_no_comparison_should_be_made_of(write_table, rows, change, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as refusal:
         runs.read(write_table([rows[0] | change, *rows[1:]]))
+    # Options of another tool are no advice.
+    assert "--" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("bound", ["maybe", "2"])
+def test_a_bound_is_true_or_false(write_table, rows, bound):
+    text = [one | {"bound": bound if number == 1 else str(one["bound"])} for number, one in enumerate(rows)]
+    with pytest.raises(DataError, match=f"row 2: bound = {bound}; it must be true or false"):
+        runs.read(write_table(text))
+
+
+def test_a_directory_stands_for_the_table_in_it(write_table, rows, tmp_path):
+    with pytest.raises(
+        DataError, match=r"neither results\.parquet nor results\.csv; tools/study\.py table writes them"
+    ):
+        runs.find(tmp_path)
+    parquet = write_table(rows)
+    assert runs.find(tmp_path) == parquet
+    parquet.unlink()
+    assert runs.find(tmp_path) == tmp_path / "results.csv"
+    assert len(runs.read(runs.find(tmp_path)).runs) == len(rows) - 1
+    assert runs.find(tmp_path / "none.csv") == tmp_path / "none.csv"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"run,pass\na,1\n", "losses_by_pass.csv has no column loss"),
+        (b"run,pass,loss\na,1,nan\na,one,3\n", "losses_by_pass.csv row 2: pass = one; it must be a whole number"),
+        (b"run,pass,loss\na,1,\n", r"losses_by_pass.csv row 1: loss = \(empty\); it must be a number"),
+        (b"run,pass,loss\na,1\n", "losses_by_pass.csv row 1 has 2 cells, the header 3"),
+        (b"run,pass,loss\n\xe9,1,2\n", "losses_by_pass.csv is not UTF-8"),
+    ],
+)
+def test_losses_by_pass_that_are_damaged_are_refused(write_table, rows, tmp_path, content, message):
+    path = write_table(rows)
+    (tmp_path / "losses_by_pass.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        runs.read(path)
 
 
 def test_duplicates_missing_columns_and_nothing_done_are_refused(write_table, rows):

@@ -1,6 +1,7 @@
 """The grid file: its cells by enumeration, its rules, its refusals."""
 
 import itertools
+from datetime import date
 
 import pytest
 import yaml
@@ -70,10 +71,24 @@ def test_numbers_may_be_written_like_text(write_grid):
         ({"epochs": ["four"]}, r"epochs\[0\] is 'four', not a number"),
         ({"seed": [1.5]}, r"seed\[0\] is 1.5, not a whole number"),
         ({"epochs": [True]}, "not a number"),
+        ({"epochs": [10**400]}, "epochs.0. is 1000+, not a number"),
+        (
+            {"overrides": {"run.timeout_seconds": date(2026, 1, 2)}},
+            "overrides.run.timeout_seconds is .*date.* takes text",
+        ),
         ({"epochs": [4, 4]}, "the same cell twice"),
         ({"epochs": []}, "no cell is left"),
         ({"rules": {"where": {}}}, "rules is not a list"),
         ({"rules": [{"where": {"arm": "cart"}, "seed": [2]}]}, "names 'cart'; did you mean card"),
+        (
+            {"rules": [{"where": {"arm": [["card"]]}, "seed": [2]}]},
+            r"rules\[0\].where.arm names \['card'\]; did you mean",
+        ),
+        ({"rules": [{"where": {"size": {"s": 1}}, "seed": [2]}]}, r"rules\[0\].where.size names \{'s': 1\}; valid: s"),
+        (
+            {"rules": [{"where": {"epochs": [[1]]}, "seed": [2]}]},
+            r"rules\[0\].where.epochs\[0\] is \[1\], not a number",
+        ),
         ({"rules": [{"where": {"arms": "card"}, "seed": [2]}]}, "unknown axis 'arms'; did you mean arm"),
         ({"rules": [{"where": {"arm": "card"}}]}, "sets no axis"),
         ({"rules": [{"where": {"seed": 1}, "epochs": [2]}]}, "sets epochs where seed"),
@@ -84,8 +99,14 @@ def test_numbers_may_be_written_like_text(write_grid):
         ({"warmup_share": 1.0}, r"must be in \[0, 1\)"),
         ({"hardware": None}, "hardware is missing"),
         ({"hardware": {"device": "abacus", "mfu": 0.4}}, "not in the table of peaks"),
+        ({"hardware": {"device": "NVIDIA H100", "mfu": 0}}, r"hardware.mfu is 0; it must be in \(0, 1\]"),
+        ({"hardware": {"device": "NVIDIA H100", "mfu": 40}}, r"hardware.mfu is 40; it must be in \(0, 1\]"),
         ({"hardware": {"flops_per_second": -1}}, "must be positive"),
         ({"corpus": {"vocabulary_size": 10}}, "corpus.train_tokens is missing"),
+        (
+            {"corpus": {"vocabulary_size": 10, "train_tokens": 0, "validation_tokens": 9}},
+            "corpus.train_tokens is 0; it must be a whole number of at least 1",
+        ),
         ({"slurm": {"gpus": 1}}, "slurm.gpus is 1"),
     ],
 )
@@ -100,6 +121,15 @@ def test_an_unreadable_grid_is_refused(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigurationError, match="holds list"):
         load(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("again, key", [("epochs: [8]\n", "epochs"), ("arms: {ar: {}, card: {}, ar: {}}\n", "ar")])
+def test_a_key_that_stands_twice_is_refused(write_grid, again, key):
+    path = write_grid(**({"arms": None} if key == "ar" else {}))
+    path.write_text(path.read_text() + again)
+    line = len(path.read_text().splitlines())
+    with pytest.raises(ConfigurationError, match=rf"grid {path} cannot be read: line {line} repeats the key {key} of"):
+        load(path)
 
 
 def test_axes_are_the_cell():

@@ -117,6 +117,24 @@ def test_impossible_cells_are_counted_and_named(write_grid, tmp_path):
         specs(load(write_grid(arms={"x": {"objective.maskin": "uniform"}})), tmp_path)
 
 
+@pytest.mark.parametrize("epochs", [1e300, 1e308, 2**53 / (SAMPLES * LENGTH) * 1.001])
+def test_more_tokens_than_can_be_counted_are_refused(write_grid, tmp_path, epochs):
+    with pytest.raises(ConfigurationError, match=r"2 of 4 cells (.|\n)*epochs=.*: data\.epochs .*e\+.* at most 2\^53"):
+        specs(load(write_grid(epochs=[1, epochs])), tmp_path)
+
+
+# An epoch has 40 samples, 5 updates.
+@pytest.mark.parametrize("keys", [{"overrides": {"optimizer.warmup_steps": 5}}, {"warmup_share": 0.99}])
+def test_a_warm_up_as_long_as_the_run_is_refused(write_grid, tmp_path, keys):
+    with pytest.raises(ConfigurationError, match=r"arm=ar size=s .* epochs=1.*warmup_steps is 5, .* has 5 steps"):
+        specs(load(write_grid(epochs=[1], **keys)), tmp_path)
+
+
+def test_a_run_of_one_update_has_its_peak_rate(write_grid, tmp_path):
+    (spec,) = specs(load(write_grid(arms={"ar": {}}, epochs=[0.2], warmup_share=0.05)), tmp_path)
+    assert (spec.steps, spec.config.optimizer.warmup_steps) == (1, 1)
+
+
 def test_two_names_for_one_run_are_refused(write_grid, tmp_path):
     arms = {"card": {"objective.name": "card"}, "again": {"objective.name": "card", "objective.decay": 0.5}}
     with pytest.raises(ConfigurationError, match=r"one and the same run: arm=again .* and arm=card"):
