@@ -69,7 +69,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=not_negative, default=0, help="of starts and resamples (default: %(default)s)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the result")
     parser.add_argument(
-        "--plot", type=figure_file, metavar="FILE", help="draw profiles and predicted against measured loss"
+        "--plot",
+        type=figure_file,
+        metavar="FILE",
+        help="draw profiles and predicted against measured loss: .pdf, .png or .svg",
     )
     options = parser.parse_args()
     if not 0.0 < options.level < 1.0:
