@@ -12,14 +12,9 @@ from card_scale.scaling import columns, table
 from card_scale.scaling.best_setting import best_setting
 from card_scale.scaling.table import TRUE, Row, Table
 
-SETTINGS = ("lr", "weight_decay", "dropout")
-"""Columns that a cell may be tuned over."""
-
-_NEEDED = (columns.RUN, columns.OBJECTIVE, "size", "flops", *SETTINGS, "seed", "vocabulary_size")
-
 
 class Setting(NamedTuple):
-    """Regularisation and learning rate of a run."""
+    """Columns that a cell may be tuned over: learning rate and regularisation of a run."""
 
     lr: float
     weight_decay: float
@@ -28,6 +23,9 @@ class Setting(NamedTuple):
     def describe(self) -> str:
         """Return the setting in words."""
         return f"lr {self.lr:g}, weight decay {self.weight_decay:g}, dropout {self.dropout:g}"
+
+
+_NEEDED = (columns.RUN, columns.OBJECTIVE, "size", "flops", *Setting._fields, "seed", "vocabulary_size")
 
 
 @dataclass(frozen=True)
@@ -269,7 +267,7 @@ def _run(row: Row) -> Run:
         loss=number(columns.LOSS),
         bound=cells[columns.BOUND].lower() in TRUE,
         seed=cells["seed"],
-        setting=Setting(*(number(name) for name in SETTINGS)),
+        setting=Setting(*(number(name) for name in Setting._fields)),
         standard_error=optional("val_loss_standard_error"),
         gap=optional("gap"),
         best_loss=optional("best_val_loss"),

@@ -338,6 +338,8 @@ class _Reader:
         if not 0 < mfu <= 1:
             self.refuse(f"hardware.mfu is {mfu:g}; it must be in (0, 1]")
         startup = self.number("hardware.startup_seconds", tree.get("startup_seconds", 30.0), "")
+        if "flops_per_second" in tree and "mfu" in tree:
+            self.refuse("hardware gives flops_per_second and mfu; one of them says how fast a device is")
         if "flops_per_second" in tree:
             rate = self.number("hardware.flops_per_second", tree["flops_per_second"], "")
         elif "device" in tree and "mfu" in tree:

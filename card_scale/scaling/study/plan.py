@@ -151,7 +151,7 @@ def _evaluated_tokens(spec: RunSpec) -> int:
     """Return the tokens that one evaluation runs through the model."""
     config = spec.config
     scored = spec.held_out.scored_samples(config.model.length, config.data.validation_samples)
-    samples = scored + config.data.train_samples
+    samples = scored + min(config.data.train_samples, spec.samples_per_epoch)
     passes = DRAWS if is_bound(config) else 1
     if config.optimizer.ema:
         passes *= 2
