@@ -102,6 +102,7 @@ def test_numbers_may_be_written_like_text(write_grid):
         ({"hardware": {"device": "NVIDIA H100", "mfu": 0}}, r"hardware.mfu is 0; it must be in \(0, 1\]"),
         ({"hardware": {"device": "NVIDIA H100", "mfu": 40}}, r"hardware.mfu is 40; it must be in \(0, 1\]"),
         ({"hardware": {"flops_per_second": -1}}, "must be positive"),
+        ({"hardware": {"flops_per_second": 1e9, "mfu": 0.4}}, "gives flops_per_second and mfu"),
         ({"corpus": {"vocabulary_size": 10}}, "corpus.train_tokens is missing"),
         (
             {"corpus": {"vocabulary_size": 10, "train_tokens": 0, "validation_tokens": 9}},
