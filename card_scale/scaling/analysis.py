@@ -76,7 +76,9 @@ def analyse(form: Form, runs: Runs, fixed: Mapping[str, float], settings: Settin
     judgements = []
     for one in profiles:
         resampled = None if samples is None else percentile_interval(found, samples, one.name, settings.level)
-        judgements.append(judge(one.name, values[one.name], (one.low, one.high), resampled, pattern))
+        judgements.append(
+            judge(one.name, form.kinds[one.name], values[one.name], (one.low, one.high), resampled, pattern)
+        )
     extrapolation = None
     if settings.hold_out:
         extrapolation = hold_out(form, runs, fixed, settings.hold_out, settings.starts, settings.seed)

@@ -6,8 +6,23 @@ from typing import NamedTuple
 
 from card_scale.scaling.dependence import Dependence
 
-WIDEST = 10.0
-"""Largest ratio of an interval's ends for which the constant still counts as identified."""
+
+class Kind(enum.Enum):
+    """What a constant is, and the largest ratio of its interval's ends for which it still counts as identified.
+
+    A factor that says little about an amplitude, which is extrapolated to one parameter or one token, makes an exponent
+    or an irreducible loss worthless. The published 95 % intervals of Chinchilla's constants (arXiv 2404.10102) span
+    factors of 1.06 (E), 1.18 and 1.25 (exponents), 2.6 and 5.6 (amplitudes).
+    """
+
+    LOSS = ("an irreducible loss", 1.25)
+    EXPONENT = ("an exponent", 2.0)
+    AMPLITUDE = ("an amplitude", 10.0)
+    DECAY = ("a constant of decay", 10.0)
+
+    def __init__(self, label: str, widest: float) -> None:
+        self.label = label
+        self.widest = widest
 
 
 class Verdict(enum.StrEnum):
@@ -34,6 +49,7 @@ class Judgement(NamedTuple):
 
 def judge(
     name: str,
+    kind: Kind,
     estimate: float,
     profile: tuple[float, float],
     bootstrap: tuple[float, float] | None,
@@ -46,6 +62,7 @@ def judge(
 
     Args:
         name: of the constant.
+        kind: of the constant, which sets how wide its interval may be.
         estimate: its value at the lowest minimum.
         profile: profile-likelihood interval, 0 or infinite where it has no end.
         bootstrap: bootstrap interval, if there is one.
@@ -54,20 +71,21 @@ def judge(
     low, high = profile
     if pattern.found and bootstrap is not None:
         low, high = min(low, bootstrap[0]), max(high, bootstrap[1])
-    verdict, reason = _by_interval(low, high)
+    verdict, reason = _by_interval(low, high, kind)
     if pattern.found:
         misfit = "the form misses a pattern in the runs"
         verdict, reason = Verdict.NOT_IDENTIFIED, f"{reason}; {misfit}" if reason else misfit
     return Judgement(name, estimate, low, high, bootstrap, verdict, reason)
 
 
-def _by_interval(low: float, high: float) -> tuple[Verdict, str]:
+def _by_interval(low: float, high: float, kind: Kind) -> tuple[Verdict, str]:
     if low == 0.0 and math.isinf(high):
         return Verdict.NOT_IDENTIFIED, "no value is rejected"
     if math.isinf(high):
         return Verdict.LOWER_BOUND, f"no value above {low:.4g} is rejected, infinity included"
     if low == 0.0:
         return Verdict.UPPER_BOUND, f"no value below {high:.4g} is rejected, 0 included"
-    if high > WIDEST * low:
-        return Verdict.NOT_IDENTIFIED, f"known to a factor of {high / low:.3g} only"
+    if high > kind.widest * low:
+        limit = f"the limit of {kind.label} is {kind.widest:g}"
+        return Verdict.NOT_IDENTIFIED, f"known to a factor of {high / low:.3g} only, {limit}"
     return Verdict.IDENTIFIED, ""

@@ -18,7 +18,7 @@ from card_scale.scaling.holdout import hold_out
 from card_scale.scaling.profile import interval, profile
 from card_scale.scaling.runs import Runs
 from card_scale.scaling.threshold import rise
-from card_scale.scaling.verdict import Verdict, judge
+from card_scale.scaling.verdict import Kind, Verdict, judge
 from tests.scaling.datablations import BASE, PUBLISHED, published_182
 
 NOISE_ONLY = Dependence(40, 20, 0.6)
@@ -134,16 +134,34 @@ def test_rounding_is_no_pattern():
         ((3.0, math.inf), Verdict.LOWER_BOUND, "no value above 3 is rejected, infinity included"),
         ((0.0, 5.0), Verdict.UPPER_BOUND, "no value below 5 is rejected, 0 included"),
         ((0.0, math.inf), Verdict.NOT_IDENTIFIED, "no value is rejected"),
-        ((3.0, 33.0), Verdict.NOT_IDENTIFIED, "known to a factor of 11 only"),
+        ((3.0, 33.0), Verdict.NOT_IDENTIFIED, "known to a factor of 11 only, the limit of a constant of decay is 10"),
     ],
 )
 def test_verdicts(ends, verdict, reason):
-    found = judge("R_D", 4.0, ends, (1.0, 100.0), NOISE_ONLY)
+    found = judge("R_D", Kind.DECAY, 4.0, ends, (1.0, 100.0), NOISE_ONLY)
     assert (found.verdict, found.reason, found.low, found.high) == (verdict, reason, *ends)
 
 
+# Published 95 % intervals of the replication of Chinchilla's fit, which are worth quoting; and others that are not.
+@pytest.mark.parametrize(
+    "name, ends, verdict",
+    [
+        ("E", (1.769, 1.871), Verdict.IDENTIFIED),
+        ("alpha", (0.317, 0.373), Verdict.IDENTIFIED),
+        ("beta", (0.331, 0.415), Verdict.IDENTIFIED),
+        ("A", (285.0, 744.0), Verdict.IDENTIFIED),
+        ("B", (1042.0, 5810.0), Verdict.IDENTIFIED),
+        ("E", (0.437, 2.07), Verdict.NOT_IDENTIFIED),
+        ("E", (1.5, 1.9), Verdict.NOT_IDENTIFIED),
+        ("beta", (0.2, 0.41), Verdict.NOT_IDENTIFIED),
+    ],
+)
+def test_how_wide_an_interval_may_be_depends_on_the_constant(name, ends, verdict):
+    assert judge(name, CHINCHILLA.kinds[name], ends[0], ends, None, NOISE_ONLY).verdict is verdict
+
+
 def test_a_misfit_identifies_nothing_and_widens_the_interval():
-    found = judge("R_D", 4.0, (3.0, 5.0), (2.0, 4.5), Dependence(40, 38, 1e-9))
+    found = judge("R_D", Kind.DECAY, 4.0, (3.0, 5.0), (2.0, 4.5), Dependence(40, 38, 1e-9))
     assert (found.verdict, found.low, found.high) == (Verdict.NOT_IDENTIFIED, 2.0, 5.0)
     assert "misses a pattern" in found.reason
 
