@@ -10,7 +10,7 @@ from typing import Any
 from card_scale.cli import run_tool
 from card_scale.errors import ConfigurationError
 from card_scale.scaling import report
-from card_scale.scaling.analysis import Analysis, Settings, analyse
+from card_scale.scaling.analysis import Settings, analyse
 from card_scale.scaling.columns import DONE, OBJECTIVE, REQUIRED, STATUS
 from card_scale.scaling.crossover import critical_compute_law, crossover
 from card_scale.scaling.envelope import envelope
@@ -116,21 +116,15 @@ def fit_law(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     print(report.text(analysis, options.profile))
     result = report.plain(analysis, options.profile)
     if options.form == "chinchilla" and not analysis.fit.fixed:
-        result["variable_projection"] = by_least_squares(analysis)
+        values = variable_projection(table.runs)
+        print(report.projection_text(analysis, values))
+        result["variable_projection"] = report.projection_plain(analysis, values)
     if options.plot:
         from card_scale.scaling import figures
 
         figures.draw(analysis, options.plot)
         print(f"written: {options.plot}")
     return result
-
-
-def by_least_squares(analysis: Analysis) -> dict[str, float]:
-    """Print how far another estimator moves the constants."""
-    values = variable_projection(analysis.fit.runs)
-    print("by least squares of relative errors (variable projection), to compare estimators:")
-    print("  " + ", ".join(f"{name} = {value:.4g}" for name, value in values.items()))
-    return values
 
 
 def run_envelope(options: argparse.Namespace, table: Table) -> dict[str, Any]:

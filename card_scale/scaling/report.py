@@ -1,6 +1,7 @@
 """An analysis as text for the terminal and as plain values for JSON."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,36 @@ def plain(analysis: Analysis, profiles: bool) -> dict[str, Any]:
             for one in analysis.profiles
         }
     return result
+
+
+def projection_text(analysis: Analysis, values: Mapping[str, float]) -> str:
+    """Return how far another estimator moves the constants: not their values, which have no interval of their own.
+
+    Args:
+        analysis: of Chinchilla's law.
+        values: what :func:`card_scale.scaling.projection.variable_projection` found for the same runs.
+    """
+    rows = [["constant", "times the minimum above", "inside its interval", "verdict above"]]
+    for name, said in projection_plain(analysis, values).items():
+        inside = "yes" if said["inside_interval"] else "NO"
+        rows.append([name, f"{float(said['factor']):.4g}", inside, said["verdict"]])
+    title = "the same law by least squares of relative errors (variable projection), to compare estimators:"
+    return "\n".join(["", title, *_columns(rows)])
+
+
+def projection_plain(analysis: Analysis, values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Return the same for JSON: each constant's estimate beside the interval and the verdict of the fit."""
+    return {
+        one.name: {
+            "at_minimum": values[one.name],
+            "factor": number(values[one.name] / one.estimate if one.estimate else math.inf),
+            "inside_interval": one.low <= values[one.name] <= one.high,
+            "low": number(one.low),
+            "high": number(one.high),
+            "verdict": str(one.verdict),
+        }
+        for one in analysis.judgements
+    }
 
 
 def power_law_text(name: str, law: PowerLaw) -> str:

@@ -80,9 +80,11 @@ def test_a_grid_that_identifies_everything(tool, tmp_path):
     assert "Not identified" not in said
 
 
-def test_chinchilla_also_by_least_squares(tool, tmp_path):
+@pytest.mark.parametrize("noise, all_identified", [(0.0, True), (0.05, False)])
+def test_chinchilla_by_least_squares_stands_beside_interval_and_verdict(tool, tmp_path, noise, all_identified):
+    draws = np.random.default_rng(0)
     rows = [
-        row(size, tokens, tokens, float(laws.chinchilla(PUBLISHED, size, tokens)))
+        row(size, tokens, tokens, float(laws.chinchilla(PUBLISHED, size, tokens)) * math.exp(noise * draws.normal()))
         for size in (1e7, 1e8, 1e9)
         for tokens in (1e8, 1e9, 1e10)
     ]
@@ -91,8 +93,23 @@ def test_chinchilla_also_by_least_squares(tool, tmp_path):
         write(tmp_path / "table.csv", rows), "--form", "chinchilla", "--starts", 8, "--bootstrap", 0, "--json", out
     )
     assert code == 0
-    assert "variable projection" in said
-    assert json.loads(out.read_text(encoding="utf-8"))["variable_projection"]["alpha"] == pytest.approx(0.3526596)
+    found = json.loads(out.read_text(encoding="utf-8"))
+    projected, fitted = found["variable_projection"], found["constants"]
+    for name, one in projected.items():
+        judged = fitted[name]
+        assert one["factor"] == pytest.approx(one["at_minimum"] / judged["at_minimum"])
+        assert (one["low"], one["high"], one["verdict"]) == (judged["low"], judged["high"], judged["verdict"])
+        assert one["inside_interval"] == (judged["low"] <= one["at_minimum"] <= float(judged["high"]))
+    assert all(one["verdict"] == "identified" for one in projected.values()) == all_identified
+    if not noise:
+        assert projected["alpha"]["at_minimum"] == pytest.approx(PUBLISHED["alpha"])
+    # The text has how far each constant lies from the fit's, never a value without its interval.
+    table = said[said.index("variable projection") :].splitlines()[2:7]
+    assert [line.split()[0] for line in table] == ["A", "B", "E", "alpha", "beta"]
+    for line in table:
+        one = projected[line.split()[0]]
+        inside = "yes" if one["inside_interval"] else "NO"
+        assert line.split(maxsplit=3)[1:] == [f"{one['factor']:.4g}", inside, one["verdict"]]
 
 
 def test_envelope_and_isoflops(tool, tmp_path):
