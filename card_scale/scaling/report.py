@@ -57,8 +57,9 @@ def text(analysis: Analysis, profiles: bool) -> str:
         held = analysis.extrapolation
         lines += [
             "",
-            f"Extrapolation: the {len(held.rows)} runs of the most compute, beyond {held.largest_fitted:.3g} FLOPs, "
-            f"held out: error {100.0 * held.outside:.2g} % (inside the fit {100.0 * held.inside:.2g} %), "
+            f"Extrapolation: the {len(held.rows)} runs of the most compute held out ({held.asked} asked for, cells of "
+            f"equal N, D and U taken whole), fitted up to {held.largest_fitted:.3g} FLOPs: "
+            f"error {100.0 * held.outside:.2g} % (inside the fit {100.0 * held.inside:.2g} %), "
             f"bias {100.0 * held.bias:+.2g} %",
         ]
     if profiles:
@@ -125,6 +126,7 @@ def plain(analysis: Analysis, profiles: bool) -> dict[str, Any]:
         held = analysis.extrapolation
         result["hold_out"] = {
             "runs": len(held.rows),
+            "asked": held.asked,
             "rms_error": held.outside,
             "rms_error_inside": held.inside,
             "bias": held.bias,

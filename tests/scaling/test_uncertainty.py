@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from card_scale.errors import ConfigurationError
+from card_scale.errors import ConfigurationError, DataError
 from card_scale.scaling import laws
 from card_scale.scaling.analysis import Settings, analyse
 from card_scale.scaling.bootstrap import bootstrap, percentile_interval
@@ -255,6 +255,42 @@ def test_hold_out_sees_that_a_law_does_not_extrapolate():
     assert found.bias < 0.0
 
 
-def test_hold_out_of_all_runs_is_refused():
-    with pytest.raises(ConfigurationError, match="182 runs to hold out of 182"):
-        hold_out(CHINCHILLA, published_182(), {}, 182, 4, 0)
+def seeds_of_cells(seeds):
+    """Runs of the plain law in 3 by 3 cells, with so many seeds in the three cells of the most compute."""
+    cells = [(n, d) for n in (1e7, 1e8, 1e9) for d in (1e8, 1e9, 1.1e10)]
+    cells += sorted(cells, key=math.prod)[-3:] * (seeds - 1)
+    size, tokens = np.array(cells).T
+    noise = 1e-3 * np.random.default_rng(0).standard_normal(len(size))
+    return Runs(size, tokens, tokens, laws.chinchilla(PUBLISHED, size, tokens) * np.exp(noise))
+
+
+@pytest.mark.parametrize("count, taken", [(1, 3), (3, 3), (4, 6), (7, 9), (9, 9)])
+def test_hold_out_takes_whole_cells(count, taken):
+    runs = seeds_of_cells(seeds=3)
+    found = hold_out(CHINCHILLA, runs, {}, count, starts=4, seed=0)
+    assert (len(found.rows), found.asked) == (taken, count)
+    cells = set(zip(runs.N, runs.D, strict=True))
+    held = {(runs.N[row], runs.D[row]) for row in found.rows}
+    kept = {(runs.N[row], runs.D[row]) for row in range(len(runs.N)) if row not in found.rows}
+    assert held | kept == cells
+    assert not held & kept
+
+
+@pytest.mark.parametrize(
+    "runs, count, message",
+    [
+        # 15 runs, three seeds in each of the three largest cells; the law has 5 constants.
+        (seeds_of_cells(3), 10, "10 runs to hold out of 15, 10 with .* needs 6 runs .* from 1 to 9 can be"),
+        (seeds_of_cells(3), 400, "400 runs to hold out of 15, 15 with .* from 1 to 9 can be"),
+        # 6 runs are just enough to fit.
+        (seeds_of_cells(1).take(np.arange(6)), 1, "1 runs to hold out of 6, 1 with .*: none can be"),
+    ],
+)
+def test_hold_out_that_leaves_too_few_says_what_would_be_valid(runs, count, message):
+    with pytest.raises(DataError, match=message):
+        hold_out(CHINCHILLA, runs, {}, count, 4, 0)
+
+
+def test_hold_out_of_no_runs_is_refused():
+    with pytest.raises(ConfigurationError, match="0 runs to hold out; at least 1 can be"):
+        hold_out(CHINCHILLA, published_182(), {}, 0, 4, 0)
