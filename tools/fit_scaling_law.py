@@ -4,11 +4,12 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from card_scale.cli import run_tool
-from card_scale.errors import ConfigurationError
+from card_scale.errors import ConfigurationError, DataError
 from card_scale.scaling import report
 from card_scale.scaling.analysis import Settings, analyse
 from card_scale.scaling.columns import DONE, OBJECTIVE, REQUIRED, STATUS
@@ -17,6 +18,7 @@ from card_scale.scaling.envelope import envelope
 from card_scale.scaling.epochs import optima, optimal_epochs_law
 from card_scale.scaling.forms import FORMS
 from card_scale.scaling.isoflop import isoflops
+from card_scale.scaling.power_law import PowerLaw
 from card_scale.scaling.projection import variable_projection
 from card_scale.scaling.published import CONSTANTS
 from card_scale.scaling.table import Table, check, read_rows, select
@@ -172,12 +174,19 @@ def run_crossover(options: argparse.Namespace, table: Table) -> dict[str, Any]:
         )
         for unique in shared
     ]
-    law = critical_compute_law(found) if sum(one.inside for one in found) >= 2 else None
+    law = law_or_reason(lambda: critical_compute_law(found, options.level))
     print(report.crossover_text(base_name, challenger_name, found, law))
     for name in table.bounds():
         print(f"the losses of {name} are upper bounds: its true crossover may lie elsewhere")
-    crossovers = [{name: report.number(value) for name, value in one._asdict().items()} for one in found]
-    return {"crossovers": crossovers, "law": law and report.power_law_plain(law)}
+    return {"crossovers": [report.crossover_plain(one) for one in found], **report.law_plain(law)}
+
+
+def law_or_reason(fit: Callable[[], PowerLaw]) -> PowerLaw | str:
+    """Return the power law, or why these points give none: what it was to be fitted to is still reported."""
+    try:
+        return fit()
+    except DataError as error:
+        return str(error)
 
 
 if __name__ == "__main__":

@@ -219,27 +219,50 @@ def optima_text(found: list[Optimum], law: PowerLaw | None) -> str:
     return "\n".join(lines)
 
 
-def crossover_text(base: str, challenger: str, found: list[Crossover], law: PowerLaw | None) -> str:
-    """Return the report of the compute beyond which ``challenger`` beats ``base``."""
+def crossover_text(base: str, challenger: str, found: list[Crossover], law: PowerLaw | str) -> str:
+    """Return the report of the compute beyond which ``challenger`` beats ``base``.
+
+    Args:
+        base, challenger: names of the objectives.
+        found: the crossover on each number of unique tokens.
+        law: of the critical compute, or why there is none.
+    """
     rows = [["unique tokens", "crossover FLOPs", "interval", "compared from", "to"]]
     for one in found:
         at = f"{one.compute:.4g}"
         if one.compute == 0.0:
             at = "ahead throughout"
         if math.isinf(one.compute):
-            at = "not reached"
+            at = f"not within the runs ({base}: up to {one.last:.3g} FLOPs)"
         rows.append([f"{one.unique:.4g}", at, _interval(one.low, one.high), f"{one.first:.3g}", f"{one.last:.3g}"])
     lines = [f"{challenger} against {base}", *_columns(rows)]
-    if law is None:
-        lines.append("crossovers on fewer than 2 numbers of unique tokens: their power law is not identified")
-    else:
-        lines.append(power_law_text("C_crit", law))
+    lines += [
+        f"U = {one.unique:.4g}: the runs of {base} of most compute are not its best, so its lowest loss stands up to "
+        f"the last run of {challenger}"
+        for one in found
+        if one.carried
+    ]
+    lines += [f"left out of the law: U = {one.unique:.4g}, {one.why_unbounded()}" for one in found if not one.bounded]
+    lines.append(f"C_crit is not identified: {law}" if isinstance(law, str) else power_law_text("C_crit", law))
     return "\n".join(lines)
+
+
+def crossover_plain(found: Crossover) -> dict[str, Any]:
+    """Return a crossover as values for JSON, without its draws."""
+    values = {name: number(value) for name, value in found._asdict().items() if name not in ("carried", "draws")}
+    return values | {"carried": found.carried, "left_out_of_law": found.why_unbounded()}
 
 
 def power_law_plain(law: PowerLaw) -> dict[str, Any]:
     """Return a power law as values for JSON."""
     return {"k": estimate_plain(law.k), "exponents": {name: estimate_plain(one) for name, one in law.exponents.items()}}
+
+
+def law_plain(law: PowerLaw | str) -> dict[str, Any]:
+    """Return a power law, or why there is none, as values for JSON."""
+    if isinstance(law, str):
+        return {"law": None, "no_law": law}
+    return {"law": power_law_plain(law)}
 
 
 def estimate_plain(estimate: Estimate) -> dict[str, float | str]:

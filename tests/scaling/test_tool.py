@@ -136,25 +136,54 @@ def test_optimal_epochs_without_enough_turns(tool, tmp_path):
     assert "the power law of the optimal epochs is not identified" in said
 
 
-def test_crossover_of_two_objectives(tool, tmp_path):
+def crossing_rows(crossings, objectives=(("ar", 0.1, False), ("mdlm", 0.3, True))):
+    """Runs of two objectives that cross at so many FLOPs on each number of unique tokens."""
     rows = []
-    for unique, crossing in ((1e6, 1e18), (4e6, 1e19)):
+    for unique, crossing in crossings:
         for compute in crossing * np.logspace(-1, 1, 9):
             away = math.log10(compute / crossing)
             size = compute / 6 / (unique * 100)
-            for objective, slope, bound in (("ar", 0.1, False), ("mdlm", 0.3, True)):
+            for objective, slope, bound in objectives:
                 loss = 4.0 - slope * away
                 rows.append(row(size, unique * 100, unique, loss, objective=objective, bound=bound, flops=compute))
-    table, out = write(tmp_path / "table.csv", rows), tmp_path / "fit.json"
-    code, said, _ = tool(table, "--form", "crossover", "--objective", "ar", "mdlm", "--bootstrap", 30, "--json", out)
+    return rows
+
+
+def test_crossover_of_two_objectives(tool, tmp_path):
+    table = write(tmp_path / "table.csv", crossing_rows([(1e6, 1e18), (4e6, 1e19)]))
+    out = tmp_path / "fit.json"
+    code, said, _ = tool(table, "--form", "crossover", "--objective", "ar", "mdlm", "--bootstrap", 200, "--json", out)
     assert code == 0
     assert "the losses of mdlm are upper bounds" in said
+    assert "left out" not in said
     found = json.loads(out.read_text(encoding="utf-8"))
     assert [one["compute"] for one in found["crossovers"]] == pytest.approx([1e18, 1e19])
+    assert [(one["carried"], one["left_out_of_law"]) for one in found["crossovers"]] == [(False, "")] * 2
     assert found["law"]["exponents"]["U"]["value"] == pytest.approx(math.log(10) / math.log(4))
     code, _, error = tool(table, "--form", "chinchilla")
     assert code == 4
     assert "objective is mixed" in error
+
+
+def test_crossovers_outside_the_runs_are_said_to_be_so_and_make_no_law(tool, tmp_path):
+    rows = crossing_rows([(1e6, 1e18), (4e6, 1e19)])
+    # On the larger subset mdlm stays behind, and ar turns where mdlm still falls.
+    for one in rows:
+        if one["unique_tokens_U"] == 4e6:
+            one["val_loss"] += 1.0 if one["objective"] == "mdlm" else 0.0
+            one["val_loss"] += 0.5 if one["objective"] == "ar" and one["flops"] > 3e19 else 0.0
+    rows = [one for one in rows if not (one["objective"] == "ar" and one["flops"] > 8e19)]
+    out = tmp_path / "fit.json"
+    table = write(tmp_path / "table.csv", rows)
+    code, said, _ = tool(table, "--form", "crossover", "--objective", "ar", "mdlm", "--bootstrap", 200, "--json", out)
+    assert code == 0
+    assert "not within the runs (ar: up to 1e+20 FLOPs)" in said
+    assert "U = 4e+06: the runs of ar of most compute are not its best" in said
+    assert "left out of the law: U = 4e+06, the curves do not cross within the runs" in said
+    assert "C_crit is not identified: 1 points do not determine" in said
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["law"] is None
+    assert [one["carried"] for one in found["crossovers"]] == [False, True]
 
 
 @pytest.mark.parametrize(
