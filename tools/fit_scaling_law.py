@@ -133,12 +133,12 @@ def run_envelope(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     """Approach 1."""
     found = envelope(table.runs, options.bootstrap, options.seed, options.level)
     print(report.envelope_text(found))
-    return report.power_law_plain(found.sizes) | {"exponent": report.estimate_plain(found.exponent)}
+    return {"sizes": report.power_law_plain(found.sizes), "curves": found.curves}
 
 
-def run_isoflops(_options: argparse.Namespace, table: Table) -> dict[str, Any]:
+def run_isoflops(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     """Approach 2."""
-    found = isoflops(table.runs)
+    found = isoflops(table.runs, options.level)
     print(report.isoflops_text(found))
     return {
         "valleys": [valley._asdict() for valley in found.valleys],
@@ -148,13 +148,13 @@ def run_isoflops(_options: argparse.Namespace, table: Table) -> dict[str, Any]:
     }
 
 
-def run_optimal_epochs(_options: argparse.Namespace, table: Table) -> dict[str, Any]:
+def run_optimal_epochs(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     """Optimal epochs of each ladder and their power law."""
     found = optima(table.runs)
-    law = optimal_epochs_law(found) if sum(one.inside for one in found) >= 3 else None
+    law = law_or_reason(lambda: optimal_epochs_law(found, options.level))
     print(report.optima_text(found, law))
     ladders = [{name: report.number(value) for name, value in one._asdict().items()} for one in found]
-    return {"ladders": ladders, "law": law and report.power_law_plain(law)}
+    return {"ladders": ladders, **report.law_plain(law)}
 
 
 def run_crossover(options: argparse.Namespace, table: Table) -> dict[str, Any]:
@@ -164,21 +164,21 @@ def run_crossover(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     shared = sorted(set(base.U) & set(challenger.U))
     if not shared:
         raise ConfigurationError(f"{base_name} and {challenger_name} share no number of unique tokens")
-    found = [
-        crossover(
-            base.take(unique == base.U),
-            challenger.take(unique == challenger.U),
-            options.bootstrap,
-            options.seed,
-            options.level,
-        )
-        for unique in shared
-    ]
+    found, refused = [], []
+    for unique in shared:
+        arms = (runs.take(unique == runs.U) for runs in (base, challenger))
+        try:
+            found.append(crossover(*arms, options.bootstrap, options.seed, options.level))
+        except DataError as error:
+            refused.append(str(error))
+    if not found:
+        raise DataError(f"{base_name} and {challenger_name} cannot be compared: {'; '.join(refused)}")
     law = law_or_reason(lambda: critical_compute_law(found, options.level))
-    print(report.crossover_text(base_name, challenger_name, found, law))
+    print(report.crossover_text(base_name, challenger_name, found, refused, law))
     for name in table.bounds():
         print(f"the losses of {name} are upper bounds: its true crossover may lie elsewhere")
-    return {"crossovers": [report.crossover_plain(one) for one in found], **report.law_plain(law)}
+    crossovers = [report.crossover_plain(one) for one in found]
+    return {"crossovers": crossovers, "no_crossover": refused, **report.law_plain(law)}
 
 
 def law_or_reason(fit: Callable[[], PowerLaw]) -> PowerLaw | str:

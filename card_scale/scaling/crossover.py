@@ -48,6 +48,8 @@ class Crossover(NamedTuple):
             return ""
         if not self.inside:
             return "the curves do not cross within the runs"
+        if not self.draws:
+            return "it has no interval without resamples"
         open_ends = (("below", self.low == 0.0), ("above", np.isinf(self.high)))
         return f"its interval reaches {' and '.join(side for side, is_open in open_ends if is_open)} the runs"
 

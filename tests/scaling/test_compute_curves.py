@@ -74,9 +74,18 @@ def test_envelope_finds_the_exponent():
     size, tokens = (axis.ravel() for axis in np.meshgrid(sizes, np.logspace(8, 12, 60), indexing="ij"))
     found = envelope(runs_of(size, tokens, laws.chinchilla(EPOCH, size, tokens)), samples=40)
     exact = EPOCH["beta"] / (EPOCH["alpha"] + EPOCH["beta"])
-    assert found.exponent.value == pytest.approx(exact, abs=0.02)
-    assert found.exponent.low < exact < found.exponent.high
+    exponent = found.sizes.exponents["C"]
+    assert exponent.value == pytest.approx(exact, abs=0.02)
+    assert exponent.low < exact < exponent.high
+    assert found.sizes.k.low < found.sizes.k.value < found.sizes.k.high
     assert found.curves > 10
+
+
+def test_envelope_without_resamples_has_no_interval():
+    size, tokens = (axis.ravel() for axis in np.meshgrid(np.logspace(7, 9, 8), np.logspace(8, 11, 12), indexing="ij"))
+    found = envelope(runs_of(size, tokens, laws.chinchilla(EPOCH, size, tokens)), samples=0)
+    assert found.sizes.exponents["C"][1:] == (-math.inf, math.inf)
+    assert found.sizes.k[1:] == (0.0, math.inf)
 
 
 def test_envelope_needs_curves():
@@ -158,8 +167,20 @@ def test_ladders_that_do_not_turn_give_bounds():
     found = optima(Runs(*np.array(rising + falling + short).T))
     assert [(one.epochs, one.low, one.high) for one in found] == [(1.0, 0.0, 2.0), (128.0, 64.0, math.inf)]
     assert not any(one.inside for one in found)
-    with pytest.raises(DataError, match="0 points do not determine"):
+    with pytest.raises(DataError, match="0 of 2 ladders show the turn"):
         optimal_epochs_law(found)
+
+
+@pytest.mark.parametrize("factor, other", [("N", "U"), ("U", "N")])
+def test_a_factor_that_does_not_vary_is_left_out_of_the_law_of_optimal_epochs(factor, other):
+    cells = []
+    for value in (1e7, 1e8, 1e9):
+        size, unique = (value, 1e8) if factor == "N" else (1e8, value)
+        cells += ladder(size, unique, 10.0 * (value / 1e8) ** 0.3)
+    law = optimal_epochs_law(optima(Runs(*np.array(cells).T)))
+    assert other not in law.exponents
+    assert law.exponents[factor].value == pytest.approx(0.3, abs=1e-8)
+    assert law.k.value == pytest.approx(10.0 / 1e8**0.3, rel=1e-6)
 
 
 def test_seeds_of_a_ladder_are_averaged():
@@ -288,6 +309,12 @@ def test_arms_of_one_law_give_no_critical_compute():
     # Noise alone makes them cross inside the runs, so the estimates must not make a law.
     assert points_inside > 0.3 * tables
     assert laws_found <= 0.05 * tables
+
+
+def test_a_crossover_without_resamples_has_no_interval():
+    found = crossover(*crossing_arms(1e8), samples=0)
+    assert (found.inside, found.bounded, found.low, found.high) == (True, False, 0.0, math.inf)
+    assert found.why_unbounded() == "it has no interval without resamples"
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from card_scale.scaling import laws
 from card_scale.scaling.analysis import Settings, analyse
 from card_scale.scaling.bootstrap import bootstrap, percentile_interval
 from card_scale.scaling.coverage import Grid, coverage
+from card_scale.scaling.crossover import Crossover
 from card_scale.scaling.dependence import Dependence, dependence, ladders
 from card_scale.scaling.fit import fit
 from card_scale.scaling.forms import CHINCHILLA, DATA_CONSTRAINED
 from card_scale.scaling.holdout import hold_out
 from card_scale.scaling.profile import interval, profile
+from card_scale.scaling.report import judge_crossover
 from card_scale.scaling.runs import Runs
 from card_scale.scaling.threshold import rise
 from card_scale.scaling.verdict import Kind, Verdict, judge
@@ -158,6 +160,43 @@ def test_verdicts(ends, verdict, reason):
 )
 def test_how_wide_an_interval_may_be_depends_on_the_constant(name, ends, verdict):
     assert judge(name, CHINCHILLA.kinds[name], ends[0], ends, None, NOISE_ONLY).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    "ends, verdict, reason",
+    [
+        ((-1.27, -0.8), Verdict.IDENTIFIED, ""),
+        ((-1.27, -0.42), Verdict.NOT_IDENTIFIED, "known to a factor of 3.02 only, the limit of an exponent is 2"),
+        ((-0.07, 0.87), Verdict.NOT_IDENTIFIED, "neither sign is rejected"),
+        ((-math.inf, math.inf), Verdict.NOT_IDENTIFIED, "no value is rejected"),
+        ((-math.inf, -0.5), Verdict.UPPER_BOUND, "no value below -0.5 is rejected, -inf included"),
+        ((-0.5, math.inf), Verdict.LOWER_BOUND, "no value above -0.5 is rejected, infinity included"),
+    ],
+)
+def test_verdicts_on_an_exponent_that_may_be_negative(ends, verdict, reason):
+    found = judge("exponent of N", Kind.EXPONENT, -0.6, ends)
+    assert (found.verdict, found.reason) == (verdict, reason)
+
+
+def test_a_constant_whose_whole_interval_is_the_bound_that_stands_for_infinity_is_large():
+    assert judge("R_N", Kind.DECAY, math.inf, (math.inf, math.inf)).verdict is Verdict.LOWER_BOUND
+
+
+@pytest.mark.parametrize(
+    "compute, low, high, verdict, reason",
+    [
+        (1e18, 5e17, 2e18, Verdict.IDENTIFIED, ""),
+        (1e18, 1e17, 5e18, Verdict.NOT_IDENTIFIED, "known to a factor of 50 only, the limit of a crossover is 10"),
+        (1e18, 5e17, math.inf, Verdict.LOWER_BOUND, "no value above 5e+17 is rejected, infinity included"),
+        (math.inf, math.inf, math.inf, Verdict.LOWER_BOUND, "no value above 1e+20 is rejected, infinity included"),
+        (0.0, 0.0, 0.0, Verdict.UPPER_BOUND, "no value below 1e+16 is rejected, 0 included"),
+        (0.0, 0.0, 3e17, Verdict.UPPER_BOUND, "no value below 3e+17 is rejected, 0 included"),
+        (1e18, 0.0, math.inf, Verdict.NOT_IDENTIFIED, "no value is rejected"),
+    ],
+)
+def test_verdict_on_a_crossover(compute, low, high, verdict, reason):
+    found = judge_crossover(Crossover(1e8, compute, low, high, first=1e16, last=1e20))
+    assert (found.name, found.verdict, found.reason) == ("U = 1e+08", verdict, reason)
 
 
 def test_a_misfit_identifies_nothing_and_widens_the_interval():
