@@ -4,14 +4,15 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from card_scale.cli import run_tool
 from card_scale.data.arguments import not_negative, positive
-from card_scale.errors import ConfigurationError
+from card_scale.errors import ConfigurationError, DataError
 from card_scale.scaling import report
-from card_scale.scaling.analysis import Analysis, Settings, analyse
+from card_scale.scaling.analysis import Settings, analyse
 from card_scale.scaling.arguments import figure_file, output_file
 from card_scale.scaling.columns import DONE, OBJECTIVE, REQUIRED, SETTINGS, STATUS
 from card_scale.scaling.crossover import critical_compute_law, crossover
@@ -19,6 +20,7 @@ from card_scale.scaling.envelope import envelope
 from card_scale.scaling.epochs import optima, optimal_epochs_law
 from card_scale.scaling.forms import FORMS
 from card_scale.scaling.isoflop import isoflops
+from card_scale.scaling.power_law import PowerLaw
 from card_scale.scaling.projection import variable_projection
 from card_scale.scaling.published import CONSTANTS
 from card_scale.scaling.table import Advice, Table, check, read_rows, select
@@ -146,7 +148,9 @@ def fit_law(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     print(report.text(analysis, options.profile))
     result = report.plain(analysis, options.profile)
     if options.form == "chinchilla" and not analysis.fit.fixed:
-        result["variable_projection"] = by_least_squares(analysis)
+        values = variable_projection(table.runs)
+        print(report.projection_text(analysis, values))
+        result["variable_projection"] = report.projection_plain(analysis, values)
     if options.plot:
         from card_scale.scaling import figures
 
@@ -155,24 +159,16 @@ def fit_law(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     return result
 
 
-def by_least_squares(analysis: Analysis) -> dict[str, float]:
-    """Print how far another estimator moves the constants."""
-    values = variable_projection(analysis.fit.runs)
-    print("by least squares of relative errors (variable projection), to compare estimators:")
-    print("  " + ", ".join(f"{name} = {value:.4g}" for name, value in values.items()))
-    return values
-
-
 def run_envelope(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     """Approach 1."""
     found = envelope(table.runs, options.bootstrap, options.seed, options.level)
     print(report.envelope_text(found))
-    return report.power_law_plain(found.sizes) | {"exponent": report.estimate_plain(found.exponent)}
+    return {"sizes": report.power_law_plain(found.sizes), "curves": found.curves}
 
 
-def run_isoflops(_options: argparse.Namespace, table: Table) -> dict[str, Any]:
+def run_isoflops(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     """Approach 2."""
-    found = isoflops(table.runs)
+    found = isoflops(table.runs, options.level)
     print(report.isoflops_text(found))
     return {
         "valleys": [valley._asdict() for valley in found.valleys],
@@ -182,13 +178,13 @@ def run_isoflops(_options: argparse.Namespace, table: Table) -> dict[str, Any]:
     }
 
 
-def run_optimal_epochs(_options: argparse.Namespace, table: Table) -> dict[str, Any]:
+def run_optimal_epochs(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     """Optimal epochs of each ladder and their power law."""
     found = optima(table.runs)
-    law = optimal_epochs_law(found) if sum(one.inside for one in found) >= 3 else None
+    law = law_or_reason(lambda: optimal_epochs_law(found, options.level))
     print(report.optima_text(found, law))
     ladders = [{name: report.number(value) for name, value in one._asdict().items()} for one in found]
-    return {"ladders": ladders, "law": law and report.power_law_plain(law)}
+    return {"ladders": ladders, **report.law_plain(law)}
 
 
 def run_crossover(options: argparse.Namespace, table: Table) -> dict[str, Any]:
@@ -198,22 +194,29 @@ def run_crossover(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     shared = sorted(set(base.U) & set(challenger.U))
     if not shared:
         raise ConfigurationError(f"{base_name} and {challenger_name} share no number of unique tokens")
-    found = [
-        crossover(
-            base.take(unique == base.U),
-            challenger.take(unique == challenger.U),
-            options.bootstrap,
-            options.seed,
-            options.level,
-        )
-        for unique in shared
-    ]
-    law = critical_compute_law(found) if sum(one.inside for one in found) >= 2 else None
-    print(report.crossover_text(base_name, challenger_name, found, law))
+    found, refused = [], []
+    for unique in shared:
+        arms = (runs.take(unique == runs.U) for runs in (base, challenger))
+        try:
+            found.append(crossover(*arms, options.bootstrap, options.seed, options.level))
+        except DataError as error:
+            refused.append(str(error))
+    if not found:
+        raise DataError(f"{base_name} and {challenger_name} cannot be compared: {'; '.join(refused)}")
+    law = law_or_reason(lambda: critical_compute_law(found, options.level))
+    print(report.crossover_text(base_name, challenger_name, found, refused, law))
     for name in table.bounds():
         print(f"the losses of {name} are upper bounds: its true crossover may lie elsewhere")
-    crossovers = [{name: report.number(value) for name, value in one._asdict().items()} for one in found]
-    return {"crossovers": crossovers, "law": law and report.power_law_plain(law)}
+    crossovers = [report.crossover_plain(one) for one in found]
+    return {"crossovers": crossovers, "no_crossover": refused, **report.law_plain(law)}
+
+
+def law_or_reason(fit: Callable[[], PowerLaw]) -> PowerLaw | str:
+    """Return the power law, or why these points give none: what it was to be fitted to is still reported."""
+    try:
+        return fit()
+    except DataError as error:
+        return str(error)
 
 
 if __name__ == "__main__":

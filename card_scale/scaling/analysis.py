@@ -30,7 +30,7 @@ class Settings:
     bootstrap: int = 200
     """Resamples; 0: none."""
     hold_out: int = 0
-    """Runs of the most compute to hold out; 0: none."""
+    """Runs of the most compute to hold out, with the whole of their cells; 0: none."""
     seed: int = 0
     level: float = 0.95
 
@@ -60,6 +60,10 @@ def analyse(form: Form, runs: Runs, fixed: Mapping[str, float], settings: Settin
         ConfigurationError, DataError: see :func:`card_scale.scaling.fit.check_given` and
             :func:`card_scale.scaling.holdout.hold_out`.
     """
+    extrapolation = None
+    if settings.hold_out:
+        # First, because a hold-out that cannot be is known at once and the fit takes long.
+        extrapolation = hold_out(form, runs, fixed, settings.hold_out, settings.starts, settings.seed)
     found = fit(form, runs, fixed, settings.starts, settings.seed)
     profiles = [profile(found, name, settings.level) for name in found.free]
     for _ in range(REPEATS):
@@ -76,8 +80,7 @@ def analyse(form: Form, runs: Runs, fixed: Mapping[str, float], settings: Settin
     judgements = []
     for one in profiles:
         resampled = None if samples is None else percentile_interval(found, samples, one.name, settings.level)
-        judgements.append(judge(one.name, values[one.name], (one.low, one.high), resampled, pattern))
-    extrapolation = None
-    if settings.hold_out:
-        extrapolation = hold_out(form, runs, fixed, settings.hold_out, settings.starts, settings.seed)
+        judgements.append(
+            judge(one.name, form.kinds[one.name], values[one.name], (one.low, one.high), resampled, pattern)
+        )
     return Analysis(found, pattern, profiles, judgements, pattern.found, extrapolation, settings)

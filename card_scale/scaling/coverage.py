@@ -88,7 +88,8 @@ def coverage(
         one = fit(DATA_CONSTRAINED, noisy, given, STARTS, repetition)
         curve = profile(one, "R_D", level)
         pattern = dependence(noisy, residuals(DATA_CONSTRAINED, one.best.logs, noisy))
-        found.append(judge("R_D", one.constants()["R_D"], (curve.low, curve.high), None, pattern))
+        kind, estimate = DATA_CONSTRAINED.kinds["R_D"], one.constants()["R_D"]
+        found.append(judge("R_D", kind, estimate, (curve.low, curve.high), None, pattern))
     lows, highs = np.array([one.low for one in found]), np.array([one.high for one in found])
     ordered = np.sort([one.estimate for one in found])
     tenth = repetitions // 10

@@ -6,7 +6,7 @@ import numpy as np
 
 from card_scale.errors import DataError
 from card_scale.scaling.laws import Array
-from card_scale.scaling.power_law import Estimate, PowerLaw, fit_power_law
+from card_scale.scaling.power_law import PowerLaw, fit_power_law, with_bootstrap
 from card_scale.scaling.runs import Runs
 
 POINTS = 1500
@@ -17,9 +17,8 @@ class Envelope(NamedTuple):
     """Approach 1."""
 
     sizes: PowerLaw
-    """Best parameters over compute, exponent ``C``. Its interval is ``exponent``'s: the points are not independent."""
-    exponent: Estimate
-    """The exponent with its bootstrap interval over curves; infinite if resamples often leave too few."""
+    """Best parameters over compute, exponent ``C``. Its intervals are those of the bootstrap over curves, because the
+    points of the envelope are not independent; they have no ends if resamples often leave too few curves."""
     curves: int
     """Sizes that are best somewhere."""
 
@@ -50,17 +49,9 @@ def envelope(runs: Runs, samples: int = 200, seed: int = 0, level: float = 0.95)
         raise DataError("no two sizes besides the smallest and the largest are best at some compute; add sizes between")
     law, winners = found
     draws = np.random.default_rng(seed).integers(len(sizes), size=(samples, len(sizes)))
-    exponents = []
-    for draw in draws:
-        again = _best_sizes(np.array(sizes), compute, curves, np.unique(draw))
-        exponents.append(np.nan if again is None else again[0].exponents["C"].value)
-    values = np.array(exponents)
-    value = law.exponents["C"].value
-    interval = Estimate(value, -np.inf, np.inf)
-    if np.mean(np.isnan(values)) < 0.5:
-        low, high = np.nanquantile(values, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-        interval = Estimate(value, float(low), float(high))
-    return Envelope(law, interval, winners)
+    repeats = [_best_sizes(np.array(sizes), compute, curves, np.unique(draw)) for draw in draws]
+    laws = [again[0] for again in repeats if again is not None]
+    return Envelope(with_bootstrap(law, laws if 2 * len(laws) > len(repeats) else [], level), winners)
 
 
 def _curve(runs: Runs, compute: Array) -> Array:

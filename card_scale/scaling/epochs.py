@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from card_scale.errors import DataError
 from card_scale.scaling.power_law import PowerLaw, fit_power_law
 from card_scale.scaling.runs import Runs
 
@@ -48,15 +49,24 @@ def optima(runs: Runs) -> list[Optimum]:
     return found
 
 
-def optimal_epochs_law(found: list[Optimum]) -> PowerLaw:
+def optimal_epochs_law(found: list[Optimum], level: float = 0.95) -> PowerLaw:
     """Fit e_opt = k U^a N^b to the optima that lie inside their ladders, exponents ``U`` and ``N``.
 
+    A factor that is the same in all of them is left out of the law, whose k then holds for that value only.
+
+    Args:
+        found: optima of all ladders.
+        level: coverage of the intervals.
+
     Raises:
-        DataError: too few of them, or one size or one U only.
+        DataError: too few of them, or U and N vary only together.
     """
     inside = [optimum for optimum in found if optimum.inside]
     factors = {"U": [optimum.unique for optimum in inside], "N": [optimum.parameters for optimum in inside]}
-    return fit_power_law([optimum.epochs for optimum in inside], factors)
+    varying = {name: values for name, values in factors.items() if len(set(values)) > 1}
+    if not varying:
+        raise DataError(f"{len(inside)} of {len(found)} ladders show the turn, a law needs at least 2")
+    return fit_power_law([optimum.epochs for optimum in inside], varying, level)
 
 
 def _turn(logs: np.ndarray, losses: np.ndarray) -> float:

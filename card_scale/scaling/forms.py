@@ -13,6 +13,7 @@ import numpy as np
 from card_scale.scaling import laws
 from card_scale.scaling.laws import Array, Params
 from card_scale.scaling.runs import Runs
+from card_scale.scaling.verdict import Kind
 
 Slopes = dict[str, Array]
 Columns = tuple[Array, Array, Array]
@@ -29,6 +30,8 @@ class Form:
     """Loss of the runs; constants [..., 1] and runs [n] give [..., n]."""
     slopes: Callable[[Params, Runs], Slopes]
     """Derivative of the loss by the logarithm of each constant, shapes as ``law``."""
+    kinds: Mapping[str, Kind]
+    """What each constant that may be fitted is, for its verdict."""
     bounds: Mapping[str, tuple[float, float]]
     """Smallest and largest value of each constant."""
     search: Mapping[str, tuple[float, float]]
@@ -53,6 +56,13 @@ EXPONENT = (1e-3, 10.0)
 AMPLITUDE = (1e-6, 1e18)
 LOSS = (1e-6, 1e3)
 DECAY = (1e-4, 1e9)
+ADDITIVE_KINDS = {
+    "A": Kind.AMPLITUDE,
+    "B": Kind.AMPLITUDE,
+    "E": Kind.LOSS,
+    "alpha": Kind.EXPONENT,
+    "beta": Kind.EXPONENT,
+}
 ADDITIVE_BOUNDS = {"A": AMPLITUDE, "B": AMPLITUDE, "E": LOSS, "alpha": EXPONENT, "beta": EXPONENT}
 ADDITIVE_SEARCH = {"alpha": (0.1, 1.2), "beta": (0.1, 1.2)}
 ADDITIVE = ("A", "B", "E", "alpha", "beta")
@@ -210,6 +220,7 @@ CHINCHILLA = Form(
     constants=ADDITIVE,
     law=lambda params, runs: laws.chinchilla(params, runs.N, runs.D),
     slopes=_chinchilla_slopes,
+    kinds=ADDITIVE_KINDS,
     bounds=ADDITIVE_BOUNDS,
     search=ADDITIVE_SEARCH,
     linear=("A", "B", "E"),
@@ -221,6 +232,7 @@ DATA_CONSTRAINED = Form(
     constants=(*ADDITIVE, "R_D", "R_N"),
     law=lambda params, runs: laws.data_constrained(params, runs.N, runs.D, runs.U),
     slopes=_repetition_slopes(("R_D", "R_N"), 1.0, _worth),
+    kinds={**ADDITIVE_KINDS, "R_D": Kind.DECAY, "R_N": Kind.DECAY},
     bounds={**ADDITIVE_BOUNDS, "R_D": DECAY, "R_N": DECAY},
     search={**ADDITIVE_SEARCH, "R_D": (0.5, 5e3), "R_N": (0.1, 1e3)},
     linear=("A", "B", "E"),
@@ -232,6 +244,7 @@ GEOMETRIC = Form(
     constants=(*ADDITIVE, "delta_D", "delta_N"),
     law=lambda params, runs: laws.geometric_decay(params, runs.N, runs.D, runs.U),
     slopes=_repetition_slopes(("delta_D", "delta_N"), 0.0, _series),
+    kinds={**ADDITIVE_KINDS, "delta_D": Kind.DECAY, "delta_N": Kind.DECAY},
     bounds={**ADDITIVE_BOUNDS, "delta_D": (1e-9, 1.0), "delta_N": (1e-9, 1.0)},
     search={**ADDITIVE_SEARCH, "delta_D": (2e-4, 0.7), "delta_N": (1e-3, 0.9)},
     linear=("A", "B", "E"),
@@ -243,6 +256,7 @@ DECAYING_EXPONENTS = Form(
     constants=(*ADDITIVE, "R_D", "R_N"),
     law=lambda params, runs: laws.decaying_exponents(params, runs.N, runs.D, runs.U),
     slopes=_exponent_slopes,
+    kinds={**ADDITIVE_KINDS, "R_D": Kind.DECAY, "R_N": Kind.DECAY},
     bounds={**ADDITIVE_BOUNDS, "R_D": (1e-2, 1e12), "R_N": (1e-2, 1e12)},
     search={**ADDITIVE_SEARCH, "R_D": (1e2, 1e6), "R_N": (1e2, 1e6)},
     linear=("A", "B", "E"),
@@ -254,6 +268,16 @@ PRACTICAL = Form(
     constants=("a", "b", "c", "E", "alpha", "beta", "gamma", "delta", "L0"),
     law=lambda params, runs: laws.practical(params, runs.N, runs.D, runs.U),
     slopes=_practical_slopes,
+    kinds={
+        "a": Kind.AMPLITUDE,
+        "b": Kind.AMPLITUDE,
+        "c": Kind.AMPLITUDE,
+        "E": Kind.LOSS,
+        "alpha": Kind.EXPONENT,
+        "beta": Kind.EXPONENT,
+        "gamma": Kind.EXPONENT,
+        "delta": Kind.EXPONENT,
+    },
     bounds={
         "a": (1e-12, 1e30),
         "b": (1e-12, 1e30),

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from card_scale.errors import ConfigurationError
-from card_scale.scaling.fit import fit
+from card_scale.errors import ConfigurationError, DataError
+from card_scale.scaling.fit import check_given, fit
 from card_scale.scaling.forms import Form
 from card_scale.scaling.laws import Array
 from card_scale.scaling.objective import residuals
@@ -18,6 +18,8 @@ class HoldOut(NamedTuple):
 
     rows: np.ndarray
     """Rows of the runs held out, int64 [k]."""
+    asked: int
+    """Runs that were to be held out; the rest of ``rows`` share a cell with one of them."""
     errors: Array
     """Log predicted minus log measured loss of those [k]."""
     inside: float
@@ -33,27 +35,46 @@ class HoldOut(NamedTuple):
 def hold_out(form: Form, runs: Runs, fixed: Mapping[str, float], count: int, starts: int, seed: int) -> HoldOut:
     """Fit without the ``count`` runs of the most compute and predict them.
 
+    A cell (equal N, D and U; several seeds) is held out as a whole: a law that has seen one seed of it predicts the
+    others without extrapolating.
+
     Args:
         form, fixed, starts, seed: as for :func:`card_scale.scaling.fit.fit`.
         runs: all runs.
-        count: runs to hold out.
+        count: runs to hold out at least.
 
     Raises:
-        ConfigurationError: no run would be left, or ``count`` is not positive.
-        DataError: too few are left to fit.
+        ConfigurationError: ``count`` is not positive, or see :func:`card_scale.scaling.fit.check_given`.
+        DataError: too few runs would be left to fit.
     """
-    if not 0 < count < len(runs.loss):
-        raise ConfigurationError(f"{count} runs to hold out of {len(runs.loss)}; from 1 to {len(runs.loss) - 1} can be")
-    order = np.argsort(runs.cost(), kind="stable")
-    kept, held = order[:-count], order[-count:]
-    fitted = fit(form, runs.take(kept), fixed, starts, seed)
-    inside = residuals(form, fitted.best.logs, runs.take(kept))
+    if count < 1:
+        raise ConfigurationError(f"{count} runs to hold out; at least 1 can be")
+    check_given(form, fixed, len(runs.loss))
+    needed = len([name for name in form.constants if name not in fixed]) + 1
+    held = _largest_cells(runs, count)
+    if len(runs.loss) - held.sum() < needed:
+        taken = [int(_largest_cells(runs, fewer).sum()) for fewer in range(1, min(count, len(runs.loss)))]
+        valid = sum(len(runs.loss) - number >= needed for number in taken)
+        raise DataError(
+            f"{count} runs to hold out of {len(runs.loss)}, {held.sum()} with the whole of their cells; "
+            f"{form.name} needs {needed} runs to be fitted: {f'from 1 to {valid}' if valid else 'none'} can be held out"
+        )
+    fitted = fit(form, runs.take(~held), fixed, starts, seed)
+    inside = residuals(form, fitted.best.logs, runs.take(~held))
     errors = residuals(form, fitted.best.logs, runs.take(held))
     return HoldOut(
-        rows=held,
+        rows=np.flatnonzero(held),
+        asked=count,
         errors=errors,
         inside=float(np.sqrt(np.mean(inside**2))),
         outside=float(np.sqrt(np.mean(errors**2))),
         bias=float(np.mean(errors)),
-        largest_fitted=float(runs.cost()[kept].max()),
+        largest_fitted=float(runs.cost()[~held].max()),
     )
+
+
+def _largest_cells(runs: Runs, count: int) -> np.ndarray:
+    """Return which runs [n] are among the ``count`` of the most compute or share N, D and U with one that is."""
+    cell = np.unique(np.stack([runs.N, runs.D, runs.U]), axis=1, return_inverse=True)[1].ravel()
+    largest = np.argsort(runs.cost(), kind="stable")[-count:]
+    return np.isin(cell, cell[largest])

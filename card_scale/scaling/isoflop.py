@@ -36,8 +36,12 @@ class IsoFlops(NamedTuple):
     """Optimal tokens over compute, exponent ``C``."""
 
 
-def isoflops(runs: Runs) -> IsoFlops:
+def isoflops(runs: Runs, level: float = 0.95) -> IsoFlops:
     """Fit a parabola in log N to the losses of each budget, then power laws to their lowest points.
+
+    Args:
+        runs: runs of several budgets.
+        level: coverage of the intervals of the power laws.
 
     Raises:
         DataError: fewer than two budgets with an optimum.
@@ -58,8 +62,8 @@ def isoflops(runs: Runs) -> IsoFlops:
             f"two are needed. {'; '.join(rejected)}"
         )
     factor = {"C": [valley.compute for valley in valleys]}
-    sizes = fit_power_law([valley.parameters for valley in valleys], factor)
-    return IsoFlops(valleys, rejected, sizes, fit_power_law([valley.tokens for valley in valleys], factor))
+    sizes = fit_power_law([valley.parameters for valley in valleys], factor, level)
+    return IsoFlops(valleys, rejected, sizes, fit_power_law([valley.tokens for valley in valleys], factor, level))
 
 
 def _valley(runs: Runs) -> Valley | str:

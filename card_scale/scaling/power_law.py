@@ -1,6 +1,6 @@
 """Products of powers, fitted by least squares in logarithms, with intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +67,32 @@ def fit_power_law(y: npt.ArrayLike, factors: Mapping[str, npt.ArrayLike], level:
         value, half = float(solution[place]), float(np.sqrt(inverse[place, place])) * reach
         exponents[name] = Estimate(value, value - half, value + half)
     return PowerLaw(k, exponents)
+
+
+def with_bootstrap(law: PowerLaw, repeats: Sequence[PowerLaw], level: float) -> PowerLaw:
+    """Return ``law`` with the central intervals of its constants over fits to resamples; no ends without any."""
+    exponents = {
+        name: _central(one.value, [again.exponents[name].value for again in repeats], level, -np.inf)
+        for name, one in law.exponents.items()
+    }
+    return PowerLaw(_central(law.k.value, [again.k.value for again in repeats], level, 0.0), exponents)
+
+
+def wider(one: PowerLaw, other: PowerLaw) -> PowerLaw:
+    """Return ``one`` with the farther ends of the intervals of both."""
+    exponents = {name: _farther(found, other.exponents[name]) for name, found in one.exponents.items()}
+    return PowerLaw(_farther(one.k, other.k), exponents)
+
+
+def _central(value: float, drawn: Sequence[float], level: float, least: float) -> Estimate:
+    if not drawn:
+        return Estimate(value, least, np.inf)
+    low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return Estimate(value, float(low), float(high))
+
+
+def _farther(one: Estimate, other: Estimate) -> Estimate:
+    return Estimate(one.value, min(one.low, other.low), max(one.high, other.high))
 
 
 def _reach(errors: Array, constants: int, level: float) -> float:

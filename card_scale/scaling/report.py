@@ -1,6 +1,7 @@
 """An analysis as text for the terminal and as plain values for JSON."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from card_scale.scaling.envelope import Envelope
 from card_scale.scaling.epochs import Optimum
 from card_scale.scaling.isoflop import IsoFlops
 from card_scale.scaling.objective import DELTA, residuals
-from card_scale.scaling.power_law import Estimate, PowerLaw
-from card_scale.scaling.verdict import Verdict
+from card_scale.scaling.power_law import PowerLaw
+from card_scale.scaling.verdict import Judgement, Kind, Verdict, judge
 
 
 def text(analysis: Analysis, profiles: bool) -> str:
@@ -41,8 +42,7 @@ def text(analysis: Analysis, profiles: bool) -> str:
     table = [["constant", f"{level} interval", f"bootstrap of {drawn}", "at the minimum", "verdict"]]
     for one in analysis.judgements:
         resampled = "-" if one.bootstrap is None else _interval(*one.bootstrap)
-        verdict = one.verdict if one.verdict is Verdict.IDENTIFIED else one.verdict.upper()
-        table.append([one.name, _interval(one.low, one.high), resampled, f"({one.estimate:.4g})", verdict])
+        table.append([one.name, _interval(one.low, one.high), resampled, f"({one.estimate:.4g})", _verdict(one)])
     lines += [*_columns(table), ""]
     lines += _said(analysis)
     if len(found.modes) > 1:
@@ -56,8 +56,9 @@ def text(analysis: Analysis, profiles: bool) -> str:
         held = analysis.extrapolation
         lines += [
             "",
-            f"Extrapolation: the {len(held.rows)} runs of the most compute, beyond {held.largest_fitted:.3g} FLOPs, "
-            f"held out: error {100.0 * held.outside:.2g} % (inside the fit {100.0 * held.inside:.2g} %), "
+            f"Extrapolation: the {len(held.rows)} runs of the most compute held out ({held.asked} asked for, cells of "
+            f"equal N, D and U taken whole), fitted up to {held.largest_fitted:.3g} FLOPs: "
+            f"error {100.0 * held.outside:.2g} % (inside the fit {100.0 * held.inside:.2g} %), "
             f"bias {100.0 * held.bias:+.2g} %",
         ]
     if profiles:
@@ -79,7 +80,7 @@ def _said(analysis: Analysis) -> list[str]:
     lines = [f"Identified by these runs: {', '.join(identified) or 'none'}."]
     if analysis.unidentified():
         lines.append(f"Not identified by these runs: {', '.join(analysis.unidentified())}. Do not quote their minimum:")
-        lines += [f"  {one.name}: {one.reason}" for one in analysis.judgements if one.verdict is not Verdict.IDENTIFIED]
+        lines += _reasons(analysis.judgements)
     pattern = analysis.pattern
     if pattern.found:
         lines.append(
@@ -101,14 +102,8 @@ def plain(analysis: Analysis, profiles: bool) -> dict[str, Any]:
         "level": analysis.settings.level,
         "settings": vars(analysis.settings),
         "constants": {
-            one.name: {
-                "verdict": str(one.verdict),
-                "reason": one.reason,
-                "low": number(one.low),
-                "high": number(one.high),
-                "bootstrap": None if one.bootstrap is None else [number(end) for end in one.bootstrap],
-                "at_minimum": number(one.estimate),
-            }
+            one.name: judgement_plain(one)
+            | {"bootstrap": None if one.bootstrap is None else [number(end) for end in one.bootstrap]}
             for one in analysis.judgements
         },
         "residual_pattern": {**analysis.pattern._asdict(), "found": analysis.pattern.found},
@@ -124,6 +119,7 @@ def plain(analysis: Analysis, profiles: bool) -> dict[str, Any]:
         held = analysis.extrapolation
         result["hold_out"] = {
             "runs": len(held.rows),
+            "asked": held.asked,
             "rms_error": held.outside,
             "rms_error_inside": held.inside,
             "bias": held.bias,
@@ -137,17 +133,58 @@ def plain(analysis: Analysis, profiles: bool) -> dict[str, Any]:
     return result
 
 
+def projection_text(analysis: Analysis, values: Mapping[str, float]) -> str:
+    """Return how far another estimator moves the constants: not their values, which have no interval of their own.
+
+    Args:
+        analysis: of Chinchilla's law.
+        values: what :func:`card_scale.scaling.projection.variable_projection` found for the same runs.
+    """
+    rows = [["constant", "times the minimum above", "inside its interval", "verdict above"]]
+    for name, said in projection_plain(analysis, values).items():
+        inside = "yes" if said["inside_interval"] else "NO"
+        rows.append([name, f"{float(said['factor']):.4g}", inside, said["verdict"]])
+    title = "the same law by least squares of relative errors (variable projection), to compare estimators:"
+    return "\n".join(["", title, *_columns(rows)])
+
+
+def projection_plain(analysis: Analysis, values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Return the same for JSON: each constant's estimate beside the interval and the verdict of the fit."""
+    return {
+        one.name: {
+            "at_minimum": values[one.name],
+            "factor": number(values[one.name] / one.estimate if one.estimate else math.inf),
+            "inside_interval": one.low <= values[one.name] <= one.high,
+            "low": number(one.low),
+            "high": number(one.high),
+            "verdict": str(one.verdict),
+        }
+        for one in analysis.judgements
+    }
+
+
 def power_law_text(name: str, law: PowerLaw) -> str:
-    """Return a power law with the intervals of its exponents."""
-    factors = " ".join(f"{factor}^{_estimate(exponent)}" for factor, exponent in law.exponents.items())
-    return f"{name} = {_estimate(law.k)} {factors}"
+    """Return a power law: intervals and verdicts of its constants."""
+    judgements = judge_power_law(law)
+    rows = [["constant", "interval", "estimate", "verdict"]]
+    for one in judgements:
+        rows.append([one.name, _interval(one.low, one.high), f"({one.estimate:.4g})", _verdict(one)])
+    title = f"{name} = k times {' times '.join(f'a power of {factor}' for factor in law.exponents)}"
+    return "\n".join([title, *_columns(rows), *_reasons(judgements)])
+
+
+def judge_power_law(law: PowerLaw) -> list[Judgement]:
+    """Return the verdict on k and on each exponent of a power law."""
+    exponents = {f"exponent of {name}": one for name, one in law.exponents.items()}
+    judged = [judge("k", Kind.AMPLITUDE, law.k.value, (law.k.low, law.k.high))]
+    return judged + [judge(name, Kind.EXPONENT, one.value, (one.low, one.high)) for name, one in exponents.items()]
 
 
 def envelope_text(found: Envelope) -> str:
     """Return the report of approach 1."""
     return (
-        f"approach 1, envelope of loss curves: {found.curves} sizes are best somewhere\n"
-        f"N_opt = k C^a with a = {_estimate(found.exponent)} (bootstrap over sizes)"
+        f"approach 1, envelope of loss curves: {found.curves} sizes are best somewhere; bootstrap over sizes\n"
+        f"{power_law_text('N_opt', found.sizes)}"
     )
 
 
@@ -168,8 +205,8 @@ def isoflops_text(found: IsoFlops) -> str:
     )
 
 
-def optima_text(found: list[Optimum], law: PowerLaw | None) -> str:
-    """Return the report of the optimal epochs."""
+def optima_text(found: list[Optimum], law: PowerLaw | str) -> str:
+    """Return the report of the optimal epochs; ``law`` says why there is none if it is text."""
     rows = [["parameters", "unique tokens", "epochs", "between", "loss"]]
     for one in found:
         epochs = f"{one.epochs:.4g}" if one.inside else f"at {'least' if one.low > 0.0 else 'most'} {one.epochs:.4g}"
@@ -179,39 +216,83 @@ def optima_text(found: list[Optimum], law: PowerLaw | None) -> str:
     lines = _columns(rows)
     if outside:
         lines.append(f"{outside} of {len(found)} ladders do not show the turn and are left out of the power law")
-    if law is None:
-        lines.append("fewer than 3 ladders show the turn: the power law of the optimal epochs is not identified")
-    else:
-        lines.append(power_law_text("e_opt", law))
-    return "\n".join(lines)
+    if isinstance(law, str):
+        return "\n".join([*lines, f"the power law of the optimal epochs is not identified: {law}"])
+    for factor, meaning in (("U", "the number of unique tokens"), ("N", "the size")):
+        if factor not in law.exponents:
+            same = f"{meaning} is the same in all ladders that show the turn"
+            lines.append(f"{same}: {factor} is left out of the law, which holds there only")
+    return "\n".join([*lines, power_law_text("e_opt", law)])
 
 
-def crossover_text(base: str, challenger: str, found: list[Crossover], law: PowerLaw | None) -> str:
-    """Return the report of the compute beyond which ``challenger`` beats ``base``."""
-    rows = [["unique tokens", "crossover FLOPs", "interval", "compared from", "to"]]
-    for one in found:
-        at = f"{one.compute:.4g}"
+def crossover_text(base: str, challenger: str, found: list[Crossover], refused: list[str], law: PowerLaw | str) -> str:
+    """Return the report of the compute beyond which ``challenger`` beats ``base``.
+
+    Args:
+        base, challenger: names of the objectives.
+        found: the crossover on each number of unique tokens.
+        refused: numbers of unique tokens without one, with the reason.
+        law: of the critical compute, or why there is none.
+    """
+    judgements = [judge_crossover(one) for one in found]
+    rows = [["unique tokens", "crossover FLOPs", "interval", "verdict", "compared from", "to"]]
+    for one, judged in zip(found, judgements, strict=True):
+        at = f"({one.compute:.4g})"
         if one.compute == 0.0:
             at = "ahead throughout"
         if math.isinf(one.compute):
-            at = "not reached"
-        rows.append([f"{one.unique:.4g}", at, _interval(one.low, one.high), f"{one.first:.3g}", f"{one.last:.3g}"])
-    lines = [f"{challenger} against {base}", *_columns(rows)]
-    if law is None:
-        lines.append("crossovers on fewer than 2 numbers of unique tokens: their power law is not identified")
-    else:
-        lines.append(power_law_text("C_crit", law))
+            at = f"not within the runs ({base}: up to {one.last:.3g} FLOPs)"
+        ends = f"{one.first:.3g}", f"{one.last:.3g}"
+        rows.append([f"{one.unique:.4g}", at, _interval(judged.low, judged.high), _verdict(judged), *ends])
+    lines = [f"{challenger} against {base}", *_columns(rows), *_reasons(judgements)]
+    lines += [f"no crossover: {reason}" for reason in refused]
+    lines += [
+        f"U = {one.unique:.4g}: the runs of {base} of most compute are not its best, so its lowest loss stands up to "
+        f"the last run of {challenger}"
+        for one in found
+        if one.carried
+    ]
+    lines += [f"left out of the law: U = {one.unique:.4g}, {one.why_unbounded()}" for one in found if not one.bounded]
+    lines.append(f"C_crit is not identified: {law}" if isinstance(law, str) else power_law_text("C_crit", law))
     return "\n".join(lines)
+
+
+def judge_crossover(found: Crossover) -> Judgement:
+    """Return the verdict on a crossover; one that lies outside the runs is bounded by their end."""
+    interval = min(found.low, found.last), max(found.high, found.first)
+    return judge(f"U = {found.unique:.4g}", Kind.CROSSOVER, found.compute, interval)
+
+
+def crossover_plain(found: Crossover) -> dict[str, Any]:
+    """Return a crossover as values for JSON, without its draws."""
+    values = {name: number(value) for name, value in found._asdict().items() if name not in ("carried", "draws")}
+    judged = judge_crossover(found)
+    said = {"carried": found.carried, "verdict": str(judged.verdict), "reason": judged.reason}
+    return values | said | {"left_out_of_law": found.why_unbounded()}
 
 
 def power_law_plain(law: PowerLaw) -> dict[str, Any]:
     """Return a power law as values for JSON."""
-    return {"k": estimate_plain(law.k), "exponents": {name: estimate_plain(one) for name, one in law.exponents.items()}}
+    k, *exponents = (judgement_plain(one) for one in judge_power_law(law))
+    return {"k": k, "exponents": dict(zip(law.exponents, exponents, strict=True))}
 
 
-def estimate_plain(estimate: Estimate) -> dict[str, float | str]:
-    """Return a value with its interval for JSON."""
-    return {name: number(value) for name, value in estimate._asdict().items()}
+def law_plain(law: PowerLaw | str) -> dict[str, Any]:
+    """Return a power law, or why there is none, as values for JSON."""
+    if isinstance(law, str):
+        return {"law": None, "no_law": law}
+    return {"law": power_law_plain(law)}
+
+
+def judgement_plain(judged: Judgement) -> dict[str, Any]:
+    """Return a verdict with its interval as values for JSON."""
+    return {
+        "verdict": str(judged.verdict),
+        "reason": judged.reason,
+        "low": number(judged.low),
+        "high": number(judged.high),
+        "at_minimum": number(judged.estimate),
+    }
 
 
 def number(value: float) -> float | str:
@@ -219,12 +300,17 @@ def number(value: float) -> float | str:
     return float(value) if math.isfinite(value) else str(value)
 
 
-def _estimate(estimate: Estimate) -> str:
-    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+def _verdict(judged: Judgement) -> str:
+    return judged.verdict if judged.verdict is Verdict.IDENTIFIED else judged.verdict.upper()
+
+
+def _reasons(judgements: list[Judgement]) -> list[str]:
+    return [f"  {one.name}: {one.reason}" for one in judgements if one.verdict is not Verdict.IDENTIFIED]
 
 
 def _interval(low: float, high: float) -> str:
-    return f"{'(' if low == 0.0 else '['}{low:.4g}, {high:.4g}{')' if math.isinf(high) else ']'}"
+    opening = "(" if low in (0.0, -math.inf) else "["
+    return f"{opening}{low:.4g}, {high:.4g}{')' if math.isinf(high) else ']'}"
 
 
 def _columns(rows: list[list[str]]) -> list[str]:

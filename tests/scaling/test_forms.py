@@ -86,3 +86,9 @@ def test_huber_is_quadratic_then_linear_and_smooth():
     points = np.linspace(-3e-3, 3e-3, 41)
     difference = (huber(points + 1e-9) - huber(points - 1e-9)) / 2e-9
     np.testing.assert_allclose(influence(points), difference, atol=1e-9)
+
+
+def test_every_constant_that_may_be_fitted_has_a_kind(form):
+    widest = {name: kind.widest for name, kind in form.kinds.items()}
+    narrow = {"E": 1.25, "alpha": 2.0, "beta": 2.0, "gamma": 2.0, "delta": 2.0}
+    assert widest == {name: narrow.get(name, 10.0) for name in form.constants if name not in form.given}

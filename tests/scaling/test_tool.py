@@ -80,9 +80,11 @@ def test_a_grid_that_identifies_everything(tool, tmp_path):
     assert "Not identified" not in said
 
 
-def test_chinchilla_also_by_least_squares(tool, tmp_path):
+@pytest.mark.parametrize("noise, all_identified", [(0.0, True), (0.05, False)])
+def test_chinchilla_by_least_squares_stands_beside_interval_and_verdict(tool, tmp_path, noise, all_identified):
+    draws = np.random.default_rng(0)
     rows = [
-        row(size, tokens, tokens, float(laws.chinchilla(PUBLISHED, size, tokens)))
+        row(size, tokens, tokens, float(laws.chinchilla(PUBLISHED, size, tokens)) * math.exp(noise * draws.normal()))
         for size in (1e7, 1e8, 1e9)
         for tokens in (1e8, 1e9, 1e10)
     ]
@@ -91,8 +93,23 @@ def test_chinchilla_also_by_least_squares(tool, tmp_path):
         write(tmp_path / "table.csv", rows), "--form", "chinchilla", "--starts", 8, "--bootstrap", 0, "--json", out
     )
     assert code == 0
-    assert "variable projection" in said
-    assert json.loads(out.read_text(encoding="utf-8"))["variable_projection"]["alpha"] == pytest.approx(0.3526596)
+    found = json.loads(out.read_text(encoding="utf-8"))
+    projected, fitted = found["variable_projection"], found["constants"]
+    for name, one in projected.items():
+        judged = fitted[name]
+        assert one["factor"] == pytest.approx(one["at_minimum"] / judged["at_minimum"])
+        assert (one["low"], one["high"], one["verdict"]) == (judged["low"], judged["high"], judged["verdict"])
+        assert one["inside_interval"] == (judged["low"] <= one["at_minimum"] <= float(judged["high"]))
+    assert all(one["verdict"] == "identified" for one in projected.values()) == all_identified
+    if not noise:
+        assert projected["alpha"]["at_minimum"] == pytest.approx(PUBLISHED["alpha"])
+    # The text has how far each constant lies from the fit's, never a value without its interval.
+    table = said[said.index("variable projection") :].splitlines()[2:7]
+    assert [line.split()[0] for line in table] == ["A", "B", "E", "alpha", "beta"]
+    for line in table:
+        one = projected[line.split()[0]]
+        inside = "yes" if one["inside_interval"] else "NO"
+        assert line.split(maxsplit=3)[1:] == [f"{one['factor']:.4g}", inside, one["verdict"]]
 
 
 def test_envelope_and_isoflops(tool, tmp_path):
@@ -104,37 +121,98 @@ def test_envelope_and_isoflops(tool, tmp_path):
     table, out = write(tmp_path / "table.csv", rows), tmp_path / "fit.json"
     code, said, _ = tool(table, "--form", "isoflop", "--json", out)
     assert code == 0
-    assert "N_opt = " in said
+    assert "N_opt = k times a power of C" in said
     exponent = json.loads(out.read_text(encoding="utf-8"))["sizes"]["exponents"]["C"]
-    assert exponent["value"] == pytest.approx(0.5, abs=0.05)
-    code, said, _ = tool(table, "--form", "envelope", "--bootstrap", 20)
+    assert exponent["at_minimum"] == pytest.approx(0.5, abs=0.05)
+    assert exponent["verdict"] == "identified"
+    assert re.search(r"exponent of C  \[0\.\d+, 0\.\d+\] +\(0\.\d+\) +identified", said)
+    code, said, _ = tool(table, "--form", "envelope", "--bootstrap", 20, "--json", out)
     assert code == 0
     assert "approach 1" in said
+    found = json.loads(out.read_text(encoding="utf-8"))
+    # Resamples of seven sizes often leave too few that are best anywhere.
+    assert found["sizes"]["exponents"]["C"]["verdict"] in ("identified", "not identified")
+    assert found["sizes"]["k"]["verdict"] == "not identified"
+    assert "k: " in said
 
 
-def test_optimal_epochs_without_enough_turns(tool, tmp_path):
-    rows = [row(1e6, e * 1e7, 1e7, 3 + 0.01 * math.log(e / 5) ** 2) for e in (1, 2, 4, 8, 16)]
-    code, said, _ = tool(write(tmp_path / "table.csv", rows), "--form", "optimal-epochs")
-    assert code == 0
-    assert "the power law of the optimal epochs is not identified" in said
-
-
-def test_crossover_of_two_objectives(tool, tmp_path):
+def test_two_budgets_give_isoflop_exponents_without_an_interval(tool, tmp_path):
     rows = []
-    for unique, crossing in ((1e6, 1e18), (4e6, 1e19)):
+    for budget in (1e19, 1e20):
+        for size in np.logspace(8, 9.5, 7):
+            tokens = budget / 6 / size
+            rows.append(row(size, tokens, tokens, float(laws.chinchilla(PUBLISHED, size, tokens))))
+    code, said, _ = tool(write(tmp_path / "table.csv", rows), "--form", "isoflop")
+    assert code == 0
+    assert re.search(r"exponent of C  \(-inf, inf\)  \(0\.\d+\) +NOT IDENTIFIED", said)
+    assert "exponent of C: no value is rejected" in said
+
+
+def turning(size, unique, optimum):
+    return [
+        row(size, e * unique, unique, 3 + 0.01 * math.log(e / optimum) ** 2) for e in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    ]
+
+
+@pytest.mark.parametrize(
+    "ladders, reason",
+    [
+        ([(1e6, 1e7, 5.0)], "1 of 1 ladders show the turn, a law needs at least 2"),
+        ([(1e6, 1e7, 0.1), (1e7, 1e7, 5.0)], "1 of 2 ladders show the turn, a law needs at least 2"),
+        ([(1e6, 1e7, 5.0), (1e7, 1e8, 9.0)], "2 points do not determine the exponents of U, N"),
+        (
+            [(1e6, 1e7, 5.0), (1e7, 1e8, 9.0), (1e8, 1e9, 15.0)],
+            "3 points do not determine the exponents of U, N; at least 3 points that differ in each",
+        ),
+    ],
+)
+def test_optimal_epochs_without_a_law_still_lists_the_ladders(tool, tmp_path, ladders, reason):
+    rows = [one for each in ladders for one in turning(*each)]
+    out = tmp_path / "fit.json"
+    code, said, _ = tool(write(tmp_path / "table.csv", rows), "--form", "optimal-epochs", "--json", out)
+    assert code == 0
+    assert f"the power law of the optimal epochs is not identified: {reason}" in said
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert (len(found["ladders"]), found["law"]) == (len(ladders), None)
+    assert reason in found["no_law"]
+
+
+def test_optimal_epochs_on_one_subset_are_a_law_of_the_size(tool, tmp_path):
+    rows = [one for size, optimum in ((1e6, 12.0), (1e7, 6.0), (1e8, 3.0)) for one in turning(size, 1e8, optimum)]
+    out = tmp_path / "fit.json"
+    code, said, _ = tool(write(tmp_path / "table.csv", rows), "--form", "optimal-epochs", "--json", out)
+    assert code == 0
+    assert "the number of unique tokens is the same in all ladders that show the turn: U is left out of the law" in said
+    assert "e_opt = k times a power of N" in said
+    (exponent,) = json.loads(out.read_text(encoding="utf-8"))["law"]["exponents"].values()
+    assert exponent["at_minimum"] == pytest.approx(-math.log10(2))
+    assert exponent["verdict"] == "identified"
+
+
+def crossing_rows(crossings, objectives=(("ar", 0.1, False), ("mdlm", 0.3, True))):
+    """Runs of two objectives that cross at so many FLOPs on each number of unique tokens."""
+    rows = []
+    for unique, crossing in crossings:
         for compute in crossing * np.logspace(-1, 1, 9):
             away = math.log10(compute / crossing)
             size = compute / 6 / (unique * 100)
-            for objective, slope, bound in (("ar", 0.1, False), ("mdlm", 0.3, True)):
+            for objective, slope, bound in objectives:
                 loss = 4.0 - slope * away
                 rows.append(row(size, unique * 100, unique, loss, objective=objective, bound=bound, flops=compute))
-    table, out = write(tmp_path / "table.csv", rows), tmp_path / "fit.json"
-    code, said, _ = tool(table, "--form", "crossover", "--objective", "ar", "mdlm", "--bootstrap", 30, "--json", out)
+    return rows
+
+
+def test_crossover_of_two_objectives(tool, tmp_path):
+    table = write(tmp_path / "table.csv", crossing_rows([(1e6, 1e18), (4e6, 1e19)]))
+    out = tmp_path / "fit.json"
+    code, said, _ = tool(table, "--form", "crossover", "--objective", "ar", "mdlm", "--bootstrap", 200, "--json", out)
     assert code == 0
     assert "the losses of mdlm are upper bounds" in said
+    assert "left out" not in said
     found = json.loads(out.read_text(encoding="utf-8"))
     assert [one["compute"] for one in found["crossovers"]] == pytest.approx([1e18, 1e19])
-    assert found["law"]["exponents"]["U"]["value"] == pytest.approx(math.log(10) / math.log(4))
+    assert [(one["carried"], one["left_out_of_law"]) for one in found["crossovers"]] == [(False, "")] * 2
+    assert found["law"]["exponents"]["U"]["at_minimum"] == pytest.approx(math.log(10) / math.log(4))
     code, _, error = tool(table, "--form", "chinchilla")
     assert code == 4
     assert "objective is mixed" in error
@@ -161,6 +239,46 @@ def test_a_sweep_is_refused_or_reduced_to_the_best_setting(tool, tmp_path):
     code, said, _ = tool(table, "--form", "optimal-epochs", "--where", "weight_decay=0.1")
     assert code == 0
     assert "left out" not in said
+
+
+def test_crossovers_outside_the_runs_are_said_to_be_so_and_make_no_law(tool, tmp_path):
+    rows = crossing_rows([(1e6, 1e18), (4e6, 1e19)])
+    # On the larger subset mdlm stays behind, and ar turns where mdlm still falls.
+    for one in rows:
+        if one["unique_tokens_U"] == 4e6:
+            one["val_loss"] += 1.0 if one["objective"] == "mdlm" else 0.0
+            one["val_loss"] += 0.5 if one["objective"] == "ar" and one["flops"] > 3e19 else 0.0
+    rows = [one for one in rows if not (one["objective"] == "ar" and one["flops"] > 8e19)]
+    out = tmp_path / "fit.json"
+    table = write(tmp_path / "table.csv", rows)
+    code, said, _ = tool(table, "--form", "crossover", "--objective", "ar", "mdlm", "--bootstrap", 200, "--json", out)
+    assert code == 0
+    assert "not within the runs (ar: up to 1e+20 FLOPs)" in said
+    assert "U = 4e+06: the runs of ar of most compute are not its best" in said
+    assert "left out of the law: U = 4e+06, the curves do not cross within the runs" in said
+    assert "C_crit is not identified: 1 points do not determine" in said
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["law"] is None
+    assert [one["carried"] for one in found["crossovers"]] == [False, True]
+
+
+def test_a_subset_without_a_crossover_is_reported_beside_the_others(tool, tmp_path):
+    rows = crossing_rows([(1e6, 1e18), (4e6, 1e19), (16e6, 1e20)])
+    # Two runs of ar are no curve.
+    few = [one for one in rows if one["unique_tokens_U"] == 4e6 and one["objective"] == "ar"][2:]
+    rows = [one for one in rows if one not in few]
+    table, out = write(tmp_path / "table.csv", rows), tmp_path / "fit.json"
+    arguments = ("--form", "crossover", "--objective", "ar", "mdlm", "--bootstrap", 200, "--json", out)
+    code, said, _ = tool(table, *arguments)
+    assert code == 0
+    assert "no crossover: 2 computes of the base on 4e+06 unique tokens" in said
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert [one["unique"] for one in found["crossovers"]] == [1e6, 16e6]
+    assert len(found["no_crossover"]) == 1
+    assert found["law"]["exponents"]["U"]["at_minimum"] == pytest.approx(math.log(100) / math.log(16))
+    code, _, error = tool(table, *arguments, "--where", "unique_tokens_U=4e6")
+    assert code == 4
+    assert "ar and mdlm cannot be compared: 2 computes of the base" in error
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from card_scale.errors import ConfigurationError
+from card_scale.errors import ConfigurationError, DataError
 from card_scale.scaling import laws
 from card_scale.scaling.analysis import Settings, analyse
 from card_scale.scaling.bootstrap import bootstrap, percentile_interval
 from card_scale.scaling.coverage import Grid, coverage
+from card_scale.scaling.crossover import Crossover
 from card_scale.scaling.dependence import Dependence, dependence, ladders
 from card_scale.scaling.fit import fit
 from card_scale.scaling.forms import CHINCHILLA, DATA_CONSTRAINED
 from card_scale.scaling.holdout import hold_out
 from card_scale.scaling.profile import interval, profile
+from card_scale.scaling.report import judge_crossover
 from card_scale.scaling.runs import Runs
 from card_scale.scaling.threshold import rise
-from card_scale.scaling.verdict import Verdict, judge
+from card_scale.scaling.verdict import Kind, Verdict, judge
 from tests.scaling.datablations import BASE, PUBLISHED, published_182
 
 NOISE_ONLY = Dependence(40, 20, 0.6)
@@ -134,16 +136,71 @@ def test_rounding_is_no_pattern():
         ((3.0, math.inf), Verdict.LOWER_BOUND, "no value above 3 is rejected, infinity included"),
         ((0.0, 5.0), Verdict.UPPER_BOUND, "no value below 5 is rejected, 0 included"),
         ((0.0, math.inf), Verdict.NOT_IDENTIFIED, "no value is rejected"),
-        ((3.0, 33.0), Verdict.NOT_IDENTIFIED, "known to a factor of 11 only"),
+        ((3.0, 33.0), Verdict.NOT_IDENTIFIED, "known to a factor of 11 only, the limit of a constant of decay is 10"),
     ],
 )
 def test_verdicts(ends, verdict, reason):
-    found = judge("R_D", 4.0, ends, (1.0, 100.0), NOISE_ONLY)
+    found = judge("R_D", Kind.DECAY, 4.0, ends, (1.0, 100.0), NOISE_ONLY)
     assert (found.verdict, found.reason, found.low, found.high) == (verdict, reason, *ends)
 
 
+# Published 95 % intervals of the replication of Chinchilla's fit, which are worth quoting; and others that are not.
+@pytest.mark.parametrize(
+    "name, ends, verdict",
+    [
+        ("E", (1.769, 1.871), Verdict.IDENTIFIED),
+        ("alpha", (0.317, 0.373), Verdict.IDENTIFIED),
+        ("beta", (0.331, 0.415), Verdict.IDENTIFIED),
+        ("A", (285.0, 744.0), Verdict.IDENTIFIED),
+        ("B", (1042.0, 5810.0), Verdict.IDENTIFIED),
+        ("E", (0.437, 2.07), Verdict.NOT_IDENTIFIED),
+        ("E", (1.5, 1.9), Verdict.NOT_IDENTIFIED),
+        ("beta", (0.2, 0.41), Verdict.NOT_IDENTIFIED),
+    ],
+)
+def test_how_wide_an_interval_may_be_depends_on_the_constant(name, ends, verdict):
+    assert judge(name, CHINCHILLA.kinds[name], ends[0], ends, None, NOISE_ONLY).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    "ends, verdict, reason",
+    [
+        ((-1.27, -0.8), Verdict.IDENTIFIED, ""),
+        ((-1.27, -0.42), Verdict.NOT_IDENTIFIED, "known to a factor of 3.02 only, the limit of an exponent is 2"),
+        ((-0.07, 0.87), Verdict.NOT_IDENTIFIED, "neither sign is rejected"),
+        ((-math.inf, math.inf), Verdict.NOT_IDENTIFIED, "no value is rejected"),
+        ((-math.inf, -0.5), Verdict.UPPER_BOUND, "no value below -0.5 is rejected, -inf included"),
+        ((-0.5, math.inf), Verdict.LOWER_BOUND, "no value above -0.5 is rejected, infinity included"),
+    ],
+)
+def test_verdicts_on_an_exponent_that_may_be_negative(ends, verdict, reason):
+    found = judge("exponent of N", Kind.EXPONENT, -0.6, ends)
+    assert (found.verdict, found.reason) == (verdict, reason)
+
+
+def test_a_constant_whose_whole_interval_is_the_bound_that_stands_for_infinity_is_large():
+    assert judge("R_N", Kind.DECAY, math.inf, (math.inf, math.inf)).verdict is Verdict.LOWER_BOUND
+
+
+@pytest.mark.parametrize(
+    "compute, low, high, verdict, reason",
+    [
+        (1e18, 5e17, 2e18, Verdict.IDENTIFIED, ""),
+        (1e18, 1e17, 5e18, Verdict.NOT_IDENTIFIED, "known to a factor of 50 only, the limit of a crossover is 10"),
+        (1e18, 5e17, math.inf, Verdict.LOWER_BOUND, "no value above 5e+17 is rejected, infinity included"),
+        (math.inf, math.inf, math.inf, Verdict.LOWER_BOUND, "no value above 1e+20 is rejected, infinity included"),
+        (0.0, 0.0, 0.0, Verdict.UPPER_BOUND, "no value below 1e+16 is rejected, 0 included"),
+        (0.0, 0.0, 3e17, Verdict.UPPER_BOUND, "no value below 3e+17 is rejected, 0 included"),
+        (1e18, 0.0, math.inf, Verdict.NOT_IDENTIFIED, "no value is rejected"),
+    ],
+)
+def test_verdict_on_a_crossover(compute, low, high, verdict, reason):
+    found = judge_crossover(Crossover(1e8, compute, low, high, first=1e16, last=1e20))
+    assert (found.name, found.verdict, found.reason) == ("U = 1e+08", verdict, reason)
+
+
 def test_a_misfit_identifies_nothing_and_widens_the_interval():
-    found = judge("R_D", 4.0, (3.0, 5.0), (2.0, 4.5), Dependence(40, 38, 1e-9))
+    found = judge("R_D", Kind.DECAY, 4.0, (3.0, 5.0), (2.0, 4.5), Dependence(40, 38, 1e-9))
     assert (found.verdict, found.low, found.high) == (Verdict.NOT_IDENTIFIED, 2.0, 5.0)
     assert "misses a pattern" in found.reason
 
@@ -237,6 +294,42 @@ def test_hold_out_sees_that_a_law_does_not_extrapolate():
     assert found.bias < 0.0
 
 
-def test_hold_out_of_all_runs_is_refused():
-    with pytest.raises(ConfigurationError, match="182 runs to hold out of 182"):
-        hold_out(CHINCHILLA, published_182(), {}, 182, 4, 0)
+def seeds_of_cells(seeds):
+    """Runs of the plain law in 3 by 3 cells, with so many seeds in the three cells of the most compute."""
+    cells = [(n, d) for n in (1e7, 1e8, 1e9) for d in (1e8, 1e9, 1.1e10)]
+    cells += sorted(cells, key=math.prod)[-3:] * (seeds - 1)
+    size, tokens = np.array(cells).T
+    noise = 1e-3 * np.random.default_rng(0).standard_normal(len(size))
+    return Runs(size, tokens, tokens, laws.chinchilla(PUBLISHED, size, tokens) * np.exp(noise))
+
+
+@pytest.mark.parametrize("count, taken", [(1, 3), (3, 3), (4, 6), (7, 9), (9, 9)])
+def test_hold_out_takes_whole_cells(count, taken):
+    runs = seeds_of_cells(seeds=3)
+    found = hold_out(CHINCHILLA, runs, {}, count, starts=4, seed=0)
+    assert (len(found.rows), found.asked) == (taken, count)
+    cells = set(zip(runs.N, runs.D, strict=True))
+    held = {(runs.N[row], runs.D[row]) for row in found.rows}
+    kept = {(runs.N[row], runs.D[row]) for row in range(len(runs.N)) if row not in found.rows}
+    assert held | kept == cells
+    assert not held & kept
+
+
+@pytest.mark.parametrize(
+    "runs, count, message",
+    [
+        # 15 runs, three seeds in each of the three largest cells; the law has 5 constants.
+        (seeds_of_cells(3), 10, "10 runs to hold out of 15, 10 with .* needs 6 runs .* from 1 to 9 can be"),
+        (seeds_of_cells(3), 400, "400 runs to hold out of 15, 15 with .* from 1 to 9 can be"),
+        # 6 runs are just enough to fit.
+        (seeds_of_cells(1).take(np.arange(6)), 1, "1 runs to hold out of 6, 1 with .*: none can be"),
+    ],
+)
+def test_hold_out_that_leaves_too_few_says_what_would_be_valid(runs, count, message):
+    with pytest.raises(DataError, match=message):
+        hold_out(CHINCHILLA, runs, {}, count, 4, 0)
+
+
+def test_hold_out_of_no_runs_is_refused():
+    with pytest.raises(ConfigurationError, match="0 runs to hold out; at least 1 can be"):
+        hold_out(CHINCHILLA, published_182(), {}, 0, 4, 0)

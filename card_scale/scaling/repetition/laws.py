@@ -95,18 +95,17 @@ def critical_compute(crossed: list[Crossed]) -> Figure | Missing:
     title = "Crossover compute over unique tokens"
     by_arm: dict[str, list[Crossover]] = {}
     for one in crossed:
-        if one.found and one.found.inside:
+        if one.found and one.found.bounded:
             by_arm.setdefault(one.challenger, []).append(one.found)
     if not any(len(found) > 1 for found in by_arm.values()):
-        return Missing(title, "no arm crosses the first one inside the runs on two numbers of unique tokens")
+        return Missing(title, "no arm crosses the base, with its whole interval inside the runs, on two subsets")
 
     def draw() -> Any:
         figure, (axis,) = new_axes(1)
         uniques = np.array(sorted({one.unique for found in by_arm.values() for one in found}))
         for number, (arm, found) in enumerate(by_arm.items(), start=1):
             for one in found:
-                low, high = max(one.low, one.first), min(one.high, one.last)
-                axis.plot([one.unique] * 2, [low, high], color=f"C{number}", linewidth=1)
+                axis.plot([one.unique] * 2, [one.low, one.high], color=f"C{number}", linewidth=1)
             points = ([one.unique for one in found], [one.compute for one in found])
             axis.plot(*points, marker="o", color=f"C{number}", label=arm)
         published = PRABHUDESAI_CRITICAL_COMPUTE["k"] * uniques ** PRABHUDESAI_CRITICAL_COMPUTE["slope"]
@@ -119,7 +118,7 @@ def critical_compute(crossed: list[Crossed]) -> Figure | Missing:
         axis.grid(alpha=0.3)
         return figure
 
-    caption = "Where each arm falls below the first one for good; bars are intervals, cut to the compute of the runs."
+    caption = "Where each arm falls below the base for good; bars are 95 % intervals."
     return Figure("critical_compute", title, caption, draw)
 
 

@@ -10,6 +10,7 @@ from card_scale.scaling import columns
 from card_scale.scaling.repetition.figures import Missing
 from card_scale.scaling.repetition.laws import Crossed, Fitted, fit_text
 from card_scale.scaling.repetition.runs import Point, Study, difference, shared
+from card_scale.scaling.report import judge_crossover
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -205,7 +206,7 @@ def _cells(study: Study) -> str:
 def _crossovers(study: Study, crossed: Sequence[Crossed]) -> str:
     if not crossed:
         return "<p class=note>The study has one arm.</p>"
-    rows = [["falls below", "against", "U", "at FLOPs", "95 % interval", "compared over"]]
+    rows = [["falls below", "against", "U", "at FLOPs", "95 % interval", "verdict", "compared over"]]
     notes = []
     for one in crossed:
         if one.found is None:
@@ -213,11 +214,16 @@ def _crossovers(study: Study, crossed: Sequence[Crossed]) -> str:
             continue
         at = "throughout" if one.found.compute == 0 else f"{one.found.compute:.3g}"
         if math.isinf(one.found.compute):
-            at = "not reached"
+            at = "not within the runs"
+        if one.found.carried:
+            notes.append(
+                f"{one.base}, U = {one.unique:,.0f}: its runs of most compute are not its best; beyond them its lowest "
+                f"loss stands for it against {one.challenger}."
+            )
         name = f"{one.challenger} (bound)" if study.is_bound(one.challenger) else one.challenger
         ends = f"{one.found.low:.3g} to {one.found.high:.3g}"
         covered = f"{one.found.first:.3g} to {one.found.last:.3g}"
-        rows.append([name, one.base, f"{one.unique:,.0f}", at, ends, covered])
+        rows.append([name, one.base, f"{one.unique:,.0f}", at, ends, judge_crossover(one.found).verdict, covered])
     table = _table(rows) if len(rows) > 1 else ""
     return f"<p class=note>Lowest loss for at most so much compute, all sizes together.</p>{table}{_list(notes)}"
 

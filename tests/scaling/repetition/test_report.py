@@ -234,7 +234,13 @@ def test_crossovers_count_what_was_really_spent(write_table):
     assert laws.crossings([plain]) == [("card", UNIQUE, plain.found.compute)]
     assert isinstance(laws.critical_compute([plain]), Missing)
     other = plain._replace(unique=5 * UNIQUE, found=plain.found._replace(unique=5 * UNIQUE))
-    assert laws.critical_compute([plain, other]).draw().axes
+    assert not plain.found.bounded  # by four runs
+    assert isinstance(laws.critical_compute([plain, other]), Missing)
+    certain = [
+        one._replace(found=one.found._replace(low=one.found.compute / 2, high=2 * one.found.compute))
+        for one in (plain, other)
+    ]
+    assert laws.critical_compute(certain).draw().axes
     (few,) = laws.crossovers(runs.read(write_table([same[0], same[4]])), "ar", samples=20, seed=0)
     assert few.found is None
     assert "a curve needs 3" in few.reason
