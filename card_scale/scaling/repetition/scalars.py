@@ -1,4 +1,4 @@
-"""The report's numbers as TensorBoard curves over epochs, one run for each arm, size and subset."""
+"""The report's numbers as TensorBoard curves over epochs; one run for each arm (bounds say so), size and subset."""
 
 from pathlib import Path
 
@@ -19,7 +19,8 @@ def write_scalars(study: Study, directory: Path) -> None:
             points = study.curve(arm, size, unique)
             if not points:
                 continue
-            writer = SummaryWriter(str(directory / f"{arm}-{size}-U{unique:.0f}"))
+            name = f"{arm}-bound" if study.is_bound(arm) else arm
+            writer = SummaryWriter(str(directory / f"{name}-{size}-U{unique:.0f}"))
             for point in points:
                 epochs = round(point.first.epochs)
                 writer.add_scalar("repetition/validation_loss", point.loss, epochs)

@@ -286,6 +286,11 @@ def test_scalars_are_those_of_the_figures(write_table, rows, tmp_path):
     assert losses == [(1, pytest.approx(5.2)), (4, pytest.approx(4.1)), (16, pytest.approx(3.7))]
     assert [event.value for event in events.Scalars("repetition/loss_by_pass")] == [4.0, 3.0]
     assert len(events.Scalars("repetition/gap")) == 3
+    assert sorted(path.name.partition("-s-")[0] for path in (tmp_path / "tensorboard").iterdir()) == [
+        "ar",
+        "card",
+        "mdlm-bound",
+    ]
 
 
 def test_the_tool_writes_a_page_with_every_figure_inside(write_table, tmp_path):
