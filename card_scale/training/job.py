@@ -25,6 +25,9 @@ from card_scale.parallel import process_groups
 from card_scale.parallel.engine import ShardingEngine
 from card_scale.training.run_directory import RunDirectory
 
+MOST_TOKENS = 2**53
+"""Of a run: beyond it float64 does not count tokens exactly."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -70,6 +73,12 @@ def total_steps(config: Config, samples_per_epoch: int) -> int:
     if epochs is None:
         assert steps is not None  # Config.check
         return steps
+    tokens = epochs * samples_per_epoch * config.model.length
+    if tokens > MOST_TOKENS:
+        raise ConfigurationError(
+            f"data.epochs {epochs:g} of {samples_per_epoch} samples of {config.model.length} tokens are {tokens:.3g} "
+            "tokens; a run has at most 2^53"
+        )
     from_epochs = int(epochs * samples_per_epoch) // config.train.global_batch
     if from_epochs == 0:
         raise ConfigurationError(

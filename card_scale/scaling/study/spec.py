@@ -22,9 +22,6 @@ from card_scale.training.run_directory import EVALUATION, MAY_CHANGE
 _NOT_HASHED = (MAY_CHANGE - EVALUATION) | {"data.validation"}
 """Keys that change neither what is trained nor what is evaluated."""
 
-MOST_TOKENS = 2**53
-"""Of a run: beyond it float64 does not count tokens exactly."""
-
 _SHOWN = 5
 
 
@@ -123,7 +120,6 @@ def _spec(
         known[where] = corpora.pair(*where, grid.corpus)
     corpus, held_out = known[where]
     samples = _samples_per_epoch(draft, corpus)
-    _refuse_endless(cell.epochs, samples, draft.model.length)
     steps = _steps(draft, cell.epochs, samples)
     _check_whole_batches(draft, cell, steps, samples)
     if grid.warmup_share is not None:
@@ -205,15 +201,6 @@ def _check_whole_batches(config: Config, cell: Cell, steps: int, samples_per_epo
         raise ConfigurationError(
             f"one epoch of {samples_per_epoch} samples in whole batches of {batch} leaves out {missing} of them; "
             f"unique_tokens {whole} or {whole + batch * length} are whole batches"
-        )
-
-
-def _refuse_endless(epochs: float, samples_per_epoch: int, length: int) -> None:
-    tokens = epochs * samples_per_epoch * length
-    if tokens > MOST_TOKENS:
-        raise ConfigurationError(
-            f"data.epochs {epochs:g} of {samples_per_epoch} samples of {length} tokens are {tokens:.3g} tokens; a run "
-            f"has at most 2^53"
         )
 
 
