@@ -97,7 +97,7 @@ def test_causal_and_bidirectional(kind, backend, positions):
     backend=st.sampled_from(BACKENDS["block_diffusion"]),
     blocks_per_chunk=st.integers(1, 4),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_block_diffusion(blocks, block, batch, heads, size, backend, blocks_per_chunk):
     kind = block_diffusion(block)
     attention = create(kind, backend)

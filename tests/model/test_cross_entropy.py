@@ -89,7 +89,7 @@ def test_forbidden_columns_have_neither_probability_nor_gradient():
 
 @pytest.mark.usefixtures("one_rank")
 @given(rows=st.integers(1, 20), rows_per_chunk=st.integers(0, 6), seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_chunks_do_not_show(rows, rows_per_chunk, seed):
     logits, targets, weights = problem((rows,), seed=seed)
     whole = ours(logits, targets, weights)

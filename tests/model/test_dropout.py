@@ -50,7 +50,7 @@ def test_the_gradient_is_dropped_with_the_unit():
 
 
 @given(pair=st.tuples(KEY, KEY), others=st.lists(st.tuples(KEY, KEY), max_size=3), site=st.integers(0, 200))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_sample_does_not_depend_on_its_batch(pair, others, site):
     alone = kept((6, 1, 8), keys(pair), 0.5, site)
     batch = kept((6, 1 + len(others), 8), keys(*others, pair), 0.5, site)
@@ -58,7 +58,7 @@ def test_a_sample_does_not_depend_on_its_batch(pair, others, site):
 
 
 @given(pair=st.tuples(KEY, KEY), ranks=st.sampled_from([1, 2, 4, 8]), site=st.integers(0, 200))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_shares_of_a_sequence_are_its_parts(pair, ranks, site):
     """Sequence parallelism: each rank drops what the whole sequence would drop there."""
     whole = kept((16, 1, 8), keys(pair), 0.5, site)

@@ -180,6 +180,10 @@ def _loss_over_weight_decay(study: Study) -> Figure | Missing:
             label = f"{_label(study, arm)}, {epochs:.4g} epochs, lr {lr:g}, dropout {dropout:g}"
             axis.plot(x, y, marker="o", markersize=4, label=label, **_style(study, arm))
         axis.set_xscale("symlog", linthresh=0.1)
+        decays = sorted(
+            {p.first.setting.weight_decay for points in swept.get((size, unique), {}).values() for p in points}
+        )
+        axis.set_xticks(decays, [f"{decay:g}" for decay in decays])
 
     caption = "Cells that were trained with several weight decays, mean over seeds; a tuned arm is tuned over these."
     return Figure("loss_over_weight_decay", title, caption, lambda: _panels(study, panel, "weight decay", LOSS))
@@ -242,7 +246,7 @@ def _panels(study: Study, panel: Callable[[Any, str, float], None], x: str, y: s
     # Not every arm need stand in the first panel.
     found = [axis.get_legend_handles_labels() for axis in axes]
     handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
-    axes[0].legend(list(handles.values()), list(handles), fontsize=7)
+    figure.legend(list(handles.values()), list(handles), fontsize=7, loc="outside lower center", ncols=4)
     return figure
 
 
