@@ -159,7 +159,7 @@ def test_every_preset_can_be_planned(preset, tmp_path, monkeypatch):
     found = plan.plan(grid, runs, tasks, {})
     hours = {
         "cpu-minutes": 0.2,
-        "repetition-cpu": 2.5,
+        "repetition-cpu": 3.0,
         "repetition-cpu-lr": 0.4,
         "card-parts": 0.5,
         "gpu-half-hour": 0.6,
