@@ -1,7 +1,14 @@
 """What holds for all tests."""
 
+import signal
+
 from hypothesis import settings
 
 # A machine under load is slow; that is no failure of what is tested. Multi-process tests have deadlines of their own.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_configure() -> None:
+    """Undo what a shell does to its background jobs: they ignore Ctrl-C, and so would the programs that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
