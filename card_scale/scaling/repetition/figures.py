@@ -14,6 +14,8 @@ from card_scale.scaling.repetition.runs import Point, Run, Study, passes_of
 LOSS = "validation loss, nats per token"
 _PANEL = (4.6, 3.6)
 _MOST_COLUMNS = 3
+_LEGEND_CHARACTERS = 64
+"""That stand side by side below one panel, with the lines beside them."""
 
 
 class Figure(NamedTuple):
@@ -246,7 +248,8 @@ def _panels(study: Study, panel: Callable[[Any, str, float], None], x: str, y: s
     # Not every arm need stand in the first panel.
     found = [axis.get_legend_handles_labels() for axis in axes]
     handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
-    figure.legend(list(handles.values()), list(handles), fontsize=7, loc="outside lower center", ncols=4)
+    columns = min(4, max(1, int(_LEGEND_CHARACTERS * len(wanted) / max(map(len, handles)))))
+    figure.legend(list(handles.values()), list(handles), fontsize=7, loc="outside lower center", ncols=columns)
     return figure
 
 
