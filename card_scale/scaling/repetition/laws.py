@@ -17,6 +17,7 @@ from card_scale.scaling.published import PRABHUDESAI_CRITICAL_COMPUTE
 from card_scale.scaling.repetition.figures import Crossing, Figure, Missing, new_axes
 from card_scale.scaling.repetition.runs import Point, Study
 from card_scale.scaling.runs import Runs
+from card_scale.scaling.verdict import Verdict
 
 
 class Fitted(NamedTuple):
@@ -136,10 +137,11 @@ def effective_data(fitted: list[Fitted]) -> Figure | Missing:
             judged = next(one for one in analysis.judgements if one.name == "R_D")
             epochs = np.geomspace(1.0, float((analysis.fit.runs.D / analysis.fit.runs.U).max()), 60)
             low, high = ((1.0 + saturating(epochs - 1.0, end)) / epochs for end in (judged.low, judged.high))
-            axis.fill_between(epochs, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
-            middle = (1.0 + saturating(epochs - 1.0, judged.estimate)) / epochs
             label = f"{arm}: R_D {judged.verdict}, [{judged.low:.3g}, {judged.high:.3g}]"
-            axis.plot(epochs, middle, color=f"C{number}", linewidth=1, label=label)
+            axis.fill_between(epochs, low, high, color=f"C{number}", alpha=0.2, linewidth=0, label=label)
+            if judged.verdict is Verdict.IDENTIFIED:
+                middle = (1.0 + saturating(epochs - 1.0, judged.estimate)) / epochs
+                axis.plot(epochs, middle, color=f"C{number}", linewidth=1)
         axis.set_xscale("log", base=2)
         axis.set_xlabel("epochs")
         axis.set_ylabel("D' / D")
@@ -149,8 +151,8 @@ def effective_data(fitted: list[Fitted]) -> Figure | Missing:
         return figure
 
     caption = (
-        "What a processed token is worth, by the law fitted to each arm; bands span the interval of R_D. A band that "
-        "fills the panel says that the runs do not identify R_D: do not read its line."
+        "What a processed token is worth, by the law fitted to each arm. Bands span the interval of R_D; a line stands "
+        "where the runs identify it. A band that fills the panel says nothing."
     )
     return Figure("effective_data", title, caption, draw)
 
