@@ -6,8 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+from card_scale.argument_types import positive
 from card_scale.cli import run_tool
-from card_scale.data.arguments import add_input_arguments, available_cores, positive
+from card_scale.data.arguments import add_input_arguments, available_cores
 
 
 def parse() -> argparse.Namespace:

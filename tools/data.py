@@ -6,15 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+from card_scale.argument_types import fraction, not_negative, positive, positive_share
 from card_scale.cli import run_tool
-from card_scale.data.arguments import (
-    add_input_arguments,
-    available_cores,
-    fraction,
-    not_negative,
-    positive,
-    positive_share,
-)
+from card_scale.data.arguments import add_input_arguments, available_cores
 
 
 def parse() -> argparse.Namespace:

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from card_scale.argument_types import figure_file, not_negative, output_file, positive
 from card_scale.cli import run_tool
-from card_scale.data.arguments import not_negative, positive
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.scaling import report
 from card_scale.scaling.analysis import Settings, analyse
-from card_scale.scaling.arguments import figure_file, output_file
 from card_scale.scaling.columns import DONE, OBJECTIVE, REQUIRED, SETTINGS, STATUS
 from card_scale.scaling.crossover import critical_compute_law, crossover
 from card_scale.scaling.envelope import envelope

@@ -5,10 +5,9 @@ import argparse
 import json
 import sys
 
+from card_scale.argument_types import not_negative, not_negative_number, output_file, positive, positive_number
 from card_scale.cli import run_tool
-from card_scale.data.arguments import not_negative, positive
 from card_scale.environment import environment
-from card_scale.scaling.arguments import not_negative_number, output_file, positive_number
 from card_scale.scaling.coverage import Grid, coverage
 from card_scale.scaling.forms import DATA_CONSTRAINED
 from card_scale.scaling.report import number

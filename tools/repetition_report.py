@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from card_scale.argument_types import not_negative, positive
 from card_scale.cli import run_tool
-from card_scale.data.arguments import not_negative, positive
 
 if TYPE_CHECKING:  # --help must answer at once
     from card_scale.scaling.repetition.figures import Figure

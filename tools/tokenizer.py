@@ -6,8 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+from card_scale.argument_types import positive
 from card_scale.cli import run_tool
-from card_scale.data.arguments import add_input_arguments, positive
+from card_scale.data.arguments import add_input_arguments
 
 
 def parse() -> argparse.Namespace:

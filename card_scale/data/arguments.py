@@ -36,38 +36,6 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def fraction(value: str) -> float:
-    """Type of an argument in [0, 1)."""
-    number = float(value)
-    if not 0.0 <= number < 1.0:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 0 and below 1")
-    return number
-
-
-def positive_share(value: str) -> float:
-    """Type of an argument in (0, 1]."""
-    number = float(value)
-    if not 0.0 < number <= 1.0:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0 and at most 1")
-    return number
-
-
 def available_cores() -> int:
     """Cores that this process may use, which under a scheduler are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def not_negative(value: str) -> int:
-    """Type of an integer argument of at least 0."""
-    number = int(value)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return number
-
-
-def positive(value: str) -> int:
-    """Type of an integer argument of at least 1."""
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return number

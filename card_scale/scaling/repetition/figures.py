@@ -136,7 +136,7 @@ def _loss_over_flops(study: Study, crossings: Sequence[Crossing]) -> Figure | Mi
 
     caption = (
         "Every finished run of all sizes; the lines are the lowest loss, a mean over seeds, reached with at most so "
-        "many FLOPs. A dotted line marks where an arm falls below the first one for good; the table of "
+        "many FLOPs. A dotted line marks where an arm falls below the base for good; the table of "
         "crossovers gives intervals."
     )
     return Figure("loss_over_flops", title, caption, draw)

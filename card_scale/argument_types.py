@@ -1,4 +1,4 @@
-"""Types of the fitting tools' arguments: a fit takes minutes, so what cannot end well is refused before it."""
+"""Types of the tools' arguments: what cannot end well is refused before a tool begins. Imports nothing heavy."""
 
 import argparse
 import importlib.util
@@ -6,6 +6,38 @@ import math
 from pathlib import Path
 
 FIGURE_ENDINGS = (".pdf", ".png", ".svg")
+
+
+def not_negative(value: str) -> int:
+    """Type of an integer argument of at least 0."""
+    number = int(value)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return number
+
+
+def positive(value: str) -> int:
+    """Type of an integer argument of at least 1."""
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return number
+
+
+def fraction(value: str) -> float:
+    """Type of an argument in [0, 1)."""
+    number = float(value)
+    if not 0.0 <= number < 1.0:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 0 and below 1")
+    return number
+
+
+def positive_share(value: str) -> float:
+    """Type of an argument in (0, 1]."""
+    number = float(value)
+    if not 0.0 < number <= 1.0:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0 and at most 1")
+    return number
 
 
 def positive_number(value: str) -> float:
