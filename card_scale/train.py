@@ -12,8 +12,8 @@ import sys
 import time
 
 from card_scale import config as configs
-from card_scale import deepspeed_json
 from card_scale.config import Config
+from card_scale.engine.deepspeed import settings as deepspeed_json
 from card_scale.errors import (
     CardScaleError,
     ExitCode,
@@ -34,9 +34,10 @@ def train(config: Config, stop: StopRequest) -> str:
     """
     import torch.distributed as dist
 
+    from card_scale.distributed import cpu_backend, process_groups
+    from card_scale.distributed import parallel_dims as topology
+    from card_scale.engine.build import build_engine
     from card_scale.model.attention import resolve_backend
-    from card_scale.parallel import cpu_backend, process_groups, topology
-    from card_scale.parallel.build import build_engine
     from card_scale.training import job
     from card_scale.training.evaluation import Evaluation
     from card_scale.training.learning_rate import learning_rate

@@ -4,6 +4,8 @@ import signal
 
 from hypothesis import settings
 
+pytest_plugins = ["tests.corpora"]
+
 # A machine under load is slow; that is no failure of what is tested. Multi-process tests have deadlines of their own.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

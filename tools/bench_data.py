@@ -8,7 +8,7 @@ from pathlib import Path
 
 from card_scale.argument_types import positive
 from card_scale.cli import run_tool
-from card_scale.data.arguments import add_input_arguments, available_cores
+from card_scale.corpus.arguments import add_input_arguments, available_cores
 
 
 def parse() -> argparse.Namespace:
@@ -42,9 +42,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, print a table, write JSON."""
     arguments = parse()
-    from card_scale.data import benchmark
-    from card_scale.data.build import BuildSettings
-    from card_scale.data.sources import InputSettings
+    from card_scale.benchmark import data_layer as benchmark
+    from card_scale.corpus.build import BuildSettings
+    from card_scale.corpus.sources import InputSettings
 
     build = loader = None
     if arguments.command == "build":

@@ -71,9 +71,9 @@ def main() -> None:
     from card_scale.benchmark.plot import draw
     from card_scale.benchmark.report import parts_over_whole, tables, to_json
     from card_scale.benchmark.work import FORMULA
+    from card_scale.distributed import process_groups
     from card_scale.environment import environment
     from card_scale.files import write_atomically
-    from card_scale.parallel import process_groups
 
     earlier = [result for path in arguments.earlier for result in json.loads(path.read_text())["results"]]
     world_size = int(os.environ.get("WORLD_SIZE", "1"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from card_scale.argument_types import fraction, not_negative, positive, positive_share
 from card_scale.cli import run_tool
-from card_scale.data.arguments import add_input_arguments, available_cores
+from card_scale.corpus.arguments import add_input_arguments, available_cores
 
 
 def parse() -> argparse.Namespace:
@@ -117,9 +117,9 @@ def parse() -> argparse.Namespace:
 
 def build(arguments: argparse.Namespace) -> None:
     """``data.py build``."""
-    from card_scale.data.build import BuildSettings, build_dataset
-    from card_scale.data.sources import InputSettings
-    from card_scale.data.summary import describe
+    from card_scale.corpus.build import BuildSettings, build_dataset
+    from card_scale.corpus.sources import InputSettings
+    from card_scale.corpus.summary import describe
 
     settings = BuildSettings(
         inputs=InputSettings.from_arguments(arguments),
@@ -135,7 +135,7 @@ def build(arguments: argparse.Namespace) -> None:
     elif report.built < report.units:
         print(f"{report.units - report.built} of {report.units} units were finished by an earlier call")
     if arguments.decontaminate:
-        from card_scale.data import decontamination
+        from card_scale.corpus import decontamination
 
         settings = decontamination.DecontaminationSettings()
         output, workers = arguments.output, arguments.workers
@@ -145,7 +145,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 def verify(arguments: argparse.Namespace) -> None:
     """``data.py verify``."""
-    from card_scale.data.verify import verify_dataset
+    from card_scale.corpus.verify import verify_dataset
     from card_scale.errors import DataError
 
     problems = verify_dataset(arguments.dataset, arguments.workers, progress=sys.stderr.isatty())
@@ -158,8 +158,8 @@ def verify(arguments: argparse.Namespace) -> None:
 
 def decontaminate(arguments: argparse.Namespace) -> None:
     """``data.py decontaminate``."""
-    from card_scale.data import decontamination
-    from card_scale.data.summary import describe
+    from card_scale.corpus import decontamination
+    from card_scale.corpus.summary import describe
 
     dataset = arguments.dataset
     settings = decontamination.DecontaminationSettings(arguments.ngram, arguments.threshold)
@@ -170,7 +170,7 @@ def decontaminate(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """``data.py report``."""
-    from card_scale.data import report as dataset_report
+    from card_scale.corpus import dataset_report as dataset_report
 
     dataset, against = arguments.dataset, arguments.against
     found = dataset_report.report(dataset, against, arguments.sample, arguments.workers, progress=sys.stderr.isatty())
@@ -181,7 +181,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """``data.py inspect``."""
-    from card_scale.data import summary
+    from card_scale.corpus import summary
 
     directory, split, first = arguments.dataset, arguments.split, arguments.first
     print(summary.describe(directory))

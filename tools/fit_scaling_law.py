@@ -11,18 +11,18 @@ from typing import Any
 from card_scale.argument_types import figure_file, not_negative, output_file, positive
 from card_scale.cli import run_tool
 from card_scale.errors import ConfigurationError, DataError
-from card_scale.scaling import report
-from card_scale.scaling.analysis import Settings, analyse
-from card_scale.scaling.columns import DONE, OBJECTIVE, REQUIRED, SETTINGS, STATUS
-from card_scale.scaling.crossover import critical_compute_law, crossover
-from card_scale.scaling.envelope import envelope
-from card_scale.scaling.epochs import optima, optimal_epochs_law
-from card_scale.scaling.forms import FORMS
-from card_scale.scaling.isoflop import isoflops
-from card_scale.scaling.power_law import PowerLaw
-from card_scale.scaling.projection import variable_projection
-from card_scale.scaling.published import CONSTANTS
-from card_scale.scaling.table import Advice, Table, check, read_rows, select
+from card_scale.laws import fit_report as report
+from card_scale.laws.analysis import Settings, analyse
+from card_scale.laws.best_epochs import optima, optimal_epochs_law
+from card_scale.laws.columns import DONE, OBJECTIVE, REQUIRED, SETTINGS, STATUS
+from card_scale.laws.crossover import critical_compute_law, crossover
+from card_scale.laws.envelope import envelope
+from card_scale.laws.forms import FORMS
+from card_scale.laws.isoflop import isoflops
+from card_scale.laws.power_law import PowerLaw
+from card_scale.laws.published import CONSTANTS
+from card_scale.laws.table import Advice, Table, check, read_rows, select
+from card_scale.laws.variable_projection import variable_projection
 
 ENVELOPE, ISOFLOP, EPOCHS, CROSSOVER = "envelope", "isoflop", "optimal-epochs", "crossover"
 
@@ -151,7 +151,7 @@ def fit_law(options: argparse.Namespace, table: Table) -> dict[str, Any]:
         print(report.projection_text(analysis, values))
         result["variable_projection"] = report.projection_plain(analysis, values)
     if options.plot:
-        from card_scale.scaling import figures
+        from card_scale.laws import fit_figures as figures
 
         figures.draw(analysis, options.plot)
         print(f"written: {options.plot}")

@@ -8,9 +8,9 @@ import sys
 from card_scale.argument_types import not_negative, not_negative_number, output_file, positive, positive_number
 from card_scale.cli import run_tool
 from card_scale.environment import environment
-from card_scale.scaling.coverage import Grid, coverage
-from card_scale.scaling.forms import DATA_CONSTRAINED
-from card_scale.scaling.report import number
+from card_scale.laws.coverage import Grid, coverage
+from card_scale.laws.fit_report import number
+from card_scale.laws.forms import DATA_CONSTRAINED
 
 
 def parse() -> argparse.Namespace:

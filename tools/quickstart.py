@@ -88,7 +88,7 @@ def closing_screen(seconds: float) -> str:
     import numpy as np
 
     from card_scale import config as configs
-    from card_scale.data.entropy import unigram_entropy
+    from card_scale.corpus.entropy import unigram_entropy
     from card_scale.data.stream import PackedStream
 
     config = configs.load(RUN / "config.yaml", [])

@@ -10,8 +10,8 @@ from card_scale.argument_types import not_negative, positive
 from card_scale.cli import run_tool
 
 if TYPE_CHECKING:  # --help must answer at once
-    from card_scale.scaling.repetition.figures import Figure
-    from card_scale.scaling.repetition.page import Drawn
+    from card_scale.studies.report.figures import Figure
+    from card_scale.studies.report.page import Drawn
 
 FORMS = ("data-constrained", "practical", "none")
 
@@ -41,9 +41,11 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Read the table, draw, fit, write."""
     options = parse()
-    from card_scale.scaling.analysis import Settings
-    from card_scale.scaling.repetition import figures, laws, page, runs
-    from card_scale.scaling.repetition.scalars import write_scalars
+    from card_scale.laws.analysis import Settings
+    from card_scale.studies.report import figures, page
+    from card_scale.studies.report import finished_runs as runs
+    from card_scale.studies.report import fitted_laws as laws
+    from card_scale.studies.report.scalars import write_scalars
 
     table = runs.find(options.table)
     study = runs.read(table)
@@ -77,7 +79,7 @@ def save(figure: "Figure", directory: Path) -> "Drawn":
     """Draw a figure into a PNG file; returns it with its words."""
     from matplotlib import pyplot
 
-    from card_scale.scaling.repetition.page import Drawn
+    from card_scale.studies.report.page import Drawn
 
     path = directory / f"{figure.name}.png"
     drawn = figure.draw()

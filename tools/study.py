@@ -18,11 +18,11 @@ from card_scale.cli import run_tool
 from card_scale.errors import ConfigurationError
 
 if TYPE_CHECKING:  # --help must answer at once
-    from card_scale.scaling.study.grid import Grid
-    from card_scale.scaling.study.plan import Plan
-    from card_scale.scaling.study.spec import RunSpec
-    from card_scale.scaling.study.state import StudyDirectory
-    from card_scale.scaling.study.tasks import Task
+    from card_scale.studies.grid import Grid
+    from card_scale.studies.plan import Plan
+    from card_scale.studies.spec import RunSpec
+    from card_scale.studies.state import StudyDirectory
+    from card_scale.studies.tasks import Task
 
 
 class Study(NamedTuple):
@@ -70,11 +70,11 @@ def parse() -> argparse.Namespace:
 
 def open_study(options: argparse.Namespace) -> Study:
     """Return the study of a grid file, its plan made; everything that can be refused has been."""
-    from card_scale.scaling.study import grid as grids
-    from card_scale.scaling.study import measure, plan
-    from card_scale.scaling.study.spec import specs
-    from card_scale.scaling.study.state import StudyDirectory
-    from card_scale.scaling.study.tasks import tasks_of
+    from card_scale.studies import grid as grids
+    from card_scale.studies import measure, plan
+    from card_scale.studies.spec import specs
+    from card_scale.studies.state import StudyDirectory
+    from card_scale.studies.tasks import tasks_of
 
     grid = grids.load(options.grid)
     directory = StudyDirectory(options.directory or Path("runs/studies") / options.grid.stem)
@@ -105,8 +105,8 @@ def main() -> None:
 
 def show_plan(options: argparse.Namespace) -> None:
     """Print the plan and write it beside the runs."""
-    from card_scale.scaling.study import plan
-    from card_scale.scaling.study.runner import at_once_here, this_machine
+    from card_scale.studies import plan
+    from card_scale.studies.runner import at_once_here, this_machine
 
     study = open_study(options)
     machine = this_machine()
@@ -120,8 +120,8 @@ def show_plan(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Make what is not finished, then write the table."""
-    from card_scale.scaling.study import plan, slurm
-    from card_scale.scaling.study.runner import LocalRunner, at_once_here, needed, this_machine
+    from card_scale.studies import plan, slurm
+    from card_scale.studies.runner import LocalRunner, at_once_here, needed, this_machine
     from card_scale.training.stop import StopRequest
 
     study = open_study(options)
@@ -176,7 +176,8 @@ def write_table(options: argparse.Namespace) -> None:
 
 def tabulate(study: Study) -> None:
     """Write results, curves and losses by pass; say how many rows failed."""
-    from card_scale.scaling.study import results, tables
+    from card_scale.studies import results
+    from card_scale.studies import table_files as tables
 
     rows = results.rows(study.directory, study.specs, study.tasks)
     written = tables.write(rows, study.directory.path / "results")

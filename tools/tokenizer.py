@@ -8,7 +8,7 @@ from pathlib import Path
 
 from card_scale.argument_types import positive
 from card_scale.cli import run_tool
-from card_scale.data.arguments import add_input_arguments
+from card_scale.corpus.arguments import add_input_arguments
 
 
 def parse() -> argparse.Namespace:
@@ -40,8 +40,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train, or find the model there."""
     arguments = parse()
-    from card_scale.data.sources import InputSettings
-    from card_scale.data.tokenizer_training import TokenizerSettings, make_tokenizer
+    from card_scale.corpus.sources import InputSettings
+    from card_scale.corpus.tokenizer_training import TokenizerSettings, make_tokenizer
 
     settings = TokenizerSettings(
         inputs=InputSettings.from_arguments(arguments),

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from card_scale.benchmark.clock import Partition
+from card_scale.engine.base import ShardingEngine
 from card_scale.model.gpt import GPT
-from card_scale.parallel.engine import ShardingEngine
 
 PHASES = ("prepare", "forward", "backward", "optimizer")
 """Corruption and the like before the first pass; forward passes with the loss; backward passes; the engine's step."""

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from card_scale import deepspeed_json
 from card_scale.benchmark.arms import Arm, comparisons, config_of, with_sizes
 from card_scale.benchmark.decomposition import explain
 from card_scale.benchmark.device import gpu_state, measured_gemm_flops
@@ -22,13 +21,15 @@ from card_scale.benchmark.runner import ArmRunner, random_batches
 from card_scale.benchmark.work import step_work
 from card_scale.config import Config
 from card_scale.data.tokenizer import MASK_ID
+from card_scale.distributed import cpu_backend
+from card_scale.distributed import parallel_dims as topology
+from card_scale.engine.base import ShardingEngine
+from card_scale.engine.build import build_engine
+from card_scale.engine.deepspeed import settings as deepspeed_json
 from card_scale.errors import ConfigurationError
 from card_scale.model.attention import resolve_backend
 from card_scale.model.gpt import Vocabulary
 from card_scale.model.layer import MOST_COMPILED_VERSIONS
-from card_scale.parallel import cpu_backend, topology
-from card_scale.parallel.build import build_engine
-from card_scale.parallel.engine import ShardingEngine
 from card_scale.training import job
 from card_scale.training.dry_run import state_bytes
 from card_scale.training.throughput import counts_of, peak_flops

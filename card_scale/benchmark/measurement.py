@@ -15,8 +15,8 @@ from card_scale.benchmark.runner import ArmRunner, random_batches
 from card_scale.benchmark.statistics import Ratio, Summary, paired_ratio, summarise
 from card_scale.config import Config
 from card_scale.data.loader import Batch
-from card_scale.parallel import cpu_backend
-from card_scale.parallel.engine import ShardingEngine
+from card_scale.distributed import cpu_backend
+from card_scale.engine.base import ShardingEngine
 
 
 class Turn(NamedTuple):

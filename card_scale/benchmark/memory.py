@@ -7,8 +7,8 @@ import torch
 
 from card_scale.benchmark.arms import Arm, config_of, with_sizes
 from card_scale.config import Config
+from card_scale.distributed import parallel_dims as topology
 from card_scale.errors import ConfigurationError
-from card_scale.parallel import topology
 from card_scale.training.dry_run import activation_bytes, state_bytes
 from card_scale.training.throughput import counts_of
 

@@ -7,9 +7,10 @@ from card_scale.benchmark.measurement import maximum_over_ranks
 from card_scale.benchmark.peak_memory import PeakMemory
 from card_scale.benchmark.runner import ArmRunner, random_batches
 from card_scale.config import Config
+from card_scale.distributed import cpu_backend
+from card_scale.distributed import parallel_dims as topology
+from card_scale.engine.base import ShardingEngine
 from card_scale.errors import ConfigurationError
-from card_scale.parallel import cpu_backend, topology
-from card_scale.parallel.engine import ShardingEngine
 
 LARGEST = 4096
 """No arm is given a larger micro-batch: by then a step does not gain from it."""

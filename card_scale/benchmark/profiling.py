@@ -5,7 +5,7 @@ from torch.profiler import ProfilerActivity, profile
 from card_scale.benchmark.clock import clock_of
 from card_scale.benchmark.runner import ArmRunner
 from card_scale.data.loader import Batch
-from card_scale.parallel import cpu_backend
+from card_scale.distributed import cpu_backend
 
 PROFILED_STEPS = 2
 _ROWS = 30

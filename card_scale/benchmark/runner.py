@@ -12,9 +12,9 @@ from card_scale.benchmark.instruments import parts, phases
 from card_scale.config import Config
 from card_scale.data.loader import Batch
 from card_scale.data.tokenizer import MASK_ID
+from card_scale.distributed import process_groups
+from card_scale.engine.base import ShardingEngine
 from card_scale.model.attention import create_attention
-from card_scale.parallel import process_groups
-from card_scale.parallel.engine import ShardingEngine
 from card_scale.training import job
 from card_scale.training.update import Update
 

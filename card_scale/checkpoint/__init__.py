@@ -1,0 +1,1 @@
+"""Checkpoints in layout-independent coordinates: snapshot, write, commit; read without an engine."""

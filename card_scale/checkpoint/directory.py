@@ -6,8 +6,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from card_scale.checkpoint import manifest as manifests
-from card_scale.checkpoint.manifest import Manifest
+from card_scale.checkpoint import format as checkpoint_format
+from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.errors import CheckpointError
 from card_scale.files import sync_directory, write_atomically
 
@@ -38,7 +38,7 @@ def publish(temporary: Path, step: int) -> Path:
     return final
 
 
-def find_latest(root: Path) -> tuple[Path, Manifest, list[str]] | None:
+def find_latest(root: Path) -> tuple[Path, CheckpointManifest, list[str]] | None:
     """Return the checkpoint to resume from, its manifest and what was passed over; None where there is none at all.
 
     The pointer's checkpoint if it is complete, else the newest complete one. Raises CheckpointError where checkpoints
@@ -53,7 +53,7 @@ def find_latest(root: Path) -> tuple[Path, Manifest, list[str]] | None:
     for step in candidates:
         path = root / name_of(step)
         try:
-            manifest = manifests.read(path)
+            manifest = checkpoint_format.read_manifest(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue

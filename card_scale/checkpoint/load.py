@@ -7,14 +7,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from card_scale.checkpoint.manifest import Manifest
+from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.checkpoint.save import entry_name, folder_of
+from card_scale.engine.base import ShardingEngine
 from card_scale.errors import CheckpointError
 from card_scale.model.weights import LogicalWeight
-from card_scale.parallel.engine import ShardingEngine
 
 
-def load(engine: ShardingEngine, directory: Path, manifest: Manifest) -> None:
+def load(engine: ShardingEngine, directory: Path, manifest: CheckpointManifest) -> None:
     """Set weights and optimizer states from a complete checkpoint. Every rank reads what it holds, no communication.
 
     Raises CheckpointError where the checkpoint is of another model or lacks a state.
@@ -36,7 +36,7 @@ def load(engine: ShardingEngine, directory: Path, manifest: Manifest) -> None:
 class _Reader:
     """Opens each file of a checkpoint once and assembles a rank's part of a tensor from stored pieces."""
 
-    def __init__(self, directory: Path, manifest: Manifest):
+    def __init__(self, directory: Path, manifest: CheckpointManifest):
         self.directory, self.manifest = directory, manifest
         self.files: dict[str, safe_open] = {}
         self.stack = ExitStack()

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from card_scale.checkpoint import directory as directories
-from card_scale.checkpoint import manifest as manifests
-from card_scale.checkpoint.manifest import Manifest, StoredFile, StoredPiece, StoredTensor
+from card_scale.checkpoint import format as checkpoint_format
+from card_scale.checkpoint.format import CheckpointManifest, StoredFile, StoredPiece, StoredTensor
+from card_scale.distributed import process_groups
+from card_scale.engine.base import WEIGHT, ShardingEngine
 from card_scale.files import commit, partial_path, sha256_file, sync_directory, write_atomically
-from card_scale.parallel import process_groups
-from card_scale.parallel.engine import WEIGHT, ShardingEngine
 
 
 def folder_of(key: str) -> str:
@@ -30,7 +30,7 @@ def entry_name(key: str, name: str, start: int, stop: int) -> str:
 
 
 def save(
-    engine: ShardingEngine, root: Path, description: Manifest, state: dict, config_yaml: str, tokenizer: Path
+    engine: ShardingEngine, root: Path, description: CheckpointManifest, state: dict, config_yaml: str, tokenizer: Path
 ) -> Path:
     """Write and publish a checkpoint in logical coordinates. Collective over all ranks.
 
@@ -81,7 +81,7 @@ def save(
         manifest.check_complete(temporary)
         for folder in folders:
             sync_directory(temporary / folder)
-        write_atomically(temporary / manifests.FILE_NAME, manifest.to_json().encode())
+        write_atomically(temporary / checkpoint_format.MANIFEST_NAME, manifest.to_json().encode())
         directories.publish(temporary, step)
     dist.barrier()
     return root / directories.name_of(step)

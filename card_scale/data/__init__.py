@@ -1,1 +1,1 @@
-"""Tokenizer, shards and their manifest, sample order, repetition, loader."""
+"""Reading a dataset: tokenizer, manifest, shards, sample order, packed stream, loader."""

@@ -72,7 +72,7 @@ class TrainSplit:
 
 @dataclass(frozen=True)
 class Decontamination:
-    """Which validation documents are not evaluated, and why; see :mod:`card_scale.data.decontamination`."""
+    """Which validation documents are not evaluated, and why; see :mod:`card_scale.corpus.decontamination`."""
 
     ngram: int
     threshold: float

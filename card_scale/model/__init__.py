@@ -1,0 +1,1 @@
+"""The Megatron-core GPT: layers, attention, head and losses, weights by logical name."""

@@ -11,6 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from card_scale.config import Config
+from card_scale.distributed import cpu_backend
 from card_scale.errors import ConfigurationError
 from card_scale.model.attention import create_attention
 from card_scale.model.cross_entropy import vocabulary_parallel_cross_entropy
@@ -18,7 +19,6 @@ from card_scale.model.dropout import dropout
 from card_scale.model.layer import DecoderLayer
 from card_scale.model.norm import RMSNorm
 from card_scale.objectives.base import AttentionKind
-from card_scale.parallel import cpu_backend
 
 VOCABULARY_MULTIPLE = 64
 """The vocabulary is padded to a multiple of this, whatever the layout, so that any layout loads any checkpoint."""

@@ -2,11 +2,12 @@
 
 import os
 
-from card_scale import deepspeed_json
 from card_scale.config import Config
+from card_scale.distributed import cpu_backend
+from card_scale.distributed import parallel_dims as topology
+from card_scale.engine.deepspeed import settings as deepspeed_json
 from card_scale.model.attention import resolve_backend
 from card_scale.model.gpt import padded_vocabulary
-from card_scale.parallel import cpu_backend, topology
 from card_scale.training import job
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.throughput import counts_of, flops_of

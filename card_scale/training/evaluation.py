@@ -9,10 +9,11 @@ from torch import Tensor
 
 from card_scale.config import Config
 from card_scale.data.loader import ValidationBatches
+from card_scale.distributed import cpu_backend
+from card_scale.engine import schedule
+from card_scale.engine.base import ShardingEngine
 from card_scale.objectives import BlockDiffusionObjective, CardObjective, Objective, ObjectiveBatch, Samples
 from card_scale.objectives.mask_interval import MASK_RATE_BINS, cell_sums, least_variance
-from card_scale.parallel import cpu_backend, schedule
-from card_scale.parallel.engine import ShardingEngine
 from card_scale.training.update import global_sums, split
 
 NOISE_LEVELS = (0.25, 0.5, 0.75, 1.0)

@@ -9,20 +9,20 @@ import torch
 import torch.distributed as dist
 
 from card_scale.checkpoint import directory as directories
+from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.checkpoint.load import load
-from card_scale.checkpoint.manifest import Manifest
 from card_scale.checkpoint.save import save
 from card_scale.config import Config
 from card_scale.data.digest import batch_digest
 from card_scale.data.loader import Batch, GlobalBatchLoader, ValidationBatches
 from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import MASK_ID
+from card_scale.distributed import process_groups
+from card_scale.engine.base import ShardingEngine
 from card_scale.environment import library_versions
 from card_scale.errors import CheckpointError, ConfigurationError, DataError
 from card_scale.model.gpt import Vocabulary
 from card_scale.objectives import BlockDiffusionObjective, Objective, create_objective
-from card_scale.parallel import process_groups
-from card_scale.parallel.engine import ShardingEngine
 from card_scale.training.run_directory import RunDirectory
 
 MOST_TOKENS = 2**53
@@ -196,7 +196,7 @@ def save_checkpoint(
     layout: str,
 ) -> Path:
     """Save after ``step`` updates. Collective."""
-    description = Manifest(
+    description = CheckpointManifest(
         step=step,
         state_keys=list(engine.state_keys()),
         layout=layout,

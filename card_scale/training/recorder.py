@@ -8,8 +8,8 @@ import torch
 from tqdm import tqdm
 
 from card_scale.config import Config
+from card_scale.distributed import cpu_backend
 from card_scale.model.gpt import padded_vocabulary
-from card_scale.parallel import cpu_backend
 from card_scale.training.records import MetricsFile, log_line
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.tensorboard import TensorBoardRecorder

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from card_scale.config import Config
 from card_scale.data.loader import Batch
+from card_scale.distributed import cpu_backend, process_groups
+from card_scale.engine import schedule
+from card_scale.engine.base import ShardingEngine
 from card_scale.objectives import Objective, ObjectiveBatch, Samples, weighted_loss
 from card_scale.objectives.noise import Stream, uniforms
-from card_scale.parallel import cpu_backend, process_groups, schedule
-from card_scale.parallel.engine import ShardingEngine
 
 
 class LossSums(NamedTuple):

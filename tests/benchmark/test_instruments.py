@@ -11,11 +11,12 @@ from card_scale.benchmark.clock import Clock, Partition
 from card_scale.benchmark.instruments import PHASES, mark, parts, phases
 from card_scale.benchmark.runner import ArmRunner, random_batches
 from card_scale.data.tokenizer import MASK_ID
+from card_scale.distributed import parallel_dims as topology
+from card_scale.distributed import process_groups
+from card_scale.engine.base import WEIGHT
+from card_scale.engine.build import build_engine
 from card_scale.model.gpt import Vocabulary
 from card_scale.objectives import AttentionKind
-from card_scale.parallel import process_groups, topology
-from card_scale.parallel.build import build_engine
-from card_scale.parallel.engine import WEIGHT
 from tests.layouts.processes import run_ranks
 from tests.layouts.trajectory import small_config
 

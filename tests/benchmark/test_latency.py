@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from card_scale.benchmark import arms, latency, plot
 from card_scale.benchmark.instruments import PARTS
 from card_scale.benchmark.report import parts_over_whole, tables, to_json
+from card_scale.distributed import process_groups
 from card_scale.errors import ConfigurationError
-from card_scale.parallel import process_groups
 from tests.launchers.processes import REPOSITORY
 from tests.layouts.processes import run_ranks
 from tests.layouts.trajectory import small_config

@@ -10,8 +10,8 @@ from card_scale.benchmark.arms import Arm, config_of, with_sizes
 from card_scale.benchmark.memory import check_fits, step_bytes
 from card_scale.benchmark.micro_batch import LARGEST, largest_fitting
 from card_scale.benchmark.peak_memory import PeakMemory
+from card_scale.distributed import parallel_dims as topology
 from card_scale.errors import ConfigurationError
-from card_scale.parallel import topology
 from tests.layouts.trajectory import small_config
 
 ROWS = 256

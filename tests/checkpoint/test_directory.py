@@ -6,8 +6,8 @@ import json
 import pytest
 
 from card_scale.checkpoint import directory as directories
-from card_scale.checkpoint import manifest as manifests
-from card_scale.checkpoint.manifest import Manifest, StoredFile, StoredPiece, StoredTensor
+from card_scale.checkpoint import format as checkpoint_format
+from card_scale.checkpoint.format import CheckpointManifest, StoredFile, StoredPiece, StoredTensor
 from card_scale.errors import CheckpointError
 
 
@@ -16,7 +16,7 @@ def write(root, step: int, *, publish: bool = True):
     temporary = root / directories.temporary_name(step)
     (temporary / "model").mkdir(parents=True)
     (temporary / "model/tp00.safetensors").write_bytes(b"x" * 100)
-    manifest = Manifest(
+    manifest = CheckpointManifest(
         step,
         ["weight"],
         "tensor 1 x pipeline 1 x data 1",
@@ -27,7 +27,7 @@ def write(root, step: int, *, publish: bool = True):
         {"embedding.weight": StoredTensor([8, 2], 0, [StoredPiece("b", 4, 8), StoredPiece("a", 0, 4)])},
         {"model/tp00.safetensors": StoredFile(100, "hash")},
     )
-    (temporary / manifests.FILE_NAME).write_text(manifest.to_json())
+    (temporary / checkpoint_format.MANIFEST_NAME).write_text(manifest.to_json())
     return directories.publish(temporary, step) if publish else temporary
 
 
@@ -42,7 +42,7 @@ def test_no_checkpoint_at_all(tmp_path):
 
 def test_the_manifest_comes_back_as_it_was(tmp_path):
     path = write(tmp_path, 7)
-    manifest = manifests.read(path)
+    manifest = checkpoint_format.read_manifest(path)
     assert manifest.step == 7
     assert manifest.tensors["embedding.weight"].pieces[1] == StoredPiece("a", 0, 4)
     assert json.loads(manifest.to_json()) == dataclasses.asdict(manifest)
@@ -80,18 +80,18 @@ def remove_file(path):
 
 
 def remove_manifest(path):
-    (path / manifests.FILE_NAME).unlink()
+    (path / checkpoint_format.MANIFEST_NAME).unlink()
 
 
 def halve_manifest(path):
-    text = (path / manifests.FILE_NAME).read_text()
-    (path / manifests.FILE_NAME).write_text(text[: len(text) // 2])
+    text = (path / checkpoint_format.MANIFEST_NAME).read_text()
+    (path / checkpoint_format.MANIFEST_NAME).write_text(text[: len(text) // 2])
 
 
 def change_manifest(**changes):
     def change(path):
-        content = json.loads((path / manifests.FILE_NAME).read_text()) | changes
-        (path / manifests.FILE_NAME).write_text(json.dumps(content))
+        content = json.loads((path / checkpoint_format.MANIFEST_NAME).read_text()) | changes
+        (path / checkpoint_format.MANIFEST_NAME).write_text(json.dumps(content))
 
     return change
 

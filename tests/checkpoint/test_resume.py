@@ -6,11 +6,12 @@ import pytest
 import torch.distributed as dist
 
 from card_scale.checkpoint import directory as directories
+from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.checkpoint.load import load
-from card_scale.checkpoint.manifest import Manifest
 from card_scale.checkpoint.save import save
-from card_scale.parallel import process_groups, topology
-from card_scale.parallel.build import build_engine
+from card_scale.distributed import parallel_dims as topology
+from card_scale.distributed import process_groups
+from card_scale.engine.build import build_engine
 from card_scale.training.update import Update
 from tests.layouts.processes import run_ranks
 from tests.layouts.trajectory import VOCABULARY, objective_of, rank_batch, small_config
@@ -66,7 +67,9 @@ def updates(config, variant: str, layout: str, first: int, last: int, resume_fro
         sums, norm = update(rank_batch(config, step), config.optimizer.lr)
         made.append((update.report(sums).loss, float(norm)))
     if save_to:
-        description = Manifest(last, list(engine.state_keys()), layout, config.parallel.engine, "t", "d", {}, {}, {})
+        description = CheckpointManifest(
+            last, list(engine.state_keys()), layout, config.parallel.engine, "t", "d", {}, {}, {}
+        )
         root = save_to / variant
         save(engine, root, description, {"step": last}, config.to_yaml(), save_to / "tokenizer.model")
     return made

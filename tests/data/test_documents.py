@@ -8,9 +8,8 @@ from card_scale.data import documents
 from card_scale.data.documents import shards_of
 from card_scale.data.manifest import Manifest
 from card_scale.errors import DataError
-
-from .conftest import write_dataset
-from .test_build import read_documents
+from tests.corpora import write_dataset
+from tests.corpus.test_build import read_documents
 
 
 def read(directory, split, numbers=None):

@@ -16,8 +16,7 @@ from card_scale.data.loader import GlobalBatchLoader
 from card_scale.data.order import document_order
 from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import EOS_ID
-
-from .test_build import read_documents
+from tests.corpus.test_build import read_documents
 
 LENGTH = 32
 GLOBAL_BATCH = 12

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from card_scale.corpus.units import split_of
 from card_scale.data.manifest import Manifest, load_index
 from card_scale.data.order import document_order
 from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import EOS_ID, Tokenizer
-from card_scale.data.units import split_of
 from card_scale.errors import ConfigurationError, DataError
 
 LENGTH = 16

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from card_scale.data.build import BuildSettings, build_dataset
-from card_scale.data.sources import InputSettings
-from card_scale.data.tokenizer_training import train_tokenizer
-from tests.data.conftest import make_texts
+from card_scale.corpus.build import BuildSettings, build_dataset
+from card_scale.corpus.sources import InputSettings
+from card_scale.corpus.tokenizer_training import train_tokenizer
+from tests.corpora import make_texts
 
 
 def make_dataset(root: Path, seed: int) -> Path:

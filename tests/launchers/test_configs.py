@@ -5,7 +5,7 @@ import re
 import pytest
 
 from card_scale import config as configs
-from card_scale.parallel import topology
+from card_scale.distributed import parallel_dims as topology
 from tests.launchers.processes import LAUNCHERS, REPOSITORY
 
 PADDED_VOCABULARY = 50_368

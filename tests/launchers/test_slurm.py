@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from card_scale.data.build import BuildSettings, build_dataset
-from card_scale.data.sources import InputSettings
-from card_scale.data.tokenizer_training import TokenizerSettings, make_tokenizer
+from card_scale.corpus.build import BuildSettings, build_dataset
+from card_scale.corpus.sources import InputSettings
+from card_scale.corpus.tokenizer_training import TokenizerSettings, make_tokenizer
 from tests.launchers.processes import REPOSITORY, Processes, environment
 
 CLUSTER = str(Path(__file__).with_name("slurm_cluster.sh"))

@@ -11,6 +11,11 @@ import torch.distributed as dist
 from torch import nn
 
 from card_scale.config import Config
+from card_scale.distributed import process_groups
+from card_scale.engine import fsdp2 as fsdp2_engine
+from card_scale.engine import gradients, schedule
+from card_scale.engine.deepspeed import adapter as deepspeed_adapter
+from card_scale.engine.deepspeed import engine as deepspeed_engine
 from card_scale.model import attention, gpt, layer, norm
 from card_scale.model.weights import LogicalWeight
 from card_scale.objectives import (
@@ -21,7 +26,6 @@ from card_scale.objectives import (
     block_diffusion,
     masked_diffusion,
 )
-from card_scale.parallel import deepspeed_adapter, deepspeed_engine, fsdp2_engine, gradients, process_groups, schedule
 from card_scale.training import update
 from tests.layouts.trajectory import Trajectory, form_groups, run, small_config, train
 

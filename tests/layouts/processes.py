@@ -23,8 +23,8 @@ from typing import Any
 
 PRELOADED = [
     "card_scale.train",
-    "card_scale.parallel.deepspeed_engine",
-    "card_scale.parallel.fsdp2_engine",
+    "card_scale.engine.deepspeed.engine",
+    "card_scale.engine.fsdp2",
     "tests.layouts.trajectory",
 ]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from card_scale.parallel import schedule
-from card_scale.parallel.build import build_engine
+from card_scale.engine import schedule
+from card_scale.engine.build import build_engine
 from card_scale.training.update import Update
 from tests.layouts.parity import assert_parity
 from tests.layouts.processes import run_ranks

@@ -10,12 +10,13 @@ from torch.distributed.tensor import DTensor
 
 from card_scale.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from card_scale.data.loader import Batch
+from card_scale.distributed import parallel_dims as topology
+from card_scale.distributed import process_groups
+from card_scale.engine.base import WEIGHT, ShardingEngine
+from card_scale.engine.build import build_engine
 from card_scale.model.gpt import Vocabulary
 from card_scale.model.weights import LogicalWeight
 from card_scale.objectives import Objective, create_objective
-from card_scale.parallel import process_groups, topology
-from card_scale.parallel.build import build_engine
-from card_scale.parallel.engine import WEIGHT, ShardingEngine
 from card_scale.training.update import Update
 
 VOCABULARY = Vocabulary(size=250, mask_id=4)

@@ -7,12 +7,12 @@ import torch
 import torch.distributed as dist
 
 from card_scale.config import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from card_scale.distributed import process_groups
+from card_scale.distributed.parallel_dims import Topology
 from card_scale.model.gpt import GPT, Vocabulary
 from card_scale.model.initialization import initial_weight
 from card_scale.model.weights import logical_weights
 from card_scale.objectives import AttentionKind
-from card_scale.parallel import process_groups
-from card_scale.parallel.topology import Topology
 
 VOCABULARY = Vocabulary(size=250, mask_id=4)
 OBJECTIVES = {"causal": "card", "bidirectional": "mdlm", "block_diffusion": "bd3lm"}

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from card_scale.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from card_scale.distributed import process_groups
+from card_scale.distributed.parallel_dims import Topology
 from card_scale.model.gpt import GPT, VOCABULARY_MULTIPLE, padded_vocabulary
 from card_scale.objectives import ArObjective, AttentionKind, CardObjective, weighted_loss
 from card_scale.objectives.noise import Stream, uniforms
-from card_scale.parallel import process_groups
-from card_scale.parallel.topology import Topology
 from tests.layouts.processes import run_ranks
 from tests.model import reference_gpt
 from tests.model.conftest import VOCABULARY

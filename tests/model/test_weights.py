@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from card_scale.engine.base import WEIGHT
+from card_scale.engine.build import build_engine
 from card_scale.model.initialization import initial_weight
 from card_scale.objectives import AttentionKind
-from card_scale.parallel.build import build_engine
-from card_scale.parallel.engine import WEIGHT
 from tests.layouts.processes import run_ranks
 from tests.layouts.test_parity import cell
 from tests.layouts.trajectory import VOCABULARY, form_groups

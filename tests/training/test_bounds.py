@@ -12,9 +12,10 @@ import torch.distributed as dist
 
 from card_scale.config import Config
 from card_scale.data.loader import Batch, ValidationBatches
+from card_scale.distributed import parallel_dims as topology
+from card_scale.distributed import process_groups
+from card_scale.engine.build import build_engine
 from card_scale.model.initialization import initial_weight
-from card_scale.parallel import process_groups, topology
-from card_scale.parallel.build import build_engine
 from card_scale.training.evaluation import Evaluation
 from tests.layouts.masked_diffusion_loops import evaluation_batch
 from tests.layouts.processes import run_ranks

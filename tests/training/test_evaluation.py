@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 
 from card_scale.data.loader import ValidationBatches
-from card_scale.parallel import process_groups, topology
-from card_scale.parallel.build import build_engine
+from card_scale.distributed import parallel_dims as topology
+from card_scale.distributed import process_groups
+from card_scale.engine.build import build_engine
 from card_scale.training.evaluation import Evaluation
 from tests.layouts.processes import run_ranks
 from tests.layouts.trajectory import VOCABULARY, objective_of, small_config

@@ -1,0 +1,105 @@
+"""The manifest of a checkpoint: whole-model tensors, the pieces they are stored in, and the files that hold them.
+
+Nothing in it depends on the layout that will read it. It is written last, so a directory with a manifest is complete.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from card_scale.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class StoredPiece:
+    """Indices [start, stop) of a tensor along its split dimension; ``file`` is the stem (``tp00-pp00-dp0000``)."""
+
+    file: str
+    start: int
+    stop: int
+
+
+@dataclass
+class StoredTensor:
+    """A parameter in whole-model coordinates; every state key of it is stored in the same pieces."""
+
+    shape: list[int]
+    dimension: int
+    pieces: list[StoredPiece] = field(default_factory=list)
+
+    def covered(self) -> bool:
+        """Return whether the pieces tile the split dimension without gap or overlap."""
+        position = 0
+        for piece in sorted(self.pieces, key=lambda piece: piece.start):
+            if piece.start != position:
+                return False
+            position = piece.stop
+        return position == self.shape[self.dimension]
+
+
+@dataclass
+class StoredFile:
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class CheckpointManifest:
+    step: int
+    state_keys: list[str]
+    layout: str
+    engine: str
+    tokenizer_sha256: str
+    data_digest: str
+    versions: dict[str, str]
+    tensors: dict[str, StoredTensor]
+    files: dict[str, StoredFile]
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    def check_complete(self, directory: Path) -> None:
+        """Raise CheckpointError for a file that is missing or has another size, or a tensor with a gap."""
+        for name, stored in self.files.items():
+            path = directory / name
+            if not path.is_file():
+                raise CheckpointError(f"checkpoint {directory}: file {name} is missing")
+            if path.stat().st_size != stored.bytes:
+                raise CheckpointError(
+                    f"checkpoint {directory}: file {name} has {path.stat().st_size} bytes, the manifest says "
+                    f"{stored.bytes}"
+                )
+        for name, tensor in self.tensors.items():
+            if not tensor.covered():
+                raise CheckpointError(f"checkpoint {directory}: tensor {name} is not stored completely")
+
+
+def read_manifest(directory: Path) -> CheckpointManifest:
+    """Return a checkpoint's manifest after checking that the checkpoint is complete; CheckpointError otherwise."""
+    path = directory / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"checkpoint {directory}: {MANIFEST_NAME} is missing, so it was never completed"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"checkpoint {directory}: {MANIFEST_NAME} is damaged: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else content
+        raise CheckpointError(f"checkpoint {directory}: format is {found!r}, this version reads {FORMAT}")
+    try:
+        tensors = {
+            name: StoredTensor(t["shape"], t["dimension"], [StoredPiece(**piece) for piece in t["pieces"]])
+            for name, t in content.pop("tensors").items()
+        }
+        files = {name: StoredFile(**stored) for name, stored in content.pop("files").items()}
+        manifest = CheckpointManifest(tensors=tensors, files=files, **content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {directory}: {MANIFEST_NAME} lacks or misnames a field: {error}") from None
+    manifest.check_complete(directory)
+    return manifest

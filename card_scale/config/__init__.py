@@ -1,0 +1,27 @@
+"""The run configuration: its schema, how it is read, and what it must satisfy."""
+
+from card_scale.config.load import MEGATRON_ALIASES, load, nearest
+from card_scale.config.schema import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "MEGATRON_ALIASES",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "load",
+    "nearest",
+]

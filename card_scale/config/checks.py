@@ -1,0 +1,136 @@
+"""What a configuration must satisfy besides its types: the range of each key, and which keys go together."""
+
+from typing import TYPE_CHECKING
+
+from card_scale.errors import ConfigurationError
+
+if TYPE_CHECKING:  # the configuration checks itself
+    from card_scale.config.schema import Config
+
+
+def check(config: "Config") -> None:
+    """Raise ConfigurationError naming the key, its value and what would be valid."""
+    _check_ranges(config)
+    _check_combinations(config)
+    _check_block_diffusion(config)
+
+
+def _check_ranges(config: "Config") -> None:
+    def require(key: str, valid: bool, expected: str) -> None:
+        if not valid:
+            group, _, name = key.partition(".")
+            raise ConfigurationError(f"{key} is {getattr(getattr(config, group), name)!r}; it must be {expected}")
+
+    for group, names in {
+        "model": ("layers", "hidden", "heads", "ffn", "length"),
+        "parallel": ("tensor", "pipeline", "virtual_pipeline"),
+        "train": ("global_batch", "micro_batch", "log_every"),
+        "run": ("timeout_seconds",),
+    }.items():
+        for name in names:
+            require(f"{group}.{name}", getattr(getattr(config, group), name) >= 1, "at least 1")
+    require("model.length", config.model.length >= 2, "at least 2")
+    require("model.dropout", 0.0 <= config.model.dropout < 1.0, "in [0, 1)")
+    require("run.dir", bool(config.run.dir), "a directory name")
+    require("run.seed", 0 <= config.run.seed < 2**63, "in [0, 2^63)")
+    require("objective.tail_factor", config.objective.tail_factor >= 1.0, "at least 1")
+    require("objective.decay", 0.0 <= config.objective.decay <= 1.0, "in [0, 1]")
+    require("objective.beta", config.objective.beta > 0.0, "above 0")
+    require("objective.min_noise", 0.0 <= config.objective.min_noise <= 1.0, "in [0, 1]")
+    require("objective.max_noise", 0.0 <= config.objective.max_noise <= 1.0, "in [0, 1]")
+    require("objective.block", config.objective.block >= 1, "at least 1")
+    require("objective.min_mask", 0.0 <= config.objective.min_mask <= 1.0, "in [0, 1]")
+    require("objective.max_mask", 0.0 < config.objective.max_mask <= 1.0, "in (0, 1]")
+    require("data.path", bool(config.data.path), "a dataset directory written by tools/data.py build")
+    require("data.validation_samples", config.data.validation_samples >= 0, "0 (all) or more")
+    require("data.train_samples", config.data.train_samples >= 0, "0 (none) or more")
+    unique_tokens, epochs = config.data.unique_tokens, config.data.epochs
+    require("data.unique_tokens", unique_tokens is None or unique_tokens > config.model.length, "above model.length")
+    require("data.epochs", epochs is None or epochs > 0, "above 0")
+    require("parallel.zero", config.parallel.zero in (None, 0, 1, 2, 3), "0, 1, 2 or 3")
+    require("optimizer.lr", config.optimizer.lr > 0, "above 0")
+    require("optimizer.min_lr", 0 <= config.optimizer.min_lr <= config.optimizer.lr, "between 0 and optimizer.lr")
+    require("optimizer.warmup_steps", config.optimizer.warmup_steps >= 0, "0 or more")
+    require("optimizer.weight_decay", config.optimizer.weight_decay >= 0, "0 or more")
+    require("optimizer.betas", all(0 <= b < 1 for b in config.optimizer.betas), "two numbers in [0, 1)")
+    require("optimizer.eps", config.optimizer.eps > 0, "above 0")
+    require("optimizer.clip", config.optimizer.clip >= 0, "0 (no clipping) or more")
+    require("optimizer.ema", 0 <= config.optimizer.ema < 1, "in [0, 1)")
+    require("train.steps", config.train.steps is None or config.train.steps >= 1, "at least 1")
+    require("train.eval_every", config.train.eval_every >= 0, "0 or more")
+    require("train.save_every", config.train.save_every >= 0, "0 or more")
+
+
+def _check_combinations(config: "Config") -> None:
+    model, parallel, train = config.model, config.parallel, config.train
+    if model.hidden % model.heads:
+        raise ConfigurationError(f"model.hidden {model.hidden} is not divisible by model.heads {model.heads}")
+    if model.hidden // model.heads % 2:
+        raise ConfigurationError(
+            f"model.hidden / model.heads is {model.hidden // model.heads}; rotary positions need an even head size"
+        )
+    for key, size in (("model.heads", model.heads), ("model.ffn", model.ffn)):
+        if size % parallel.tensor:
+            raise ConfigurationError(f"{key} {size} is not divisible by parallel.tensor {parallel.tensor}")
+    chunks = parallel.pipeline * parallel.virtual_pipeline
+    if model.layers % chunks:
+        raise ConfigurationError(
+            f"model.layers {model.layers} is not divisible by parallel.pipeline {parallel.pipeline} "
+            f"x parallel.virtual_pipeline {parallel.virtual_pipeline}"
+        )
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        raise ConfigurationError(
+            f"parallel.virtual_pipeline {parallel.virtual_pipeline} interleaves pipeline stages, "
+            "but parallel.pipeline is 1; set parallel.pipeline to 2 or more"
+        )
+    if parallel.sequence and parallel.tensor == 1:
+        raise ConfigurationError("parallel.sequence is true but parallel.tensor is 1; it needs 2 or more")
+    if parallel.sequence and model.length % parallel.tensor:
+        raise ConfigurationError(
+            f"model.length {model.length} is not divisible by parallel.tensor {parallel.tensor}, "
+            "which parallel.sequence needs"
+        )
+    if parallel.engine == "fsdp2" and parallel.zero not in (None, 3):
+        raise ConfigurationError(
+            f"parallel.zero is {parallel.zero} but parallel.engine fsdp2 always shards fully; leave parallel.zero out"
+        )
+    if parallel.engine == "fsdp2" and parallel.deepspeed is not None:
+        raise ConfigurationError(
+            f"parallel.deepspeed is {parallel.deepspeed!r} but parallel.engine is fsdp2; use one of the two"
+        )
+    if train.compile and parallel.tensor > 1:
+        raise ConfigurationError(
+            f"train.compile is true but parallel.tensor is {parallel.tensor}: Megatron's overlapped collectives cannot "
+            "be part of a compiled layer; leave one of the two out"
+        )
+    if config.objective.min_noise > config.objective.max_noise:
+        raise ConfigurationError(
+            f"objective.min_noise {config.objective.min_noise} is above objective.max_noise "
+            f"{config.objective.max_noise}"
+        )
+    if train.steps is None and config.data.epochs is None:
+        raise ConfigurationError("neither train.steps nor data.epochs is given; set one of the two")
+    if train.global_batch % train.micro_batch:
+        raise ConfigurationError(
+            f"train.global_batch {train.global_batch} is not divisible by train.micro_batch {train.micro_batch}"
+        )
+
+
+def _check_block_diffusion(config: "Config") -> None:
+    objective, model = config.objective, config.model
+    if objective.min_mask > objective.max_mask:
+        raise ConfigurationError(
+            f"objective.min_mask {objective.min_mask} is above objective.max_mask {objective.max_mask}"
+        )
+    is_block_diffusion = objective.name == "bd3lm"
+    if is_block_diffusion and model.length % objective.block:
+        divisors = ", ".join(str(size) for size in range(1, model.length + 1) if model.length % size == 0)
+        raise ConfigurationError(
+            f"objective.block {objective.block} does not divide model.length {model.length}; valid: {divisors}"
+        )
+    if model.attention_backend in (("sdpa",) if is_block_diffusion else ("split", "dense")):
+        valid = "auto, flex, split, dense" if is_block_diffusion else "auto, sdpa, flex"
+        raise ConfigurationError(
+            f"model.attention_backend {model.attention_backend} is not one of objective.name {objective.name}; "
+            f"valid: {valid}"
+        )

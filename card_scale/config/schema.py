@@ -1,0 +1,173 @@
+"""The run configuration: one typed tree of groups and keys, each with its default and meaning."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+import yaml
+
+from card_scale.config import checks
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = "runs/default"
+    """Run directory: checkpoints, metrics, TensorBoard."""
+    seed: int = 1234
+    """Seed of initialisation, data order and noise."""
+    timeout_seconds: int = 600
+    """Time limit of a collective; a rank that waits longer ends the job."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    layers: int = 4
+    """Transformer layers."""
+    hidden: int = 192
+    """Hidden size."""
+    heads: int = 6
+    """Attention heads; hidden / heads is the head size."""
+    ffn: int = 512
+    """Inner size of the gated feed-forward network."""
+    length: int = 256
+    """Context length L: input tokens of a sample."""
+    tie_embeddings: bool = False
+    """Use the input embedding as output head."""
+    dropout: float = 0.0
+    """Dropout on the embedding and on both residual branches of a layer."""
+    attention_backend: Literal["auto", "sdpa", "flex", "split", "dense"] = "auto"
+    """Kernel of attention. sdpa: torch's fused kernels (causal, bidirectional). flex: FlexAttention (GPU). split and
+    dense: block diffusion in exact pieces, or with the whole mask. auto: the device's best."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    name: Literal["card", "ar", "mdlm", "bd3lm"] = "card"
+    """Training objective."""
+    tail_factor: float = 1.5
+    """card: masks fall into the last tail_factor * N positions (N masks)."""
+    decay: float = 0.5
+    """card: decay p of the ambiguity S along the context."""
+    beta: float = 1.0
+    """card: offset in the weight 1 / (beta + S)."""
+    reweight: bool = True
+    """card: weight the loss by context; false gives every position weight 1."""
+    masking: Literal["soft_tail", "uniform"] = "soft_tail"
+    """card: where the masks fall."""
+    min_noise: float = 0.0
+    """card: lower end of the noise level's range."""
+    max_noise: float = 1.0
+    """card: upper end of the noise level's range."""
+    block: int = 16
+    """bd3lm: block size, a divisor of model.length."""
+    min_mask: float = 0.001
+    """bd3lm: lower end of the range of a block's mask rate."""
+    max_mask: float = 1.0
+    """bd3lm: upper end of the range of a block's mask rate."""
+    search_interval: bool = False
+    """bd3lm: take over the mask-rate interval that each evaluation finds to have the least variance."""
+    resample: bool = True
+    """Corrupt a sample anew in each epoch; false repeats the corruption of its first."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = ""
+    """Dataset directory written by tools/data.py build."""
+    validation: str | None = None
+    """Dataset directory whose validation split is evaluated; by default data.path."""
+    validation_samples: int = 0
+    """Validation samples per evaluation; 0 takes them all."""
+    train_samples: int = 0
+    """Training samples, the first of the stream, that are evaluated beside them; 0 takes none."""
+    unique_tokens: int | None = None
+    """Keep only the first so many tokens of the training stream."""
+    epochs: float | None = None
+    """Training length in epochs, instead of train.steps."""
+    reshuffle: bool = True
+    """Permute the samples anew in each epoch."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    tensor: int = 1
+    """Tensor-parallel size."""
+    pipeline: int = 1
+    """Pipeline-parallel size."""
+    virtual_pipeline: int = 1
+    """Model chunks per pipeline stage (interleaved 1F1B when above 1)."""
+    sequence: bool = False
+    """Sequence parallelism: shard activations between tensor-parallel regions along the sequence."""
+    engine: Literal["deepspeed", "fsdp2"] = "deepspeed"
+    """Sharding engine over the data-parallel ranks."""
+    zero: int | None = None
+    """DeepSpeed ZeRO stage 0-3 (default 3); under fsdp2 sharding is always full and only 3 is accepted."""
+    deepspeed: str | None = None
+    """DeepSpeed JSON file; "auto" values are filled from this configuration."""
+    recompute: Literal["none", "full"] = "none"
+    """Recompute each layer's activations in the backward pass."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    lr: float = 3e-4
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the schedule."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Learning-rate schedule after warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; norms have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights; 0 keeps none."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int | None = None
+    """Updates to make (or data.epochs)."""
+    global_batch: int = 8
+    """Sequences per update over all ranks."""
+    micro_batch: int = 1
+    """Sequences per data-parallel rank and forward pass."""
+    log_every: int = 10
+    """Steps between log lines."""
+    eval_every: int = 0
+    """Steps between evaluations; 0 evaluates before the first and after the last step."""
+    save_every: int = 0
+    """Steps between checkpoints; 0 saves at the end only."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the forward and backward pass; the optimizer always holds fp32 weights."""
+    compile: bool = False
+    """Compile each decoder layer as one graph (torch.compile); not with parallel.tensor above 1."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration of a run. Build it with :func:`card_scale.config.load`; :meth:`check` has then passed."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration as YAML that :func:`card_scale.config.load` reads back unchanged."""
+        tree = dataclasses.asdict(self)
+        tree["optimizer"]["betas"] = list(tree["optimizer"]["betas"])
+        return yaml.safe_dump(tree, sort_keys=False)
+
+    def check(self) -> None:
+        """Raise ConfigurationError for values that are impossible whatever the world size."""
+        checks.check(self)

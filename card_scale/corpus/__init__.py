@@ -1,0 +1,1 @@
+"""Making a dataset from text: sources, tokenizer, build, verification, decontamination, near duplicates."""

@@ -1,0 +1,121 @@
+"""A dataset in words: its sizes, and documents and samples as a reader would see them."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from card_scale.corpus.verify import member_bytes
+from card_scale.data.manifest import TOKENIZER_NAME, Manifest, check_sizes, load_excluded, load_index
+from card_scale.data.shards import NPY_HEADER_BYTES
+from card_scale.data.stream import PackedStream
+from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
+
+
+def describe(directory: Path) -> str:
+    """The manifest as a few lines of text.
+
+    Raises:
+        DataError: no readable manifest.
+    """
+    manifest = Manifest.load(directory)
+    counts = manifest.counts
+    tokens = sum(split.tokens - split.documents for split in manifest.splits.values())  # without each document's EOS
+    lines = [
+        f"{directory}: format {manifest.format}, digest {manifest.digest}",
+        f"tokenizer: {manifest.vocabulary_size} pieces, tokens stored as {manifest.dtype}, "
+        f"{counts['text_bytes'] / max(1, tokens):.3f} bytes per token",
+        f"documents: {counts['documents']}, {counts['text_bytes']} bytes of text; left out {counts['empty_dropped']} "
+        f"empty, {counts['invalid_skipped']} not UTF-8",
+    ]
+    for name, split in manifest.splits.items():
+        size = sum(shard.bytes for shard in split.shards)
+        lines.append(
+            f"{name}: {split.documents} documents, {split.tokens} tokens, {len(split.shards)} shards, {size} bytes"
+        )
+    lines.append(_decontamination(manifest))
+    lines += [
+        f"source {source['name']}: {source['files']} files, {source['bytes']} bytes" for source in manifest.sources
+    ]
+    return "\n".join(lines)
+
+
+def _decontamination(manifest: Manifest) -> str:
+    record = manifest.decontamination
+    if record is None:
+        return "decontamination: not decontaminated"
+    validation, own = manifest.splits["validation"], manifest.splits["train"].digest
+    trains = [
+        f"{'its own train' if split.digest == own else f'train {split.digest}'} ({split.documents} documents)"
+        for split in record.against
+    ]
+    by_share = ", ".join(f"{share}: {count}" for share, count in record.documents_by_share.items())
+    return (
+        f"decontamination: against {', '.join(trains)}; {record.excluded_documents} of {validation.documents} "
+        f"validation documents, {record.excluded_tokens} of {validation.tokens} tokens are excluded: {record.copies} "
+        f"copies, the others share at least {record.threshold:g} of their {record.ngram}-grams with train\n"
+        f"  {record.shared_ngrams} of {record.ngrams} {record.ngram}-grams of validation are in train; documents by "
+        f"the share that is: {by_share}, of {record.documents}"
+    )
+
+
+def show_documents(directory: Path, split: str, first: int, count: int, characters: int) -> str:
+    """Documents of a split in the index's order: origin, length, whether excluded, and the start of their text.
+
+    Raises:
+        DataError: no readable manifest, index or tokenizer.
+    """
+    manifest = Manifest.load(directory)
+    check_sizes(directory, manifest)
+    tokenizer = Tokenizer.load(directory / TOKENIZER_NAME)
+    records = manifest.splits[split]
+    index = load_index(directory, records)
+    excluded = set(load_excluded(directory, manifest, split).tolist())
+    lines = []
+    for number, row in enumerate(index[first : first + count], start=first):
+        shard = directory / records.shards[row["shard"]].name
+        offset, length = int(row["offset"]), int(row["tokens"])
+        tokens = np.memmap(shard, dtype=manifest.dtype, mode="r", offset=offset, shape=(length,))
+        text = tokenizer.decode(tokens)[:characters]
+        note = ", excluded as contaminated" if number in excluded else ""
+        lines.append(f"--- {split} document {number}: {_origin(shard, offset)}, {length} tokens{note}\n{text}")
+    return "\n".join(lines)
+
+
+def _origin(shard: Path, token_offset: int) -> str:
+    """What the JSON member of the document says whose tokens stand at an offset of a shard."""
+    description: dict = {}
+    with tarfile.open(shard, mode="r:") as archive:
+        for member in archive:
+            if member.offset_data + NPY_HEADER_BYTES == token_offset:
+                break
+            if member.name.endswith(".json"):
+                description = json.loads(member_bytes(archive, member))
+    return f"{description['source']}, record {description['record']}"
+
+
+def show_samples(directory: Path, split: str, seed: int, length: int, first: int, count: int) -> str:
+    """Packed samples as text; control symbols by their names in angle or square brackets.
+
+    Raises:
+        DataError: a dataset that cannot be read, or is shorter than a sample.
+    """
+    stream = PackedStream(directory, split, seed, length)
+    tokenizer = Tokenizer.load(stream.tokenizer_path)
+    sample_ids = np.arange(first, min(first + count, stream.sample_count))
+    lines = []
+    for sample_id, tokens in zip(sample_ids.tolist(), stream.samples(sample_ids), strict=True):
+        lines.append(f"--- {split} sample {sample_id} of {stream.sample_count}\n{_readable(tokenizer, tokens)}")
+    return "\n".join(lines)
+
+
+def _readable(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
+    text = []
+    begin = 0
+    for place in [*np.flatnonzero(np.isin(tokens, list(SPECIAL_IDS.values()))).tolist(), len(tokens)]:
+        text.append(tokenizer.decode(tokens[begin:place]))
+        if place < len(tokens):
+            text.append(tokenizer.piece(tokens[place]))
+        begin = place + 1
+    return "".join(text)

@@ -1,0 +1,206 @@
+"""Units of work of a build: a unit's shards are a pure function of the inputs, so any process may make them.
+
+A unit is finished when its record exists and agrees with its files; records are written last and atomically. Whatever
+an interrupted unit left behind is overwritten by the next attempt, which writes the same bytes.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from card_scale.corpus import sources
+from card_scale.corpus.sources import InputSettings, Piece
+from card_scale.data.manifest import SPLITS, token_dtype
+from card_scale.data.shards import INDEX_DTYPE, ShardRecord, ShardWriter
+from card_scale.data.tokenizer import EOS_ID, Tokenizer
+from card_scale.files import replace, sha256_file
+
+BUILD_DIRECTORY = "build"  # inside the dataset directory while it is unfinished
+_MOST_PIECES = 4096
+_BATCH_BYTES = 1 << 20
+_BATCH_DOCUMENTS = 1024
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Pieces that one process turns into shards of their own."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the input, for progress."""
+        return sum(piece.bytes for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What a finished unit wrote; ``index_sha256`` by split."""
+
+    number: int
+    shards: dict[str, list[ShardRecord]]
+    index_sha256: dict[str, str]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """What a unit's output depends on besides its pieces."""
+
+    inputs: InputSettings
+    validation_fraction: float
+    shard_bytes: int
+
+
+def divide(pieces: Iterable[Piece], unit_bytes: int) -> list[Unit]:
+    """Pack neighbouring pieces, long jsonl files cut first, to units of at least ``unit_bytes`` but for the last."""
+    units: list[Unit] = []
+    current: list[Piece] = []
+    size = 0
+    for piece in itertools.chain.from_iterable(sources.split_piece(piece, unit_bytes) for piece in pieces):
+        current.append(piece)
+        size += piece.bytes
+        if size >= unit_bytes or len(current) == _MOST_PIECES:
+            units.append(Unit(len(units), tuple(current)))
+            current, size = [], 0
+    if current:
+        units.append(Unit(len(units), tuple(current)))
+    return units
+
+
+def split_of(text: bytes, validation_fraction: float) -> str:
+    """The side of a document, by a hash of its content: equal documents never stand on both sides."""
+    value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    return "validation" if value < int(validation_fraction * 2**64) else "train"
+
+
+def record_path(directory: Path, number: int) -> Path:
+    """Where a unit's record stands."""
+    return directory / BUILD_DIRECTORY / f"unit-{number:06d}.json"
+
+
+def index_part_path(directory: Path, number: int, split: str) -> Path:
+    """Where a unit's part of a split's index stands until the build is finished."""
+    return directory / BUILD_DIRECTORY / f"unit-{number:06d}-{split}.index"
+
+
+def load_record(directory: Path, unit: Unit) -> UnitRecord | None:
+    """The record of a unit that is finished with all its files in place, or None."""
+    try:
+        content = json.loads(record_path(directory, unit.number).read_bytes())
+        record = UnitRecord(
+            **content
+            | {"shards": {name: [ShardRecord(**s) for s in shards] for name, shards in content["shards"].items()}}
+        )
+        intact = all(
+            (directory / shard.name).stat().st_size == shard.bytes
+            for shards in record.shards.values()
+            for shard in shards
+        ) and all(
+            sha256_file(index_part_path(directory, unit.number, split)) == record.index_sha256[split]
+            for split in SPLITS
+        )
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if intact else None
+
+
+class SplitWriter:
+    """Writes one split of one unit, opening a further shard where the present one is full."""
+
+    def __init__(self, directory: Path, unit: int, split: str, shard_bytes: int):
+        self._directory, self._unit, self._split, self._shard_bytes = directory, unit, split, shard_bytes
+        self._writer: ShardWriter | None = None
+        self._documents = 0
+        self.shards: list[ShardRecord] = []
+        self._index: list[np.ndarray] = []
+
+    def add(self, description: bytes, tokens: np.ndarray) -> None:
+        """Append a document."""
+        if self._writer is not None and self._writer.bytes + tokens.nbytes > self._shard_bytes:
+            self._finish_shard(self._writer)
+        if self._writer is None:
+            name = f"{self._split}-{self._unit:06d}-{len(self.shards):03d}.tar"
+            self._writer = ShardWriter(self._directory / name)
+        self._writer.add(f"{self._unit:06d}-{self._documents:09d}", description, tokens)
+        self._documents += 1
+
+    def _finish_shard(self, writer: ShardWriter) -> None:
+        record, index = writer.finish()
+        index["shard"] = len(self.shards)
+        self.shards.append(record)
+        self._index.append(index)
+        self._writer = None
+
+    def finish(self) -> np.ndarray:
+        """Commit the last shard; returns the index, ``INDEX_DTYPE`` [documents], shards counted within the unit."""
+        if self._writer is not None:
+            self._finish_shard(self._writer)
+        return np.concatenate([np.zeros(0, dtype=INDEX_DTYPE), *self._index])
+
+    def close(self) -> None:
+        """Close an unfinished shard, after an error."""
+        if self._writer is not None:
+            self._writer.__exit__()
+
+
+def _batches(unit: Unit, settings: InputSettings, counts: dict[str, int]) -> Iterator[list[sources.Document]]:
+    batch: list[sources.Document] = []
+    size = 0
+    for piece in unit.pieces:
+        for document in sources.documents(piece, settings):
+            if not document.text:
+                counts["empty_dropped" if document.valid else "invalid_skipped"] += 1
+                continue
+            counts["documents"] += 1
+            counts["text_bytes"] += len(document.text)
+            batch.append(document)
+            size += len(document.text)
+            if size >= _BATCH_BYTES or len(batch) == _BATCH_DOCUMENTS:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def build_unit(
+    directory: Path, unit: Unit, settings: UnitSettings, tokenizer: Tokenizer, check_stop: Callable[[], None]
+) -> UnitRecord:
+    """Tokenise a unit's documents into shards and commit them, the record last.
+
+    Args:
+        check_stop: called between batches of documents; may raise to give up the unit.
+
+    Raises:
+        DataError: an input that cannot be read as what it is.
+    """
+    dtype = token_dtype(tokenizer.vocabulary_size)
+    counts = {"documents": 0, "text_bytes": 0, "empty_dropped": 0, "invalid_skipped": 0}
+    writers = {split: SplitWriter(directory, unit.number, split, settings.shard_bytes) for split in SPLITS}
+    try:
+        for batch in _batches(unit, settings.inputs, counts):
+            check_stop()
+            encoded = tokenizer.encode_batch([document.text for document in batch])
+            for document, ids in zip(batch, encoded, strict=True):
+                tokens = np.empty(len(ids) + 1, dtype=dtype)
+                tokens[:-1] = ids
+                tokens[-1] = EOS_ID
+                description = json.dumps({"source": document.source, "record": document.record}).encode()
+                writers[split_of(document.text, settings.validation_fraction)].add(description, tokens)
+        index_sha256 = {}
+        for split, writer in writers.items():
+            index = writer.finish().tobytes()
+            replace(index_part_path(directory, unit.number, split), index)
+            index_sha256[split] = hashlib.sha256(index).hexdigest()
+    finally:
+        for writer in writers.values():
+            writer.close()
+    record = UnitRecord(unit.number, {split: writers[split].shards for split in SPLITS}, index_sha256, counts)
+    replace(record_path(directory, unit.number), json.dumps(asdict(record)).encode())
+    return record

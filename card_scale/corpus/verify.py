@@ -1,0 +1,199 @@
+"""Full verification of a dataset directory: every byte is hashed, every member read and compared with the index."""
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from card_scale.corpus.processes import process_map
+from card_scale.data.manifest import Manifest, Split, check_hash, load_excluded, load_index, size_problem
+from card_scale.data.shards import END_MARKER, NPY_HEADER_BYTES, ShardRecord
+from card_scale.data.tokenizer import CONTROL_IDS, EOS_ID, SPECIAL_IDS, Tokenizer
+from card_scale.errors import DataError
+from card_scale.files import sha256_file
+
+_STRAY_PATTERNS = ("train-*.tar", "validation-*.tar", "excluded-*.npy", "*.partial")
+_MOST_PROBLEMS = 10  # of one shard
+
+
+def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) -> list[str]:
+    """Check everything that a dataset directory claims.
+
+    The manifest's own checksum; the tokenizer's and the indexes' hashes; each shard's size, SHA-256, end marker,
+    members, their order and format, document and token counts, agreement with the index, ids inside the vocabulary,
+    EOS at the end of each document and no control symbol elsewhere; the list of excluded validation documents; files
+    that nothing lists.
+
+    Args:
+        directory: dataset directory.
+        workers: processes that read shards.
+        progress: draw a bar on stderr.
+
+    Returns:
+        One line per problem, each naming its file; empty for a sound dataset.
+
+    Raises:
+        DataError: no readable manifest.
+    """
+    manifest = Manifest.load(directory)
+    problems = [*_tokenizer_problems(directory, manifest), *_exclusion_problems(directory, manifest)]
+    listed = {manifest.decontamination.excluded.name} if manifest.decontamination else set()
+    jobs = []
+    for split in manifest.splits.values():
+        listed |= {shard.name for shard in split.shards}
+        index, problem = _read_index(directory, split)
+        problems += [problem] if problem else []
+        for number, shard in enumerate(split.shards):
+            rows = None if index is None else index[slice(*np.searchsorted(index["shard"], [number, number + 1]))]
+            jobs.append((shard, rows))
+    check = partial(_shard_problems, directory, manifest.dtype, manifest.vocabulary_size)
+    size = sum(shard.bytes for shard, _ in jobs)
+    with (
+        process_map(min(workers, len(jobs))) as apply,
+        tqdm(total=size, unit="B", unit_scale=True, desc="verify", disable=not progress) as bar,
+    ):
+        for (shard, _), found in zip(jobs, apply(check, *zip(*jobs, strict=True)) if jobs else (), strict=True):
+            problems += found
+            bar.update(shard.bytes)
+    for pattern in _STRAY_PATTERNS:
+        for path in sorted(directory.glob(pattern)):
+            if path.name not in listed:
+                problems.append(f"{path}: not listed in the manifest, never read; remove it")
+    return problems
+
+
+def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[str]:
+    if problem := size_problem(directory, manifest.tokenizer):
+        return [problem]
+    try:
+        check_hash(directory, manifest.tokenizer)
+        tokenizer = Tokenizer.load(directory / manifest.tokenizer.name)
+    except DataError as error:
+        return [str(error)]
+    path = directory / manifest.tokenizer.name
+    if (tokenizer.vocabulary_size, SPECIAL_IDS) != (manifest.vocabulary_size, manifest.special_ids):
+        return [
+            f"{path}: {tokenizer.vocabulary_size} pieces, special ids {SPECIAL_IDS}; the manifest says "
+            f"{manifest.vocabulary_size}, {manifest.special_ids}"
+        ]
+    return []
+
+
+def _exclusion_problems(directory: Path, manifest: Manifest) -> list[str]:
+    record = manifest.decontamination
+    if record is None:
+        return []
+    if problem := size_problem(directory, record.excluded):
+        return [problem]
+    try:
+        load_excluded(directory, manifest, "validation")
+    except DataError as error:
+        return [str(error)]
+    return []
+
+
+def _read_index(directory: Path, split: Split) -> tuple[np.ndarray | None, str | None]:
+    if problem := size_problem(directory, split.index):
+        return None, problem
+    try:
+        return load_index(directory, split), None
+    except DataError as error:
+        return None, str(error)
+
+
+def _shard_problems(
+    directory: Path, dtype: str, vocabulary_size: int, shard: ShardRecord, rows: np.ndarray | None
+) -> list[str]:
+    path = directory / shard.name
+    problems = []
+    if problem := size_problem(directory, shard):
+        problems.append(problem)
+        if not path.is_file():
+            return problems
+    elif (found := sha256_file(path)) != shard.sha256:
+        problems.append(f"{path}: SHA-256 {found}, expected {shard.sha256}")
+    try:
+        for problem in _content_problems(path, dtype, vocabulary_size, shard, rows):
+            problems.append(f"{path}: {problem}")
+            if len(problems) >= _MOST_PROBLEMS:
+                return [*problems, f"{path}: has further problems"]
+    except tarfile.TarError as error:
+        problems.append(f"{path}: not a sound tar archive ({error})")
+    return problems
+
+
+def _content_problems(
+    path: Path, dtype: str, vocabulary_size: int, shard: ShardRecord, rows: np.ndarray | None
+) -> Iterator[str]:
+    documents = tokens = 0
+    end = 0
+    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        previous = None
+        for member in archive:
+            end = member.offset_data + member.size + -member.size % tarfile.BLOCKSIZE
+            key, _, kind = member.name.partition(".")
+            if kind == "json":
+                if not _is_json_object(member_bytes(archive, member)):
+                    yield f"member {member.name}: not a JSON object"
+            elif kind != "npy" or previous != key + ".json":
+                yield f"member {member.name}: expected a .json and then a .npy of each document"
+            else:
+                data = member_bytes(archive, member)
+                row = rows[documents] if rows is not None and documents < len(rows) else None
+                array, problem = _document_problem(data, dtype, vocabulary_size, member.offset_data, row)
+                if problem:
+                    yield f"member {member.name}: {problem}"
+                documents += 1
+                tokens += 0 if array is None else len(array)
+            previous = member.name
+        file.seek(end)
+        if file.read(len(END_MARKER)) != END_MARKER:
+            yield f"no end-of-archive marker at byte {end}"
+    if (documents, tokens) != (shard.documents, shard.tokens):
+        yield f"{documents} documents, {tokens} tokens; expected {shard.documents} documents, {shard.tokens} tokens"
+    if rows is not None and len(rows) != shard.documents:
+        yield f"the index has {len(rows)} documents of it, the manifest {shard.documents}"
+
+
+def member_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The content of a member; empty for one that is no file, which a sound shard does not have."""
+    file = archive.extractfile(member)
+    return b"" if file is None else file.read()
+
+
+def _is_json_object(data: bytes) -> bool:
+    try:
+        return isinstance(json.loads(data), dict)
+    except ValueError:
+        return False
+
+
+def _document_problem(
+    data: bytes, dtype: str, vocabulary_size: int, offset: int, row: np.ndarray | None
+) -> tuple[np.ndarray | None, str | None]:
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        return None, f"not a .npy array ({error})"
+    if array.dtype != np.dtype(dtype) or array.ndim != 1 or not len(array):
+        return None, f"{array.dtype} array of shape {array.shape}, expected a non-empty one-dimensional {dtype}"
+    if array.max() >= vocabulary_size:
+        return array, f"token id {array.max()} is outside the vocabulary of {vocabulary_size}"
+    if array[-1] != EOS_ID:
+        return array, f"ends with id {array[-1]}, expected EOS ({EOS_ID})"
+    control = np.isin(array[:-1], CONTROL_IDS)
+    if control.any():
+        place = int(control.argmax())
+        return array, f"control id {array[place]} at token {place}: text never gives one"
+    if row is not None:
+        expected = (int(row["offset"]), int(row["tokens"]), int(row["crc32"]))
+        found = (offset + NPY_HEADER_BYTES, len(array), zlib.crc32(data[NPY_HEADER_BYTES:]))
+        if found != expected:
+            return array, f"offset, tokens, checksum {found}; the index says {expected}"
+    return array, None

@@ -1,0 +1,1 @@
+"""Parallel dimensions, process groups, device and CPU backend."""

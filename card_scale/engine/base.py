@@ -1,0 +1,109 @@
+"""What the training loop, the schedule and the checkpoints ask of a sharding engine."""
+
+import abc
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from card_scale.config import Config
+from card_scale.engine.optimizer import AdamW
+from card_scale.model.gpt import GPT
+from card_scale.model.weights import LogicalWeight
+
+WEIGHT = "weight"
+"""State key of the float32 weight itself, beside the optimizer's own keys."""
+
+
+class Stage(nn.Module):
+    """What Megatron's schedule sees of a model chunk.
+
+    ``DeepSpeedEngine.config`` is a dictionary and would shadow the Megatron configuration that the schedule asks for.
+    An ``nn.Module``, because the interleaved schedule asserts one; the chunk is hidden in a tuple so that it is not
+    registered a second time.
+    """
+
+    def __init__(self, chunk: GPT, forward):
+        super().__init__()
+        self.config, self.model_type = chunk.config, chunk.model_type
+        self.set_input_tensor = chunk.set_input_tensor
+        self._forward = (forward,)
+
+    def forward(self, *arguments, **keywords) -> Tensor:
+        return self._forward[0](*arguments, **keywords)
+
+
+class ShardingEngine(abc.ABC):
+    """Holds this rank's model chunks sharded over the data-parallel group, with their optimizer.
+
+    Gradients are averaged over the data-parallel group; the global norm counts every element of the model once.
+    """
+
+    stages: list[Stage]
+    optimizer: AdamW
+
+    def __init__(self, chunks: list[GPT], config: Config):
+        self.chunks = chunks
+        self.config = config
+
+    @abc.abstractmethod
+    def weights(self) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:
+        """Yield this rank's parameters with their place in the whole model, in the same order on every data rank."""
+
+    def before_backward(self) -> None:  # noqa: B027 - optional hook
+        """Prepare for one backward pass; the schedule calls it before each."""
+
+    @abc.abstractmethod
+    def step(self, learning_rate: float) -> Tensor:
+        """Reduce, clip and apply the gradients; return the global gradient norm before clipping (float32 scalar)."""
+
+    @abc.abstractmethod
+    def full_state(self, parameter: nn.Parameter, key: str) -> Tensor:
+        """Return WEIGHT or an optimizer state of a parameter, float32, gathered over the data-parallel group.
+
+        Collective over the data-parallel group. The shape is the tensor-parallel rank's.
+        """
+
+    @abc.abstractmethod
+    def set_full_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """Set what :meth:`full_state` returns. Optimizer states must exist (:meth:`create_optimizer_state`)."""
+
+    @abc.abstractmethod
+    def masters(self) -> list[Tensor]:
+        """Return the float32 weight tensors that the optimizer updates, this rank's shards."""
+
+    @abc.abstractmethod
+    def publish_masters(self) -> None:
+        """Make the forward pass use the current float32 weights."""
+
+    def create_optimizer_state(self, step: int) -> None:
+        """Create optimizer states as after ``step`` updates, to be filled by :meth:`set_full_state`."""
+        self.optimizer.create_state(self.masters(), step)
+
+    def state_keys(self) -> tuple[str, ...]:
+        """Return the keys that a checkpoint holds of every parameter."""
+        return (WEIGHT, *self.optimizer.state_keys)
+
+    @torch.no_grad()
+    def swap_averaged(self) -> None:
+        """Exchange the weights with their moving average; a second call exchanges them back."""
+        for master in self.masters():
+            average = self.optimizer.state[master]["ema"]
+            kept = master.detach().clone()
+            master.copy_(average)
+            average.copy_(kept)
+        self.publish_masters()
+
+    def train(self, mode: bool = True) -> None:
+        """Put the model into training or evaluation mode."""
+        for chunk in self.chunks:
+            chunk.train(mode)
+
+
+def parameter_groups(weights: list[tuple[nn.Parameter, LogicalWeight]], weight_decay: float) -> list[dict]:
+    """Return the optimizer's groups: matrices with weight decay, norms without."""
+    groups = [
+        {"params": [p for p, where in weights if where.decayed], "weight_decay": weight_decay},
+        {"params": [p for p, where in weights if not where.decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

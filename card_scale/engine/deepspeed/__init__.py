@@ -1,0 +1,1 @@
+"""The sharding engine on DeepSpeed ZeRO."""

@@ -1,0 +1,104 @@
+"""Full sharding with torch's FSDP2 (``fully_shard``), the second engine and the oracle of the first."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from card_scale.config import Config
+from card_scale.distributed import cpu_backend, process_groups
+from card_scale.engine import gradients
+from card_scale.engine.base import WEIGHT, ShardingEngine, Stage, parameter_groups
+from card_scale.engine.optimizer import AdamW
+from card_scale.model.gpt import GPT
+from card_scale.model.weights import LogicalWeight, logical_weights
+
+
+class Fsdp2Engine(ShardingEngine):
+    """The sharding engine on FSDP2.
+
+    With several micro-batches per update a chunk's parameters stay gathered from the first forward to the last backward
+    pass: one gather per update instead of two per micro-batch, at the price of holding the stage's weights in the
+    compute precision.
+    """
+
+    def __init__(self, chunks: list[GPT], config: Config):
+        super().__init__(chunks, config)
+        group = process_groups.data_group()
+        device = cpu_backend.device()
+        mesh = DeviceMesh.from_group(group, device.type)
+        per_rank = config.train.global_batch // dist.get_world_size(group)
+        self.keep_gathered = per_rank > config.train.micro_batch
+        # fully_shard replaces the parameters, so their places are kept by name.
+        places = {where.name: where for _, where in logical_weights(chunks)}
+        bf16 = config.train.precision == "bf16"
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if bf16 else None,
+            reduce_dtype=torch.float32 if bf16 else None,
+            # Rotary angles must reach the layers in float32.
+            cast_forward_inputs=False,
+        )
+        for chunk in chunks:
+            chunk.to(device)
+            for module in (*chunk.layers.values(), chunk):
+                fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not self.keep_gathered)
+        self._weights = [
+            (parameter, places["embedding.weight" if name == "head.weight" and chunk.tied else name])
+            for chunk in chunks
+            for name, parameter in chunk.named_parameters()
+        ]
+        self.optimizer = AdamW(parameter_groups(self._weights, config.optimizer.weight_decay), config.optimizer)
+        two_copies = config.model.tie_embeddings and config.parallel.pipeline > 1
+        self._tied = gradients.tied_embeddings(self._weights) if two_copies else []
+        self.stages = [Stage(chunk, chunk) for chunk in chunks]
+        if self.keep_gathered:
+            for module in self._sharded_modules():
+                module.set_reshard_after_backward(False)
+
+    def weights(self) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:
+        yield from self._weights
+
+    def step(self, learning_rate: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        held = [(_local(parameter.grad), where) for parameter, where in self._weights]
+        for parameter in self._tied:
+            # Both copies have one shape and one sharding: their shards correspond.
+            gradients.sum_over_tied_copies(_local(parameter.grad))
+        norm = gradients.global_norm(held, [process_groups.data_group(), process_groups.model_group()])
+        gradients.clip([gradient for gradient, _ in held], norm, self.config.optimizer.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.publish_masters()
+        return norm
+
+    def full_state(self, parameter: nn.Parameter, key: str) -> Tensor:
+        state = parameter if key == WEIGHT else self.optimizer.state[parameter][key]
+        return state.detach().full_tensor()
+
+    @torch.no_grad()
+    def set_full_state(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        state = parameter if key == WEIGHT else self.optimizer.state[parameter][key]
+        whole = value.to(parameter.device, parameter.dtype)
+        # Every rank holds the whole value: src_data_rank None shards it without communication.
+        state.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None))
+
+    def masters(self) -> list[Tensor]:
+        return [parameter for parameter, _ in self._weights]
+
+    def publish_masters(self) -> None:
+        # Gathered copies are of the weights before the update; drop them.
+        for module in self._sharded_modules():
+            module.reshard()
+
+    def _sharded_modules(self) -> Iterator[FSDPModule]:
+        for chunk in self.chunks:
+            yield from (module for module in chunk.modules() if isinstance(module, FSDPModule))
+
+
+def _local(tensor: DTensor) -> Tensor:
+    return tensor.to_local()

@@ -1,0 +1,362 @@
+"""Reading a result table, and refusing what no law should be fitted through."""
+
+import csv
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from card_scale.errors import ConfigurationError, DataError
+from card_scale.laws import columns
+from card_scale.laws.best_setting import best_setting
+from card_scale.laws.runs import Runs
+
+EPOCHS_TOLERANCE = 0.01
+"""Largest relative difference between ``epochs`` and D / U, and of U beyond D: what packing drops."""
+
+TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as text by column, and where it stands."""
+
+    place: str
+    """File and row, for messages; rows count from 1 after the header."""
+    cells: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a table that a fit may use."""
+
+    rows: Sequence[Row]
+    runs: Runs
+    left_out: Sequence[str]
+    """Rows that were left out because they are not finished, with the reason."""
+    other_settings: int = 0
+    """Rows that were left out because another setting of their cell is better."""
+
+    def objectives(self) -> list[str]:
+        """Return the objectives in the order they appear; empty if the table does not name any."""
+        return list(dict.fromkeys(row.cells[columns.OBJECTIVE] for row in self.rows if columns.OBJECTIVE in row.cells))
+
+    def bounds(self) -> list[str]:
+        """Return the objectives whose losses are upper bounds."""
+        return [
+            name
+            for name in self.objectives()
+            if any(
+                row.cells[columns.OBJECTIVE] == name and columns.BOUND in row.cells and _is_true(row) == "true"
+                for row in self.rows
+            )
+        ]
+
+    def of(self, objective: str) -> Runs:
+        """Return the runs of one objective."""
+        return self.runs.take(np.array([row.cells[columns.OBJECTIVE] == objective for row in self.rows]))
+
+
+class Advice(NamedTuple):
+    """What the reader of a refusal can do, a sentence each: that depends on what the table is read for."""
+
+    unfinished: str = ""
+    mixed: str = ""
+    settings: str = ""
+
+
+NO_ADVICE = Advice()
+
+
+def read_rows(path: Path, names: Mapping[str, str]) -> list[Row]:
+    """Read a csv file (with a header, UTF-8) or a parquet file as text.
+
+    Args:
+        path: ends in .csv or .parquet.
+        names: the file's column for each standard name that it calls otherwise.
+
+    Raises:
+        DataError: another ending, a file that is missing or damaged, no rows, or a csv row with too many or too few
+            cells.
+        ConfigurationError: a column of ``names`` that the file lacks, or no pyarrow for a parquet file.
+    """
+    readers: dict[str, Callable[[Path], list[dict[str, str]]]] = {".csv": read_csv, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: a result table ends in .csv or .parquet")
+    records = readers[path.suffix](path)
+    if not records:
+        raise DataError(f"{path}: no rows")
+    for standard, own in names.items():
+        if own not in records[0]:
+            raise ConfigurationError(
+                f"{path} has no column {own} to take as {standard}; it has {', '.join(records[0])}"
+            )
+    renamed = {own: standard for standard, own in names.items()}
+    hidden = set(names) - set(renamed)
+    return [
+        Row(
+            f"{path} row {number}",
+            {renamed.get(name, name): cell for name, cell in record.items() if name not in hidden},
+        )
+        for number, record in enumerate(records, start=1)
+    ]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a csv file (with a header, UTF-8), empty for one without.
+
+    Raises DataError for a file that cannot be read, and for rows that do not fit the header.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {_cause(error)}") from None
+    if not lines:
+        return []
+    header = lines[0]
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}: two columns have one name in the header {', '.join(header)}")
+    for number, line in enumerate(lines[1:], start=1):
+        if len(line) != len(header):
+            raise DataError(f"{path} row {number} has {len(line)} cells, the header {len(header)}; was it cut off?")
+    return [dict(zip(header, (cell.strip() for cell in line), strict=True)) for line in lines[1:]]
+
+
+def _read_parquet(path: Path) -> list[dict[str, str]]:
+    try:
+        # Only parquet needs it, and it is an optional dependency.
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigurationError(
+            f"{path}: parquet needs pyarrow (pip install -c constraints.txt -e .[data]); the csv file does not"
+        ) from None
+    try:
+        with path.open("rb") as file:  # a path of its own pyarrow would take for a whole data set if it is a directory
+            records = pyarrow.parquet.read_table(file).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {_cause(error)}") from None
+    return [{name: "" if cell is None else str(cell) for name, cell in record.items()} for record in records]
+
+
+def _cause(error: Exception) -> str:
+    """Return the cause without the path, which an OSError repeats."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def select(rows: Sequence[Row], where: Mapping[str, Sequence[str]]) -> list[Row]:
+    """Return the rows whose cell is one of those named, for every column named.
+
+    Raises:
+        ConfigurationError: a column that the table lacks, or a choice that no row makes.
+    """
+    for name, choices in where.items():
+        if name not in rows[0].cells:
+            raise ConfigurationError(f"the table has no column {name}; it has {', '.join(rows[0].cells)}")
+        for choice in choices:
+            if not any(_equal(row.cells[name], choice) for row in rows):
+                found = ", ".join(sorted({row.cells[name] for row in rows})[:20])
+                raise ConfigurationError(f"no row has {name} = {choice!r}; the column holds {found}")
+    kept = [
+        row
+        for row in rows
+        if all(any(_equal(row.cells[name], choice) for choice in choices) for name, choices in where.items())
+    ]
+    if not kept:
+        chosen = ", ".join(f"{name} = {' or '.join(map(repr, choices))}" for name, choices in where.items())
+        raise ConfigurationError(f"no row has {chosen} at once")
+    return kept
+
+
+def _equal(cell: str, choice: str) -> bool:
+    return cell == choice or number_or_nan(cell) == number_or_nan(choice)
+
+
+def check(
+    rows: Sequence[Row],
+    allow_failed: bool,
+    comparison: bool = False,
+    settings: Literal["one", "best", "all"] = "one",
+    advice: Advice = NO_ADVICE,
+) -> Table:
+    """Return the rows as runs to fit, or refuse them.
+
+    Args:
+        rows: the rows to fit.
+        allow_failed: leave out rows that are not ``done`` or lack a finite loss, instead of refusing them. They are
+            never fitted.
+        comparison: several objectives, exact losses and bounds among them, are kept apart and compared, not fitted.
+        settings: ``one`` refuses several settings of a cell, ``best`` keeps the rows of the best one
+            (:func:`card_scale.laws.best_setting.best_setting`), ``all`` is for a caller that keeps them apart.
+        advice: what ends the message of a refusal.
+
+    Raises:
+        DataError: naming file, row, column and value: a missing column; a number that is none, not finite or not
+            positive; unfinished runs; several tokenizers, validation sets or objectives; a bound that is neither true
+            nor false; bounds beside exact losses of one objective; duplicates; U above D; epochs other than D / U;
+            several settings of one cell.
+    """
+    for name in columns.REQUIRED:
+        if name not in rows[0].cells:
+            raise DataError(f"{rows[0].place}: no column {name}; a result table has {', '.join(columns.REQUIRED)}")
+    unfinished = {row.place: reason for row in rows if (reason := _unfinished(row))}
+    if unfinished and not allow_failed:
+        shown = "; ".join(list(unfinished.values())[:5]) + ("; ..." if len(unfinished) > 5 else "")
+        raise DataError(
+            _advised(
+                f"{len(unfinished)} of {len(rows)} runs are not finished, and what is made of the others would hide "
+                f"it: {shown}",
+                advice.unfinished,
+            )
+        )
+    kept = [row for row in rows if row.place not in unfinished]
+    if not kept:
+        raise DataError(f"{rows[0].place} and all others: no finished run")
+    for name in (columns.TOKENIZER, columns.VALIDATION):
+        _refuse_mixed(kept, name, "their losses cannot be compared", advice)
+    if not comparison:
+        _refuse_mixed(kept, columns.OBJECTIVE, "each objective has a law of its own", advice)
+    for objective in _grouped(kept, (columns.OBJECTIVE,)).values():
+        _refuse_mixed(objective, columns.BOUND, "an upper bound and an exact loss are different quantities", advice)
+    _refuse_duplicates(kept)
+    names = (*columns.REQUIRED, columns.FLOPS) if columns.FLOPS in kept[0].cells else columns.REQUIRED
+    runs = Runs(*(np.array([_positive(row, name) for row in kept]) for name in names))
+    _refuse_impossible(kept, runs)
+    if settings == "best":
+        best = {row.place for cell in _grouped(kept, columns.CELL).values() for row in _of_best_setting(cell)}
+        chosen = [row for row in kept if row.place in best]
+        runs = runs.take(np.array([row.place in best for row in kept]))
+        return Table(chosen, runs, list(unfinished.values()), len(kept) - len(chosen))
+    if settings == "one":
+        for cell in _grouped(kept, columns.CELL).values():
+            _refuse_settings(cell, advice)
+    return Table(kept, runs, list(unfinished.values()))
+
+
+def _advised(message: str, advice: str) -> str:
+    return f"{message}. {advice}" if advice else message
+
+
+def _grouped(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+    """Return the rows by their cells in the columns that the table has of those named."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(_canonical(row.cells[name]) for name in names if name in row.cells), []).append(row)
+    return groups
+
+
+def _of_best_setting(cell: Sequence[Row]) -> list[Row]:
+    """Return the rows of the setting that is the best of a cell's."""
+    settings = _grouped(cell, columns.SETTINGS)
+    losses = {
+        setting: {
+            "".join(seed): statistics.fmean(float(row.cells[columns.LOSS]) for row in repeats)
+            for seed, repeats in _grouped(runs, (columns.SEED,)).items()
+        }
+        for setting, runs in settings.items()
+    }
+    return settings[best_setting(losses)]
+
+
+def _refuse_settings(cell: Sequence[Row], advice: Advice) -> None:
+    first = cell[0]
+    for name in columns.SETTINGS:
+        for row in cell:
+            if name in row.cells and _canonical(row.cells[name]) != _canonical(first.cells[name]):
+                raise DataError(
+                    _advised(
+                        f"{first.place} and {row.place} agree in objective, N, D and U, but {name} is "
+                        f"{first.cells[name] or '(empty)'} and {row.cells[name] or '(empty)'}; runs of one cell are "
+                        "fitted as repeats that differ in their seed alone",
+                        advice.settings,
+                    )
+                )
+
+
+def _unfinished(row: Row) -> str:
+    """Return why a row is no finished run, empty if it is one."""
+    status = row.cells.get(columns.STATUS, columns.DONE)
+    if status != columns.DONE:
+        return f"{row.place}: {columns.STATUS} = {status or '(empty)'}"
+    loss = row.cells[columns.LOSS]
+    if not loss or loss.lower() in ("nan", "inf", "-inf"):
+        return f"{row.place}: {columns.LOSS} = {loss or '(empty)'}"
+    return ""
+
+
+def number_or_nan(cell: str) -> float:
+    """Return the number that a cell holds, NaN where it holds none."""
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
+def _positive(row: Row, name: str) -> float:
+    value = number_or_nan(row.cells[name])
+    if not 0.0 < value < math.inf:
+        raise DataError(f"{row.place}: {name} = {row.cells[name] or '(empty)'}; it must be a positive finite number")
+    return value
+
+
+def _is_true(row: Row) -> str:
+    cell = row.cells[columns.BOUND].lower()
+    if cell not in (*TRUE, *FALSE):
+        raise DataError(f"{row.place}: {columns.BOUND} = {row.cells[columns.BOUND]}; it must be true or false")
+    return "true" if cell in TRUE else "false"
+
+
+def _refuse_mixed(rows: Sequence[Row], name: str, why: str, advice: Advice) -> None:
+    first: dict[str, Row] = {}
+    for row in rows:
+        if name in row.cells:
+            first.setdefault(_is_true(row) if name == columns.BOUND else row.cells[name], row)
+    if len(first) > 1:
+        (one, at), (other, beside) = list(first.items())[:2]
+        raise DataError(
+            _advised(
+                f"{name} is mixed: {at.place} has {one or '(empty)'}, {beside.place} has {other or '(empty)'}; {why}",
+                advice.mixed,
+            )
+        )
+
+
+def _refuse_duplicates(rows: Sequence[Row]) -> None:
+    identity = [name for name in columns.IDENTITY if name in rows[0].cells]
+    for names in ([columns.RUN] if columns.RUN in rows[0].cells else [], identity):
+        seen: dict[tuple[str, ...], Row] = {}
+        for row in rows:
+            key = tuple(_canonical(row.cells[name]) for name in names)
+            if names and key in seen:
+                values = ", ".join(f"{name} = {row.cells[name] or '(empty)'}" for name in names)
+                raise DataError(f"{row.place} repeats {seen[key].place}: {values}; a run must stand in the table once")
+            seen[key] = row
+
+
+def _canonical(cell: str) -> str:
+    """Return one text for all ways to write a number."""
+    number = number_or_nan(cell)
+    return cell if math.isnan(number) else repr(number)
+
+
+def _refuse_impossible(rows: Sequence[Row], runs: Runs) -> None:
+    for row, tokens, unique in zip(rows, runs.D, runs.U, strict=True):
+        if unique > tokens * (1.0 + EPOCHS_TOLERANCE):
+            raise DataError(
+                f"{row.place}: {columns.UNIQUE} = {unique:.6g} is more than {columns.TOKENS} = {tokens:.6g}; "
+                f"count the unique tokens that the run has seen"
+            )
+        if row.cells.get(columns.EPOCHS):
+            epochs = _positive(row, columns.EPOCHS)
+            if abs(epochs * unique / tokens - 1.0) > EPOCHS_TOLERANCE:
+                raise DataError(
+                    f"{row.place}: {columns.EPOCHS} = {epochs:.6g}, but {columns.TOKENS} / {columns.UNIQUE} = "
+                    f"{tokens / unique:.6g}"
+                )

@@ -1,1 +1,0 @@
-"""What repeated data is worth: result tables, scaling laws, fits that say what they identify. Nothing distributed."""

@@ -1,0 +1,40 @@
+"""The start of a branch: its run directory is given the trunk's checkpoint and records, and goes on from there."""
+
+import os
+import shutil
+from pathlib import Path
+
+from card_scale.checkpoint import directory as directories
+from card_scale.checkpoint import format as checkpoint_format
+from card_scale.studies.tasks import BranchPoint
+from card_scale.training.run_directory import RunDirectory
+
+
+def seed(directory: Path, branch: BranchPoint) -> None:
+    """Give a branch's run directory the trunk's checkpoint at the branching point, unless it is there already.
+
+    Files are hard links where the file system allows it, else copies; a checkpoint is never written to. The trunk's
+    metrics come along, so that the branch's records are those of a whole run; the run drops what was recorded after
+    the branching point. Raises CheckpointError for an incomplete checkpoint of the trunk.
+    """
+    run, trunk = RunDirectory(directory), RunDirectory(branch.trunk)
+    name = directories.name_of(branch.step)
+    if (run.checkpoints / name / checkpoint_format.MANIFEST_NAME).is_file():
+        return
+    source = trunk.checkpoints / name
+    checkpoint_format.read_manifest(source)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(trunk.metrics, run.metrics)
+    temporary = run.checkpoints / directories.temporary_name(branch.step)
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        target = temporary / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(file, target)
+    directories.publish(temporary, branch.step)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)

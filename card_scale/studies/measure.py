@@ -1,0 +1,86 @@
+"""Times a few steps of a study's models on this machine, so that its hours rest on a measurement."""
+
+import json
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from card_scale.errors import ConfigurationError
+from card_scale.files import write_atomically
+from card_scale.model.gpt import padded_vocabulary
+from card_scale.studies.results import read_metrics
+from card_scale.studies.spec import RunSpec
+from card_scale.studies.state import read_exit
+from card_scale.studies.task_process import command_line
+from card_scale.studies.tasks import Task
+from card_scale.training.run_directory import RunDirectory
+from card_scale.training.throughput import flops_of
+
+STEPS = 24
+WARM_UP = 4
+"""The first steps, which allocate and compile."""
+
+
+def measure(specs: Sequence[RunSpec], directory: Path, environment: Mapping[str, str]) -> dict[tuple[str, str], float]:
+    """Run a few steps of each arm and size; return model FLOPs a second and device by (arm, size).
+
+    They are kept in ``directory/measured.json``. Raises ConfigurationError, with the run's own words, if one fails.
+    """
+    found: dict[tuple[str, str], float] = {}
+    for spec in specs:
+        key = (spec.cell.arm, spec.cell.size)
+        if key not in found:
+            found[key] = _flops_per_second(spec, directory / "measure" / f"{key[0]}-{key[1]}", environment)
+    listed = [{"arm": arm, "size": size, "flops_per_second": rate} for (arm, size), rate in found.items()]
+    write_atomically(directory / "measured.json", (json.dumps(listed, indent=1) + "\n").encode())
+    return found
+
+
+def read(directory: Path) -> dict[tuple[str, str], float]:
+    """Return what :func:`measure` has kept, nothing where it never ran."""
+    path = directory / "measured.json"
+    listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return {(item["arm"], item["size"]): item["flops_per_second"] for item in listed}
+
+
+def _flops_per_second(spec: RunSpec, directory: Path, environment: Mapping[str, str]) -> float:
+    keys = {
+        "run.dir": directory,
+        "data.epochs": "null",
+        "data.validation_samples": spec.config.train.global_batch,
+        "data.train_samples": 0,
+        "train.steps": STEPS,
+        "train.eval_every": 0,
+        "train.log_every": 1,
+        "optimizer.schedule": "constant",
+    }
+    overrides = [o for o in spec.overrides if o.partition("=")[0] not in keys]
+    overrides += [f"{key}={value}" for key, value in keys.items()]
+    run = RunDirectory(directory)
+    if not run.path.exists():
+        task = Task(
+            id="measure",
+            command=(spec.base, *overrides),
+            directory=directory,
+            config=spec.config,
+            ranks=spec.ranks,
+            steps=STEPS,
+            new_steps=STEPS,
+            new_evaluations=2,
+        )
+        done = subprocess.run(
+            command_line(task),
+            env=dict(environment),
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            check=False,
+        )
+        if done.returncode:
+            ended = read_exit(directory)
+            raise ConfigurationError(f"timing {spec.id} failed: {ended[1] if ended else done.stderr[-300:]}")
+    seconds = [r["step_seconds"] for r in read_metrics(run.metrics) if "loss" in r and r["step"] > WARM_UP]
+    tokens = spec.config.train.global_batch * spec.config.model.length
+    per_token = flops_of(spec.config, padded_vocabulary(spec.corpus.vocabulary_size)).causal
+    return tokens * per_token / statistics.median(seconds) / spec.ranks

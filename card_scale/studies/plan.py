@@ -1,0 +1,235 @@
+"""What a study will cost, before anything starts: work, memory, time and disk of every task."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from card_scale.config import Config
+from card_scale.distributed import parallel_dims as topology
+from card_scale.engine.deepspeed import settings as deepspeed_json
+from card_scale.errors import ConfigurationError
+from card_scale.files import write_atomically
+from card_scale.model.gpt import padded_vocabulary
+from card_scale.objectives import create_objective
+from card_scale.studies.grid import Grid, Hardware
+from card_scale.studies.spec import RunSpec
+from card_scale.studies.tasks import Task
+from card_scale.training.dry_run import activation_bytes, state_bytes
+from card_scale.training.evaluation import DRAWS
+from card_scale.training.throughput import counts_of, flops_of
+
+_FORWARD_SHARE = 1 / 3
+"""Of a training step's FLOPs: the backward pass costs two forward passes."""
+
+_CHECKPOINT_BYTES = 12
+"""Per parameter: float32 weight and both moments of Adam."""
+
+_RECORD_BYTES = 2000
+"""Per log line or evaluation: a line of metrics.jsonl and the TensorBoard events beside it."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One task of a study and what it takes. FLOPs are model FLOPs, visible pairs of the attention only."""
+
+    id: str
+    arm: str
+    size: str
+    kind: str
+    """run, branch (a run's decay) or trunk (a leg of one)."""
+    unique_tokens: int
+    epochs: float
+    parameters: int
+    parameters_without_embeddings: int
+    steps: int
+    """Updates that the task makes itself."""
+    tokens: int
+    """Clean tokens that it trains on itself."""
+    flops: float
+    """Of these updates."""
+    evaluation_flops: float
+    ranks: int
+    bytes_per_rank: float
+    """Model states and activations; not the logits, the libraries and the CUDA context."""
+    seconds: float
+    """From the start of its process to its end."""
+    device_hours: float
+    disk_bytes: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All costs of a study."""
+
+    costs: tuple[Cost, ...]
+    basis: str
+    """What the hours rest on."""
+
+    @property
+    def device_hours(self) -> float:
+        return sum(cost.device_hours for cost in self.costs)
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of all tasks."""
+        return sum(cost.flops for cost in self.costs)
+
+
+def plan(
+    grid: Grid, specs: Sequence[RunSpec], tasks: Sequence[Task], measured: Mapping[tuple[str, str], float]
+) -> Plan:
+    """Return the costs of a study's tasks, in their order.
+
+    ``measured`` maps (arm, size) to model FLOPs a second and device, where they were timed; elsewhere the grid's
+    hardware decides. Raises ConfigurationError for a run that its layout, its objective or its engine cannot make.
+    """
+    by_id = {spec.id: spec for spec in specs}
+    leg_owner = {task.after: by_id[task.id] for task in tasks if task.branch}
+    for spec in specs:
+        _check(spec)
+    costs = []
+    for task in tasks:
+        spec = leg_owner[task.id] if task.is_leg else by_id[task.id]
+        rate = measured.get((spec.cell.arm, spec.cell.size), grid.hardware.flops_per_second)
+        costs.append(_cost(task, spec, rate, grid.hardware))
+    stated = (
+        f"{grid.hardware.flops_per_second:.3g} model FLOP/s a device, {grid.hardware.startup_seconds:.0f} s to start"
+    )
+    timed = f"; {len(measured)} of the arms and sizes timed on this machine" if measured else ""
+    return Plan(tuple(costs), stated + timed)
+
+
+def _check(spec: RunSpec) -> None:
+    """Raise, naming the run, what the run itself would raise before it starts."""
+    try:
+        layout = topology.plan(spec.config, spec.ranks)
+        create_objective(**asdict(spec.config.objective), mask_id=0)
+        if spec.config.parallel.engine == "deepspeed":
+            deepspeed_json.check(spec.config, layout.data)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{spec.id} on {spec.ranks} ranks: {error}") from None
+
+
+def _cost(task: Task, spec: RunSpec, flops_per_second: float, hardware: Hardware) -> Cost:
+    config = spec.config
+    rows = padded_vocabulary(spec.corpus.vocabulary_size)
+    counts, layout = counts_of(config.model, rows), topology.plan(config, task.ranks)
+    per_token = flops_of(config, rows).causal
+    tokens = task.new_steps * config.train.global_batch * config.model.length
+    evaluation = task.new_evaluations * _evaluated_tokens(spec) * per_token * _FORWARD_SHARE
+    seconds = hardware.startup_seconds + (tokens * per_token + evaluation) / (flops_per_second * task.ranks)
+    memory = state_bytes(config, layout, counts.total) + activation_bytes(config, layout)
+    saves = 1 + (task.new_steps - 1) // config.train.save_every if config.train.save_every else 1
+    records = task.new_evaluations + task.new_steps // config.train.log_every + 1
+    checkpoint = counts.total * (_CHECKPOINT_BYTES + (4 if config.optimizer.ema else 0))
+    return Cost(
+        id=task.id,
+        arm=spec.cell.arm,
+        size=spec.cell.size,
+        kind="trunk" if task.is_leg else "branch" if task.branch else "run",
+        unique_tokens=spec.unique_tokens,
+        epochs=task.steps * config.train.global_batch / spec.samples_per_epoch,
+        parameters=counts.total,
+        parameters_without_embeddings=counts.layers + counts.norms,
+        steps=task.new_steps,
+        tokens=tokens,
+        flops=tokens * per_token,
+        evaluation_flops=evaluation,
+        ranks=task.ranks,
+        bytes_per_rank=memory,
+        seconds=seconds,
+        device_hours=seconds * task.ranks / 3600,
+        disk_bytes=saves * checkpoint + records * _RECORD_BYTES,
+    )
+
+
+def _evaluated_tokens(spec: RunSpec) -> int:
+    """Return the tokens that one evaluation runs through the model."""
+    config = spec.config
+    scored = spec.held_out.scored_samples(config.model.length, config.data.validation_samples)
+    samples = scored + min(config.data.train_samples, spec.samples_per_epoch)
+    passes = DRAWS if is_bound(config) else 1
+    if config.optimizer.ema:
+        passes *= 2
+    if config.objective.name == "card":
+        passes += 5  # four noise levels and the loss under a masked tail
+    return samples * passes * config.model.length
+
+
+def is_bound(config: Config) -> bool:
+    """Return whether evaluations of this configuration are upper bounds."""
+    return not create_objective(**asdict(config.objective), mask_id=0).likelihood_is_exact
+
+
+def table(plan: Plan, at_once: int) -> str:
+    """Return the plan as lines for a terminal, with what it comes to in all."""
+    head = ["task", "kind", "N", "U", "epochs", "steps", "tokens", "FLOPs", "ranks", "GiB/rank", "device h", "MiB disk"]
+    rows = [head]
+    for cost in plan.costs:
+        rows.append(
+            [
+                cost.id,
+                cost.kind,
+                _short(cost.parameters),
+                _short(cost.unique_tokens),
+                f"{cost.epochs:.4g}",
+                f"{cost.steps:,}",
+                _short(cost.tokens),
+                f"{cost.flops:.2e}",
+                str(cost.ranks),
+                f"{cost.bytes_per_rank / 2**30:.2f}",
+                f"{cost.device_hours:.3g}",
+                f"{cost.disk_bytes / 2**20:.0f}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[:2] = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    runs = sum(cost.kind != "trunk" for cost in plan.costs)
+    tokens, disk = sum(cost.tokens for cost in plan.costs), sum(cost.disk_bytes for cost in plan.costs)
+    seconds = sum(cost.seconds for cost in plan.costs)
+    lines += [
+        "",
+        f"{runs} runs in {len(plan.costs)} tasks: {tokens:,} tokens, {plan.flops:.3g} model FLOPs (visible pairs), "
+        f"{plan.device_hours:.3g} device hours, {disk / 2**30:.2g} GiB of disk",
+        f"{at_once} at once: about {max(seconds / at_once, max(c.seconds for c in plan.costs)) / 3600:.2g} hours",
+        f"hours rest on {plan.basis}",
+    ]
+    return "\n".join(lines)
+
+
+def _short(count: float) -> str:
+    """Return a count with three digits and a unit."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= 0.9995 * unit:  # what three digits would round up to it
+            return f"{count / unit:.3g}{name}"
+    return f"{count:.3g}"
+
+
+def write(plan: Plan, directory: Path) -> None:
+    """Write ``plan.json`` and ``plan.csv``."""
+    rows = [asdict(cost) for cost in plan.costs]
+    total = {"device_hours": plan.device_hours, "flops": plan.flops, "basis": plan.basis}
+    write_atomically(directory / "plan.json", (json.dumps({"total": total, "tasks": rows}, indent=1) + "\n").encode())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(directory / "plan.csv", text.getvalue().encode())
+
+
+def prepare_directory(directory: Path) -> None:
+    """Create the study's directory. Raises ConfigurationError where it cannot be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"study directory {directory} cannot be made: {error.strerror}") from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"study directory {directory} cannot be written; choose another with --directory")

@@ -1,0 +1,231 @@
+"""The result table of a study: one row a run, failed ones included, with everything needed to make it again.
+
+Names that the fits read stand in :mod:`card_scale.laws.columns`; ``objective`` is the arm of the grid, which tells
+more than the configuration key ``objective.name``.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from card_scale.errors import DataError
+from card_scale.laws import columns
+from card_scale.model.gpt import padded_vocabulary
+from card_scale.studies.plan import is_bound
+from card_scale.studies.spec import RunSpec
+from card_scale.studies.state import StudyDirectory
+from card_scale.studies.tasks import Task
+from card_scale.training.run_directory import RunDirectory
+from card_scale.training.throughput import counts_of, flops_of
+
+_VERSIONS = ("card_scale", "torch", "deepspeed", "megatron-core", "numpy")
+
+
+def rows(study: StudyDirectory, specs: Sequence[RunSpec], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """Return the result table's rows in the order of the grid; a value that is not known is None."""
+    by_id = {task.id: task for task in tasks}
+    return [_row(study, spec, by_id) for spec in specs]
+
+
+def curves(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
+    """Return the evaluations of all runs, one row each: run, step, tokens, epoch, flops and the losses."""
+    found = []
+    for spec in specs:
+        per_token = _flops_per_token(spec)
+        for record in _evaluations(read_metrics(RunDirectory(spec.config.run.dir).metrics)):
+            samples = record["step"] * spec.config.train.global_batch
+            tokens = samples * spec.config.model.length
+            found.append(
+                {
+                    columns.RUN: spec.id,
+                    columns.OBJECTIVE: spec.cell.arm,
+                    "size": spec.cell.size,
+                    "step": record["step"],
+                    "tokens": tokens,
+                    "epoch": samples / spec.samples_per_epoch,
+                    "flops": tokens * per_token,
+                    "val_loss": record["validation_nll"],
+                    "val_loss_standard_error": record.get("validation_nll_standard_error"),
+                    "train_nll": record.get("train_nll"),
+                    "gap": record.get("repetition/gap"),
+                }
+            )
+    return found
+
+
+def losses_by_pass(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
+    """Return the training loss of each pass over the data: run, pass (from 1), loss, and log lines it is the mean of.
+
+    The loss is the unweighted cross-entropy of the positions that the objective scores, under its corruption.
+    """
+    found = []
+    for spec in specs:
+        records = read_metrics(RunDirectory(spec.config.run.dir).metrics)
+        for number, losses in sorted(_by_pass(spec, records).items()):
+            found.append(
+                {
+                    columns.RUN: spec.id,
+                    columns.OBJECTIVE: spec.cell.arm,
+                    "size": spec.cell.size,
+                    "pass": number,
+                    "loss": sum(losses) / len(losses),
+                    "lines": len(losses),
+                }
+            )
+    return found
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a run's ``metrics.jsonl``, none where there is no such file.
+
+    Raises DataError for a line that is no JSON, unless it is the last, which a kill may have cut.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and not line.endswith("\n"):
+            break
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise DataError(f"{path}, line {number}: {line[:80]!r} is not JSON") from None
+    return records
+
+
+def _evaluations(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if "validation_nll" in record]
+
+
+def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[str, Any]:
+    config, directory = spec.config, RunDirectory(spec.config.run.dir)
+    rows_held = padded_vocabulary(spec.corpus.vocabulary_size)
+    counts, per_token = counts_of(config.model, rows_held), _flops_per_token(spec)
+    records = read_metrics(directory.metrics)
+    status, code, reason = _ending(study, tasks[spec.id], tasks, records, spec.steps)
+    outcome = study.outcome(tasks[spec.id])
+    seen = spec.unique_tokens_seen
+    row: dict[str, Any] = {
+        columns.RUN: spec.id,
+        columns.STATUS: status,
+        "exit_code": code,
+        "reason": reason,
+        columns.OBJECTIVE: spec.cell.arm,
+        "size": spec.cell.size,
+        columns.PARAMETERS: counts.total,
+        "params_non_embedding": counts.layers + counts.norms,
+        columns.TOKENS: spec.tokens,
+        columns.UNIQUE: seen,
+        columns.EPOCHS: spec.tokens / seen,
+        "steps": spec.steps,
+        "flops": spec.tokens * per_token,
+        columns.BOUND: is_bound(config),
+    }
+    row |= _losses(spec, records, complete=status == "done")
+    row |= {
+        "seed": config.run.seed,
+        "lr": config.optimizer.lr,
+        "weight_decay": config.optimizer.weight_decay,
+        "dropout": config.model.dropout,
+        "schedule": config.optimizer.schedule,
+        "branched_at": _branched_at(tasks[spec.id]),
+        "ranks": spec.ranks,
+        "seconds": round(outcome.seconds, 1),
+        "attempts": outcome.attempts,
+        "vocabulary_size": spec.corpus.vocabulary_size,
+        "data_digest": spec.corpus.digest,
+        columns.TOKENIZER: spec.corpus.tokenizer_sha256,
+        columns.VALIDATION: spec.held_out.validation_digest(config.model.length, config.data.validation_samples),
+        "validation_tokens": config.model.length
+        * spec.held_out.scored_samples(config.model.length, config.data.validation_samples),
+        columns.DECONTAMINATED: spec.held_out.held_out_from(spec.corpus),
+    }
+    row |= _environment(directory.path / "environment.json")
+    start = "python" if spec.ranks == 1 else f"torchrun --nproc-per-node {spec.ranks}"
+    row["command"] = " ".join([f"{start} -m card_scale.train", spec.base, *(f"'{o}'" for o in spec.overrides)])
+    for group in dataclasses.fields(config):
+        for key, value in dataclasses.asdict(getattr(config, group.name)).items():
+            row[f"{group.name}.{key}"] = list(value) if isinstance(value, tuple) else value
+    return row
+
+
+def _ending(
+    study: StudyDirectory, task: Task, tasks: dict[str, Task], records: Sequence[dict[str, Any]], steps: int
+) -> tuple[str, int | None, str]:
+    """Return status, exit code and reason; what a trunk failed of, its branches failed of."""
+    status, outcome = study.status(task), study.outcome(task)
+    leg = tasks[task.after] if task.after else None
+    while status == "pending" and leg is not None:
+        if study.outcome(leg).status == "failed":
+            failed = study.outcome(leg)
+            return "failed", failed.code, f"its trunk {leg.id} failed: {failed.reason}"
+        leg = tasks[leg.after] if leg.after else None
+    if status == "done":
+        evaluations = _evaluations(records)
+        if not evaluations or evaluations[-1]["step"] != steps:
+            return "failed", outcome.code, f"its records end before the evaluation after step {steps}"
+        if evaluations[-1]["validation_nll"] is None:
+            return "failed", outcome.code, "its validation loss is not finite"
+    return status, outcome.code, outcome.reason
+
+
+def _losses(spec: RunSpec, records: Sequence[dict[str, Any]], *, complete: bool) -> dict[str, Any]:
+    """Return the losses of a row; the final ones only of a complete run."""
+    evaluations = [r for r in _evaluations(records) if r["step"] > 0 and r["validation_nll"] is not None]
+    training = [record for record in records if "loss" in record]
+    last: dict[str, Any] = evaluations[-1] if complete else {}
+    best = min(evaluations, key=lambda record: record["validation_nll"]) if evaluations else {}
+    by_pass = _by_pass(spec, records)
+    per_epoch = spec.samples_per_epoch / spec.config.train.global_batch
+    return {
+        columns.LOSS: last.get("validation_nll"),
+        "val_loss_standard_error": last.get("validation_nll_standard_error"),
+        "best_val_loss": best.get("validation_nll"),
+        "best_epoch": best["step"] / per_epoch if best else None,
+        "train_nll": last.get("train_nll"),
+        "gap": last.get("repetition/gap"),
+        "train_loss": training[-1]["loss"] if complete and training else None,
+        "loss_by_pass": [sum(losses) / len(losses) for _, losses in sorted(by_pass.items())],
+    }
+
+
+def _by_pass(spec: RunSpec, records: Sequence[dict[str, Any]]) -> dict[int, list[float]]:
+    """Return {pass over the data, from 1: the logged losses of samples in that pass}.
+
+    A batch that holds the end of one pass and the start of the next counts for the pass that its middle lies in; only
+    first-seen samples are always told apart from repeated ones.
+    """
+    found: dict[int, list[float]] = {}
+    half = spec.config.train.global_batch / 2
+    for record in records:
+        first, repeated = record.get("repetition/loss_first_seen"), record.get("repetition/loss_repeated")
+        if first is not None:
+            found.setdefault(1, []).append(first)
+        if repeated is not None:
+            number = math.floor((record["samples"] - half) / spec.samples_per_epoch) + 1
+            found.setdefault(max(2, number), []).append(repeated)
+    return found
+
+
+def _branched_at(task: Task) -> int | None:
+    return task.branch.step if task.branch else None
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    """Return commit, device and versions that a run recorded; None for a run that never began."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    versions = found.get("versions", {})
+    return {
+        "commit": found.get("commit"),
+        "device": found.get("device"),
+        "python": found.get("python"),
+        **{f"version_{name.replace('-', '_')}": versions.get(name) for name in _VERSIONS},
+    }
+
+
+def _flops_per_token(spec: RunSpec) -> float:
+    return flops_of(spec.config, padded_vocabulary(spec.corpus.vocabulary_size)).causal

@@ -1,0 +1,43 @@
+"""YAML whose keys stand once: what is refused, and that everything else reads as plain YAML does."""
+
+import pytest
+import yaml
+
+from card_scale.config import strict_yaml
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a: 1\nb: 2\na: 3\n", "line 3 repeats the key a of line 1"),
+        ("a: 1\n'a': 1\n", "line 2 repeats the key a of line 1"),
+        ("arms:\n  ar: {x: 1}\n  card: {}\n  ar: {x: 1}\n", "line 4 repeats the key ar of line 2"),
+        ("rules:\n  - where: {arm: a, arm: b}\n", "line 2 repeats the key arm of line 2"),
+        ("{a: {3: 1, b: 2, 3: 2}}", "line 1 repeats the key 3 of line 1"),
+    ],
+)
+def test_a_repeated_key_is_refused_with_its_lines(text, message):
+    with pytest.raises(yaml.YAMLError, match=message):
+        strict_yaml.load(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: {x: 1}\nb: {x: 1}\n",
+        "- {x: 1}\n- {x: 2}\n",
+        # A key beside those that << brings in is YAML's way to change one of them.
+        "p: {q: &b {<<: {x: 1}, x: 2}}\no: {<<: *b, x: 3}\n",
+        "a: &same [1, 2]\nb: *same\n",
+        "3: number\n'3': text\n",
+        "",
+        "3e-4",
+    ],
+)
+def test_everything_else_reads_as_plain_yaml(text):
+    assert strict_yaml.load(text) == yaml.safe_load(text)
+
+
+def test_only_plain_values_are_made():
+    with pytest.raises(yaml.YAMLError):
+        strict_yaml.load("!!python/object/apply:os.getcwd []")
