@@ -56,8 +56,8 @@ print(sorted({{"torch", "numpy", "sentencepiece", "webdataset", "pyarrow"}} & se
 
 
 def test_building_imports_no_torch():
-    names = ("build", "verify", "summary", "decontamination", "report")
-    modules = ", ".join(f"card_scale.data.{name}" for name in names)
+    names = ("build", "verify", "summary", "decontamination", "dataset_report")
+    modules = ", ".join(f"card_scale.corpus.{name}" for name in names)
     script = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
