@@ -9,15 +9,12 @@ torch, DeepSpeed and Megatron are imported inside, so that ``--help`` and config
 import argparse
 import os
 import sys
-import time
 
 from card_scale import config as configs
 from card_scale.config import Config
-from card_scale.engine.deepspeed import settings as deepspeed_json
 from card_scale.errors import (
     CardScaleError,
     ExitCode,
-    NumericError,
     StopRequested,
 )
 from card_scale.training.stop import StopRequest
@@ -32,98 +29,69 @@ def train(config: Config, stop: StopRequest) -> str:
     Raises:
         CardScaleError: whatever ended the run early; nothing that was saved is lost.
     """
-    import torch.distributed as dist
-
-    from card_scale.distributed import cpu_backend, process_groups
-    from card_scale.distributed import parallel_dims as topology
+    from card_scale.distributed import process_groups
     from card_scale.engine.build import build_engine
-    from card_scale.model.attention import resolve_backend
-    from card_scale.training import job
-    from card_scale.training.evaluation import Evaluation
+    from card_scale.training import preflight, run_data
+    from card_scale.training.agreement import agree_to_stop, check_same_samples
+    from card_scale.training.evaluator import RunEvaluator
     from card_scale.training.learning_rate import learning_rate
-    from card_scale.training.recorder import Recorder
+    from card_scale.training.recorder import open_recorder
+    from card_scale.training.run_checkpoints import RunCheckpoints
     from card_scale.training.run_directory import RunDirectory
-    from card_scale.training.update import Update
+    from card_scale.training.steps import is_due, total_steps
+    from card_scale.training.train_step import TrainStep
 
     # Everything that can be refused is refused before a process group forms.
-    layout = topology.plan(config, int(os.environ.get("WORLD_SIZE", "1")))
-    if config.parallel.engine == "deepspeed":
-        deepspeed_json.check(config, layout.data)
+    dims = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
     directory = RunDirectory(config.run.dir)
     directory.check_same_run(config)
-    data = job.open_data(config)
-    steps = job.total_steps(config, data.train.sample_count)
-    objective = job.objective_of(config)
-    resolve_backend(objective.attention, config.model.attention_backend, cpu_backend.device().type)
+    data = run_data.open_data(config)
+    steps = total_steps(config, data.train.sample_count)
 
-    process_groups.form(layout, config.run.timeout_seconds)
-    is_main = dist.get_rank() == 0
-    engine = build_engine(config, data.vocabulary, objective.attention)
-    done, objective, opening = job.resume(engine, directory, data, objective)
-    if is_main:
+    process_groups.initialize(dims, config.run.timeout_seconds)
+    engine = build_engine(config, dims, data.vocabulary, config.objective.attention)
+    checkpoints = RunCheckpoints(engine, config, dims, data, directory.checkpoints)
+    start = checkpoints.resume()
+    if process_groups.is_main_rank():
         directory.start(config)
-        print(f"{opening}\nlayout: {layout.describe()}; {config.parallel.engine}; {steps} steps")
+        print(f"{start.opening}\nlayout: {dims.describe()}; {config.parallel.engine}; {steps} steps")
         print(data.describe_held_out(), flush=True)
-    if done is not None and done >= steps:
-        return f"already done: {done} of {steps} steps"
+    if not start.is_new and start.step >= steps:
+        return f"already done: {start.step} of {steps} steps"
 
-    update = Update(engine, objective, config)
-    evaluate = Evaluation(engine, objective, config, job.open_validation(config, data))
-    evaluate_on_train = Evaluation(engine, objective, config, job.open_train_samples(config, data))
-    recorder = None
-    if is_main:
-        recorder = Recorder(
-            config,
-            directory,
-            vocabulary_size=data.vocabulary.size,
-            samples_per_epoch=data.train.sample_count,
-            total_steps=steps,
-            world_size=layout.world_size,
-            resume_step=done,
-        )
+    recorder = open_recorder(config, directory, data, dims, total_steps=steps, start=start)
+    train_step = TrainStep(engine, start.objective, config)
+    evaluate = RunEvaluator(
+        engine, config, run_data.open_validation(config, data), run_data.open_train_samples(config, data)
+    )
 
     def evaluate_and_record(step: int) -> None:
-        results = evaluate()
-        if config.data.train_samples:
-            train_nll = evaluate_on_train.likelihood()["validation_nll"]
-            results |= {"train_nll": train_nll, "repetition/gap": results["validation_nll"] - train_nll}
-        update.objective = job.adopt_interval(update.objective, results)
-        if config.optimizer.ema and step:
-            engine.swap_averaged()
-            results["ema/validation_nll"] = evaluate.likelihood()["validation_nll"]
-            engine.swap_averaged()
-        if recorder:
-            recorder.evaluation(step, results)
-            recorder.restart_clock(step)
+        results = evaluate(train_step.objective, trained=step > 0)
+        train_step.objective = train_step.objective.with_state(results)
+        recorder.evaluation(step, results)
 
-    start, saved_at, waited = done or 0, done, 0.0
-    if done is None and not job.agree_to_stop(stop.requested):
+    if start.is_new and not agree_to_stop(stop.requested):
         evaluate_and_record(0)
-    if recorder:
-        recorder.restart_clock(start)
-    interval_start, last_update = start, None
-    with job.open_loader(config, data) as loader:
-        for step in range(start + 1, steps + 1):
-            if job.agree_to_stop(stop.requested):
-                if last_update is not None and saved_at != step - 1:
+    recorder.restart_clock(start.step)
+    result = None
+    with run_data.open_loader(config, data) as loader:
+        for step in range(start.step + 1, steps + 1):
+            if agree_to_stop(stop.requested):
+                if result is not None and checkpoints.saved_step != step - 1:
                     # No log line need have looked at the last update; a checkpoint must not hold what it ruined.
-                    local_sums, gradient_norm = last_update
-                    check_finite(step - 1, update.report(local_sums).loss, float(gradient_norm))
-                    job.save_checkpoint(engine, update.objective, directory, config, data, step - 1, layout.describe())
+                    train_step.report(step - 1, result)
+                    checkpoints.save(step - 1, train_step.objective)
                 raise StopRequested(
                     f"stopped after {step - 1} of {steps} steps on {stop.reason or 'the request of another rank'}; "
                     "run the same command to go on"
                 )
-            asked = time.monotonic()
-            batch = loader.rank_batch(step - 1)
-            waited += time.monotonic() - asked
-
-            is_last = step == steps
-            logs = is_last or step % config.train.log_every == 0
-            evaluates = is_last or (config.train.eval_every and step % config.train.eval_every == 0)
-            saves = is_last or (config.train.save_every and step % config.train.save_every == 0)
-            if step == start + 1 or logs:
-                job.check_same_batch(batch, step)
+            samples = loader.rank_batch(step - 1)
+            logs, evaluates, saves = (
+                is_due(step, every, steps)
+                for every in (config.train.log_every, config.train.eval_every, config.train.save_every)
+            )
+            if step == start.step + 1 or logs:
+                check_same_samples(samples, step)
 
             rate = learning_rate(
                 step - 1,
@@ -133,38 +101,20 @@ def train(config: Config, stop: StopRequest) -> str:
                 warmup_steps=config.optimizer.warmup_steps,
                 total_steps=steps,
             )
-            local_sums, gradient_norm = last_update = update(batch, rate)
+            result = train_step(samples, rate)
 
             if logs or evaluates or saves:
-                sums, norm = update.report(local_sums), float(gradient_norm)
-                check_finite(step, sums.loss, norm)
-                if recorder and logs:
-                    recorder.training(step, sums, norm, rate, waited / (step - interval_start))
-                    recorder.restart_clock(step)
+                report = train_step.report(step, result)
                 if logs:
-                    interval_start, waited = step, 0.0
-            if recorder:
-                recorder.advance()
-            if evaluates:
-                evaluate_and_record(step)
-            if saves:
-                job.save_checkpoint(engine, update.objective, directory, config, data, step, layout.describe())
-                saved_at = step
-                if recorder:
-                    recorder.restart_clock(step)
-    if recorder:
-        recorder.close()
+                    recorder.training(step, report, rate, loader.take_waited_seconds())
+                if evaluates:
+                    evaluate_and_record(step)
+                if saves:
+                    checkpoints.save(step, train_step.objective)
+                recorder.restart_clock(step)
+            recorder.advance()
+    recorder.close()
     return f"done: {steps} steps, {steps * config.train.global_batch * config.model.length} tokens"
-
-
-def check_finite(step: int, loss: float, gradient_norm: float) -> None:
-    """Raise NumericError if the loss or the gradient norm of an update is not finite."""
-    for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
-        if value != value or value in (float("inf"), float("-inf")):
-            raise NumericError(
-                f"step {step}: the {name} is {value}; the last checkpoint is intact. Lower optimizer.lr "
-                "or look at the data of this step"
-            )
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from card_scale.cli import run_tool
+from card_scale.objectives import registry
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -19,10 +20,13 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         "into memory), 6 the parts of a step do not add up to the whole. How to read the result: docs/benchmark.md",
     )
     parser.add_argument("config", nargs="+", help="YAML files, e.g. launchers/configs/card-124m.yaml")
-    names = ["ar", "card", "mdlm", "bd3lm"]
+    names = list(registry.BUILT_IN)
     shape = "OBJECTIVE[-BACKEND][-bBLOCK], e.g. bd3lm-flex-b16"
-    parser.add_argument("--arms", nargs="+", metavar="ARM", default=names, help=f"{shape} (default: {' '.join(names)})")
-    parser.add_argument("--blocks", nargs="+", type=int, metavar="N", default=[16], help="of bd3lm (default: 16)")
+    shown = f"{shape} (default: {' '.join(names)})"
+    parser.add_argument("--arms", nargs="+", metavar="ARM", default=names, help=shown)
+    parser.add_argument(
+        "--blocks", nargs="+", type=int, metavar="N", default=[16], help="of objectives with blocks (default: 16)"
+    )
     parser.add_argument("--lengths", nargs="+", type=int, metavar="L", default=[], help="default: the configuration's")
     parser.add_argument("--tokens", type=int, metavar="N", help="clean tokens of a micro-batch (default: configured)")
     parser.add_argument("--vocabulary", type=int, metavar="N", default=50_368, help="pieces (default: 50368)")
@@ -70,7 +74,7 @@ def main() -> None:
     from card_scale.benchmark.decomposition import check_adds_up
     from card_scale.benchmark.plot import draw
     from card_scale.benchmark.report import parts_over_whole, tables, to_json
-    from card_scale.benchmark.work import FORMULA
+    from card_scale.cost.flops import FORMULA
     from card_scale.distributed import process_groups
     from card_scale.environment import environment
     from card_scale.files import write_atomically
@@ -87,7 +91,7 @@ def main() -> None:
         profile=arguments.profile,
     )
     layout = latency.check(cases, settings, world_size)
-    process_groups.form(layout, models[0][1].run.timeout_seconds)
+    process_groups.initialize(layout, models[0][1].run.timeout_seconds)
     record = {"environment": environment(), "flops_formula": FORMULA, "results": []}
     for result, profiles in latency.run(cases, settings, layout):
         record["results"].append(result)
@@ -105,7 +109,7 @@ def main() -> None:
         if arguments.plot:
             device = record["environment"]["device"]
             draw([*earlier, *record["results"]], arguments.plot, f"{device}, torch {torch.__version__}")
-    process_groups.dissolve()
+    process_groups.destroy()
     quotients = [parts_over_whole(result) for result in record["results"]]
     check_adds_up({name: value for each in quotients for name, value in each.items()}, arguments.tolerance)
 

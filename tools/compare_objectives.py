@@ -12,8 +12,7 @@ from pathlib import Path
 
 from card_scale.cli import run_tool
 from card_scale.errors import ConfigurationError, ExitCode, StopRequested
-
-ARMS = ("ar", "card", "mdlm", "bd3lm")
+from card_scale.objectives import registry
 
 
 def parse() -> argparse.Namespace:
@@ -24,7 +23,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("config", help="YAML file of all arms, e.g. launchers/configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", help="group.key=value for all arms")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="objectives (default: all)")
+    parser.add_argument(
+        "--arms", nargs="+", default=list(registry.BUILT_IN), choices=registry.names(), help="(default: %(default)s)"
+    )
     parser.add_argument("--of", action="append", default=[], metavar="ARM:KEY=VALUE", help="override for one arm")
     parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--output", type=Path, required=True, help="stem of the results: .json and .png are added")

@@ -5,7 +5,6 @@ Every step goes on where an interrupted one stopped; a finished quickstart says 
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -90,13 +89,14 @@ def closing_screen(seconds: float) -> str:
     from card_scale import config as configs
     from card_scale.corpus.entropy import unigram_entropy
     from card_scale.data.stream import PackedStream
+    from card_scale.training.records import evaluations_of, read_metrics
 
     config = configs.load(RUN / "config.yaml", [])
     held_out = PackedStream(ROOT / config.data.path, "validation", config.run.seed, config.model.length)
     evaluated = held_out.samples(np.arange(config.data.validation_samples))
     entropy = unigram_entropy(evaluated[:, 1:])
-    records = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
-    evaluations = [record for record in records if "validation_nll" in record]
+    records = read_metrics(RUN / "metrics.jsonl")
+    evaluations = evaluations_of(records)
     training = [record for record in records if "loss" in record]
     first, last = evaluations[0], evaluations[-1]
     bin_directory = Path(sys.executable).parent

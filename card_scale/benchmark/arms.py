@@ -2,14 +2,15 @@
 
 import dataclasses
 import re
+import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from card_scale.config import Config, nearest
+from card_scale.config import Config, ModelConfig, nearest
 from card_scale.errors import ConfigurationError
+from card_scale.objectives import registry
 
-OBJECTIVES = ("ar", "card", "mdlm", "bd3lm")
-BACKENDS = ("auto", "sdpa", "flex", "split", "dense")
+BACKENDS: tuple[str, ...] = typing.get_args(typing.get_type_hints(ModelConfig)["attention_backend"])
 _NAME = re.compile(r"(?P<objective>[a-z0-9]+)(?:-(?P<backend>[a-z]+))?(?:-b(?P<block>\d+))?")
 
 
@@ -19,7 +20,7 @@ class Arm(NamedTuple):
     objective: str
     backend: str = "auto"
     block: int = 0
-    """Block size of bd3lm, 0 for the other objectives."""
+    """Value of ``objective.block``, 0 for objectives without blocks."""
 
     @property
     def name(self) -> str:
@@ -33,7 +34,7 @@ class Arm(NamedTuple):
 
 
 def parse(names: Sequence[str], blocks: Sequence[int]) -> list[Arm]:
-    """Return the arms called ``names``, in order and each once; a bd3lm arm without a block stands for one per block.
+    """Return the arms called ``names``, each once; one with blocks that names none stands for one per block.
 
     Raises ConfigurationError for a name that is not OBJECTIVE[-BACKEND][-bBLOCK] of known parts.
     """
@@ -46,12 +47,12 @@ def _parse(name: str, blocks: Sequence[int]) -> Iterable[Arm]:
     if matched is None:
         raise ConfigurationError(f"arm {name!r} is not of the form OBJECTIVE[-BACKEND][-bBLOCK], e.g. bd3lm-flex-b16")
     objective, backend = matched["objective"], matched["backend"] or "auto"
-    for part, value, valid in (("objective", objective, OBJECTIVES), ("backend", backend, BACKENDS)):
+    for part, value, valid in (("objective", objective, registry.names()), ("backend", backend, BACKENDS)):
         if value not in valid:
             raise ConfigurationError(f"arm {name!r}: unknown {part} {value!r}{nearest(value, valid)}")
-    if objective != "bd3lm":
+    if "block" not in registry.keys(registry.objective_class(objective)):
         if matched["block"]:
-            raise ConfigurationError(f"arm {name!r}: only bd3lm has blocks")
+            raise ConfigurationError(f"arm {name!r}: {objective} has no blocks")
         return [Arm(objective, backend)]
     sizes = [int(matched["block"])] if matched["block"] else blocks
     if not sizes:
@@ -62,16 +63,18 @@ def _parse(name: str, blocks: Sequence[int]) -> Iterable[Arm]:
 
 
 def config_of(arm: Arm, base: Config) -> Config:
-    """Return ``base`` with the arm's objective and attention.
+    """Return ``base`` with the arm's objective and attention; keys that both objectives have stay ``base``'s.
 
     Raises ConfigurationError where the arm cannot be run so, e.g. a block that does not divide ``model.length``.
     """
-    objective: dict[str, Any] = {"name": arm.objective} | ({"block": arm.block} if arm.block else {})
-    model: dict[str, Any] = {"attention_backend": arm.backend}
+    kept = registry.keys(registry.objective_class(arm.objective)).keys() & registry.keys(type(base.objective)).keys()
+    values: dict[str, Any] = {key: getattr(base.objective, key) for key in kept}
+    if arm.block:
+        values["block"] = arm.block
     config = dataclasses.replace(
         base,
-        objective=dataclasses.replace(base.objective, **objective),
-        model=dataclasses.replace(base.model, **model),
+        objective=registry.create(arm.objective, **values),
+        model=dataclasses.replace(base.model, attention_backend=arm.backend),
     )
     config.check()
     return config
@@ -89,8 +92,8 @@ def with_sizes(base: Config, *, length: int, micro_batch: int, global_batch: int
 def comparisons(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
     """Return the pairs (arm, base) whose ratio is reported.
 
-    CARD over AR, every diffusion arm over CARD, each with the best kernel of both; and where CARD was also run with the
-    arm's own backend, the two on that one backend.
+    CARD over AR, every other objective over CARD, each with the best kernel of both; and where CARD was also run with
+    the arm's own backend, the two on that one backend.
     """
     pairs = []
     card, ar = Arm("card"), Arm("ar")
@@ -98,6 +101,6 @@ def comparisons(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
         pairs.append((card, ar))
     for arm in arms:
         same_backend = Arm("card", arm.backend)
-        if arm.objective in ("mdlm", "bd3lm"):
+        if arm.objective not in ("ar", "card"):
             pairs += [(arm, base) for base in dict.fromkeys((card, same_backend)) if base in arms]
     return pairs

@@ -1,6 +1,5 @@
 """What several training runs on the same data have learnt, by tokens and by model FLOPs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from card_scale import config as configs
+from card_scale.cost.flops import flops_per_token
 from card_scale.data.manifest import Manifest
 from card_scale.errors import DataError
-from card_scale.model.gpt import padded_vocabulary
-from card_scale.training.throughput import flops_of
+from card_scale.model.vocabulary import padded_vocabulary
+from card_scale.training.records import evaluations_of, read_metrics
 
 AXES: tuple[Literal["tokens"], Literal["flops"]] = ("tokens", "flops")
 
@@ -49,16 +49,15 @@ def read_curve(name: str, directory: Path) -> Curve:
     """The curve of a run directory. Raises DataError where it holds no evaluation of a trained model."""
     config = configs.load(directory / "config.yaml", [])
     rows = padded_vocabulary(Manifest.load(config.data.path).vocabulary_size)
-    flops_per_token = flops_of(config, rows).causal
-    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    evaluations = [record for record in records if "validation_nll" in record]
+    per_token = flops_per_token(config.model, config.objective.attention, rows).causal
+    evaluations = evaluations_of(read_metrics(directory / "metrics.jsonl"))
     if not any(record["step"] > 0 for record in evaluations):
         raise DataError(f"{directory / 'metrics.jsonl'} holds no evaluation after training; let the run end")
     points = []
     for record in evaluations:
         tokens = record["step"] * config.train.global_batch * config.model.length
         error = record.get("validation_nll_standard_error", 0.0)
-        points.append(Point(tokens, tokens * flops_per_token, record["validation_nll"], error))
+        points.append(Point(tokens, tokens * per_token, record["validation_nll"], error))
     return Curve(name, any(record.get("bound", False) for record in evaluations), tuple(points))
 
 

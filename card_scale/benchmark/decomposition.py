@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from card_scale.benchmark.work import Work
+from card_scale.cost.flops import Work
 from card_scale.errors import NumericError
 
 

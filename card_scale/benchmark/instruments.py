@@ -82,7 +82,7 @@ def _chunk_hooks(chunk: GPT, switch: Switch) -> Iterator[Any]:
     else:
         yield chunk.register_forward_pre_hook(take_stage_input)
     if chunk.is_last:
-        yield chunk.final_norm.register_forward_pre_hook(lambda _, inputs: mark(switch, "head", "layers", *inputs))
+        yield chunk.head.norm.register_forward_pre_hook(lambda _, inputs: mark(switch, "head", "layers", *inputs))
     yield chunk.register_forward_hook(lambda _, __, output: mark(switch, "rest", last_part, output)[0])
 
 

@@ -1,6 +1,5 @@
 """The step-latency benchmark: arms over models and lengths, one engine per model, results as plain dictionaries."""
 
-import dataclasses
 import gc
 import itertools
 from collections.abc import Iterator, Sequence
@@ -8,31 +7,32 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import yaml
 
 from card_scale.benchmark.arms import Arm, comparisons, config_of, with_sizes
 from card_scale.benchmark.decomposition import explain
 from card_scale.benchmark.device import gpu_state, measured_gemm_flops
 from card_scale.benchmark.measurement import ArmTimes, measure
-from card_scale.benchmark.memory import available_bytes, check_fits
+from card_scale.benchmark.memory_check import available_bytes, check_fits
 from card_scale.benchmark.micro_batch import best_micro_batches
 from card_scale.benchmark.peak_memory import MEANINGS
 from card_scale.benchmark.profiling import step_profile
 from card_scale.benchmark.runner import ArmRunner, random_batches
-from card_scale.benchmark.work import step_work
 from card_scale.config import Config
+from card_scale.cost.devices import peak_flops
+from card_scale.cost.flops import Work, training_work
+from card_scale.cost.memory import step_memory
 from card_scale.data.tokenizer import MASK_ID
-from card_scale.distributed import cpu_backend
-from card_scale.distributed import parallel_dims as topology
+from card_scale.distributed import parallel_dims
+from card_scale.distributed.device import current_device
+from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.engine.base import ShardingEngine
 from card_scale.engine.build import build_engine
-from card_scale.engine.deepspeed import settings as deepspeed_json
+from card_scale.engine.selection import engine_kind
 from card_scale.errors import ConfigurationError
-from card_scale.model.attention import resolve_backend
-from card_scale.model.gpt import Vocabulary
 from card_scale.model.layer import MOST_COMPILED_VERSIONS
-from card_scale.training import job
-from card_scale.training.dry_run import state_bytes
-from card_scale.training.throughput import counts_of, peak_flops
+from card_scale.model.vocabulary import Vocabulary
+from card_scale.training import preflight
 
 
 class Settings(NamedTuple):
@@ -92,22 +92,19 @@ def memory_cap(gib: float | None) -> float | None:
     return gib * 2**30 if gib else None
 
 
-def check(found: Sequence[Case], settings: Settings, world_size: int) -> topology.Topology:
+def check(found: Sequence[Case], settings: Settings, world_size: int) -> ParallelDims:
     """Return the layout of all cases, once nothing stands against running them; nothing is allocated.
 
     Raises ConfigurationError: an arm that a case or the device does not have, more memory than there is, models of
     different layouts.
     """
-    device_type, available = cpu_backend.device().type, available_bytes()
+    available = available_bytes()
     layouts = {}
     for case in found:
-        layout = topology.plan(case.config, world_size)
+        layout = parallel_dims.plan(case.config, world_size)
         layouts[layout] = case.model
-        if case.config.parallel.engine == "deepspeed":
-            deepspeed_json.check(case.config, layout.data)
         for arm in settings.arms:
-            objective = job.objective_of(config_of(arm, case.config))
-            resolve_backend(objective.attention, arm.backend, device_type)
+            preflight.check(config_of(arm, case.config), world_size)
         for arm in settings.arms:
             check_fits(arm, case.config, layout, Vocabulary(settings.vocabulary, MASK_ID).padded, available)
     if len(layouts) > 1:
@@ -116,7 +113,7 @@ def check(found: Sequence[Case], settings: Settings, world_size: int) -> topolog
     return layout
 
 
-def run(found: Sequence[Case], settings: Settings, layout: topology.Topology) -> Iterator[tuple[dict, dict[str, str]]]:
+def run(found: Sequence[Case], settings: Settings, layout: ParallelDims) -> Iterator[tuple[dict, dict[str, str]]]:
     """Measure the cases; yield for each its result, ready for JSON, and the profiles by arm. Collective.
 
     The process groups of ``layout`` must have formed. One engine serves all lengths of a model.
@@ -128,8 +125,8 @@ def run(found: Sequence[Case], settings: Settings, layout: topology.Topology) ->
     for _, group in itertools.groupby(found, key=lambda case: case.model):
         of_one_model = list(group)
         config = of_one_model[0].config
-        attention = job.objective_of(config_of(settings.arms[0], config)).attention
-        engine = build_engine(config, Vocabulary(settings.vocabulary, MASK_ID), attention)
+        attention = config_of(settings.arms[0], config).objective.attention
+        engine = build_engine(config, layout, Vocabulary(settings.vocabulary, MASK_ID), attention)
         for case in of_one_model:
             torch.compiler.reset()  # no two cases share a shape, hence no compiled code
             yield _measured(engine, case, settings, layout), _profiles(engine, case, settings)
@@ -138,11 +135,11 @@ def run(found: Sequence[Case], settings: Settings, layout: topology.Topology) ->
         torch.cuda.empty_cache()
 
 
-def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: topology.Topology) -> dict[str, Any]:
-    config, rows, device = case.config, Vocabulary(settings.vocabulary, MASK_ID).padded, cpu_backend.device()
+def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: ParallelDims) -> dict[str, Any]:
+    config, rows, device = case.config, Vocabulary(settings.vocabulary, MASK_ID).padded, current_device()
     bf16, is_gpu = config.train.precision == "bf16", device.type == "cuda"
     times = measure(engine, settings.arms, config, settings.vocabulary, steps=settings.steps, warm_up=settings.warm_up)
-    states = state_bytes(config, layout, counts_of(config.model, rows).total)
+    states = step_memory(config, layout, engine_kind(config).zero_stage(config), rows).states
     best = None
     if settings.memory_cap is not None:
         limits = {"states": states, "cap": settings.memory_cap}
@@ -169,7 +166,7 @@ def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: to
         "gemm_flops_per_second": measured_gemm_flops(device, torch.bfloat16 if bf16 else torch.float32),
         "peak_flops_per_second": peak_flops(torch.cuda.get_device_name(device)) if bf16 and is_gpu else None,
         "peak_memory_is": MEANINGS[device.type],
-        "config": dataclasses.asdict(config),
+        "config": yaml.safe_load(config.to_yaml()),
         **_case_result(config, settings, times, rows),
         "best_micro_batch": best,
     }
@@ -190,7 +187,7 @@ def _case_result(config: Config, settings: Settings, times: dict[str, ArmTimes],
 def _arm_result(arm: Arm, config: Config, times: ArmTimes, rows: int) -> dict[str, Any]:
     step, parts = times.summary(), times.part_medians()
     tokens = config.train.global_batch * config.model.length
-    work = step_work(config, rows)
+    work = _step_work(config, rows)
     return {
         **arm._asdict(),
         "attention_backend": times.backend,
@@ -211,6 +208,12 @@ def _arm_result(arm: Arm, config: Config, times: ArmTimes, rows: int) -> dict[st
     }
 
 
+def _step_work(config: Config, rows: int) -> Work:
+    """Return what one step of ``config``'s objective needs over the global batch."""
+    tokens = config.train.global_batch * config.model.length
+    return Work(*(tokens * part for part in training_work(config.model, config.objective.attention, rows)))
+
+
 def _rounded(samples: Any) -> Any:
     """Return the samples to a tenth of a microsecond: a long file is not more exact."""
     if isinstance(samples, dict):
@@ -227,8 +230,8 @@ def _comparison(
         of_base.part_medians(),
         step=of_arm.summary().median,
         base_step=of_base.summary().median,
-        work=step_work(configs[arm.name], rows),
-        base_work=step_work(configs[base.name], rows),
+        work=_step_work(configs[arm.name], rows),
+        base_work=_step_work(configs[base.name], rows),
     )
     return {
         "arm": arm.name,

@@ -14,8 +14,8 @@ from card_scale.benchmark.peak_memory import PeakMemory
 from card_scale.benchmark.runner import ArmRunner, random_batches
 from card_scale.benchmark.statistics import Ratio, Summary, paired_ratio, summarise
 from card_scale.config import Config
-from card_scale.data.loader import Batch
-from card_scale.distributed import cpu_backend
+from card_scale.data.samples import Samples
+from card_scale.distributed.device import current_device
 from card_scale.engine.base import ShardingEngine
 
 
@@ -111,7 +111,7 @@ def measure(
     Returns:
         Times by the arms' names, the same on every rank.
     """
-    device = cpu_backend.device()
+    device = current_device()
     clock, turn = clock_of(device), TURNS[device.type]
     runners = [ArmRunner(engine, arm, _sized(base, micro_batches, arm)) for arm in arms]
     times = {runner.arm.name: ArmTimes(runner.backend, runner.config.train.micro_batch) for runner in runners}
@@ -140,7 +140,7 @@ def _sized(base: Config, micro_batches: Mapping[str, int] | None, arm: Arm) -> C
     return with_sizes(base, micro_batch=micro_batches[arm.name], **sizes)
 
 
-def _take_turn(runner: ArmRunner, batch: Batch, clock: Clock, turn: Turn, number: int, times: ArmTimes) -> None:
+def _take_turn(runner: ArmRunner, batch: Samples, clock: Clock, turn: Turn, number: int, times: ArmTimes) -> None:
     """Make one arm's steps of a round. The dissected one stands before or after the others, in turns."""
     runner.install()
     for _ in range(turn.lead_in):
@@ -178,7 +178,7 @@ def _join_ranks(times: ArmTimes) -> None:
 
 
 def _reduced(values: list, operation: dist.ReduceOp.RedOpType) -> list:
-    tensor = torch.tensor(values, dtype=torch.float64, device=cpu_backend.device())
+    tensor = torch.tensor(values, dtype=torch.float64, device=current_device())
     dist.all_reduce(tensor, op=operation)
     return tensor.tolist()
 

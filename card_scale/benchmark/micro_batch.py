@@ -7,8 +7,8 @@ from card_scale.benchmark.measurement import maximum_over_ranks
 from card_scale.benchmark.peak_memory import PeakMemory
 from card_scale.benchmark.runner import ArmRunner, random_batches
 from card_scale.config import Config
-from card_scale.distributed import cpu_backend
-from card_scale.distributed import parallel_dims as topology
+from card_scale.distributed.device import current_device
+from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.engine.base import ShardingEngine
 from card_scale.errors import ConfigurationError
 
@@ -32,7 +32,7 @@ def best_micro_batches(
     arms: Sequence[Arm],
     base: Config,
     vocabulary: int,
-    layout: topology.Topology,
+    layout: ParallelDims,
     *,
     states: float,
     cap: float,
@@ -42,7 +42,7 @@ def best_micro_batches(
     ``states`` bytes are added to what is measured on a CPU, where states are not seen. Collective. Raises
     ConfigurationError for an arm of which not one sequence fits.
     """
-    device = cpu_backend.device()
+    device = current_device()
     best = {}
     for arm in arms:
         peaks = []

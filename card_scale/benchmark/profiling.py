@@ -4,16 +4,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from card_scale.benchmark.clock import clock_of
 from card_scale.benchmark.runner import ArmRunner
-from card_scale.data.loader import Batch
-from card_scale.distributed import cpu_backend
+from card_scale.data.samples import Samples
+from card_scale.distributed.device import current_device
 
 PROFILED_STEPS = 2
 _ROWS = 30
 
 
-def step_profile(runner: ArmRunner, batch: Batch) -> str:
+def step_profile(runner: ArmRunner, batch: Samples) -> str:
     """Return torch.profiler's table of the operations that took most of the device's own time in two steps."""
-    device = cpu_backend.device()
+    device = current_device()
     clock = clock_of(device)
     runner.install()
     runner.step(batch)

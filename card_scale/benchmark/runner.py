@@ -10,13 +10,12 @@ from card_scale.benchmark.arms import Arm, config_of
 from card_scale.benchmark.clock import Clock, Partition
 from card_scale.benchmark.instruments import parts, phases
 from card_scale.config import Config
-from card_scale.data.loader import Batch
+from card_scale.data.samples import Samples
 from card_scale.data.tokenizer import MASK_ID
 from card_scale.distributed import process_groups
 from card_scale.engine.base import ShardingEngine
-from card_scale.model.attention import create_attention
-from card_scale.training import job
-from card_scale.training.update import Update
+from card_scale.model.attention.selection import create_attention
+from card_scale.training.train_step import TrainStep
 
 
 class ArmRunner:
@@ -25,11 +24,11 @@ class ArmRunner:
     def __init__(self, engine: ShardingEngine, arm: Arm, base: Config):
         """``base`` gives length and batch; the engine may have been built for others."""
         self.engine, self.arm, self.config = engine, arm, config_of(arm, base)
-        objective = job.objective_of(self.config)
-        self.update = Update(engine, objective, self.config)
-        device = self.update.device
+        self.train_step = TrainStep(engine, self.config.objective, self.config)
+        device = self.train_step.device
         # One object per chunk, as the model builds it.
-        self.attentions = [create_attention(objective.attention, arm.backend, device) for _ in engine.chunks]
+        kind = self.config.objective.attention
+        self.attentions = [create_attention(kind, arm.backend, device) for _ in engine.chunks]
         self.backend = self.attentions[0].backend
         self.sums: list[Tensor] = []
         """Loss sums of the steps made, still on the device."""
@@ -39,43 +38,43 @@ class ArmRunner:
         for chunk, attention in zip(self.engine.chunks, self.attentions, strict=True):
             chunk.attention = attention
 
-    def step(self, batch: Batch) -> None:
+    def step(self, samples: Samples) -> None:
         """Make one update."""
-        sums, _ = self.update(batch, self.config.optimizer.lr)
-        self.sums.append(sums)
+        self.sums.append(self.train_step(samples, self.config.optimizer.lr).local_sums)
 
-    def timed_step(self, batch: Batch, clock: Clock) -> Partition:
+    def timed_step(self, samples: Samples, clock: Clock) -> Partition:
         """Make one update; return its phases, once the device is waited for."""
         partition = Partition(clock, "prepare")
         with phases(self.engine, partition):
-            self.step(batch)
+            self.step(samples)
         partition.end()
         return partition
 
-    def dissected_step(self, batch: Batch, clock: Clock) -> Partition:
+    def dissected_step(self, samples: Samples, clock: Clock) -> Partition:
         """Make one update with stamps inside the model; return its parts, once the device is waited for."""
         partition = Partition(clock, "rest")
         with parts(self.engine, partition, inside_layers=not self.config.train.compile):
-            self.step(batch)
+            self.step(samples)
         partition.end()
         return partition
 
     def supervised_share(self) -> float:
         """Return the share of clean tokens that the objective predicted, over the steps made. Collective."""
-        sums = self.update.report(torch.stack(self.sums).sum(0))
-        return (sums.masked_positions if self.arm.objective in ("mdlm", "bd3lm") else sums.positions) / sums.positions
+        sums = self.train_step.sums.read(torch.stack(self.sums).sum(0))
+        seen = len(self.sums) * self.config.train.global_batch * self.config.model.length
+        return sums["scored"] / seen
 
 
-def random_batches(config: Config, vocabulary: int) -> Callable[[int], Batch]:
+def random_batches(config: Config, vocabulary: int) -> Callable[[int], Samples]:
     """Return step number -> this rank's share of a global batch of random tokens, the same for every arm."""
     ranks = dist.get_world_size(process_groups.data_group())
     rows = config.train.global_batch // ranks
 
-    def batch(step: int) -> Batch:
+    def batch(step: int) -> Samples:
         first = (step * ranks + process_groups.data_rank()) * rows
         generator = torch.Generator().manual_seed(first)
         tokens = torch.randint(MASK_ID + 1, vocabulary, (rows, config.model.length + 1), generator=generator)
         places = torch.arange(first, first + rows)
-        return Batch(places, torch.zeros_like(places), tokens, places)
+        return Samples(tokens, places, torch.zeros_like(places), places, config.train.global_batch)
 
     return batch

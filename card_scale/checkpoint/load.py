@@ -30,7 +30,7 @@ def load(engine: ShardingEngine, directory: Path, manifest: CheckpointManifest) 
         for parameter, where in engine.weights():
             for key in engine.state_keys():
                 engine.set_full_state(parameter, key, reader.read(key, where))
-    engine.publish_masters()
+    engine.publish_weights()
 
 
 class _Reader:
@@ -57,7 +57,7 @@ class _Reader:
                 f"is {found}"
             )
         parts = []
-        for wanted in where.pieces:
+        for wanted in where.slices:
             position, end = wanted.whole.start, wanted.whole.stop
             for piece in sorted(stored.pieces, key=lambda piece: piece.start):
                 first, last = max(position, piece.start), min(end, piece.stop)

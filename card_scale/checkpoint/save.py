@@ -96,19 +96,19 @@ def _my_share(engine: ShardingEngine, stem: str) -> tuple[dict[str, tuple[str, T
     data_rank, data_size = process_groups.data_rank(), dist.get_world_size(process_groups.data_group())
     entries: dict[str, tuple[str, Tensor]] = {}
     tensors: dict[str, StoredTensor] = {}
-    counted = [(parameter, where) for parameter, where in engine.weights() if where.counted]
-    for number, (parameter, where) in enumerate(counted):
+    primary = [(parameter, where) for parameter, where in engine.weights() if where.is_primary]
+    for number, (parameter, where) in enumerate(primary):
         mine = number % data_size == data_rank
         for key in engine.state_keys():
             whole = engine.full_state(parameter, key)
             if not mine:
                 continue
-            for piece in where.pieces:
+            for piece in where.slices:
                 part = whole.narrow(where.dimension, piece.local.start, piece.local.stop - piece.local.start)
                 entry = entry_name(key, where.name, piece.whole.start, piece.whole.stop)
                 entries[entry] = (folder_of(key), part.to("cpu", torch.float32, copy=True).contiguous())
         if mine:
-            pieces = [StoredPiece(stem, piece.whole.start, piece.whole.stop) for piece in where.pieces]
+            pieces = [StoredPiece(stem, piece.whole.start, piece.whole.stop) for piece in where.slices]
             tensors[where.name] = StoredTensor(list(where.global_shape), where.dimension, pieces)
     return entries, tensors
 

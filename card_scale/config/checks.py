@@ -12,7 +12,7 @@ def check(config: "Config") -> None:
     """Raise ConfigurationError naming the key, its value and what would be valid."""
     _check_ranges(config)
     _check_combinations(config)
-    _check_block_diffusion(config)
+    config.objective.check(config.model.length)
 
 
 def _check_ranges(config: "Config") -> None:
@@ -33,14 +33,9 @@ def _check_ranges(config: "Config") -> None:
     require("model.dropout", 0.0 <= config.model.dropout < 1.0, "in [0, 1)")
     require("run.dir", bool(config.run.dir), "a directory name")
     require("run.seed", 0 <= config.run.seed < 2**63, "in [0, 2^63)")
-    require("objective.tail_factor", config.objective.tail_factor >= 1.0, "at least 1")
-    require("objective.decay", 0.0 <= config.objective.decay <= 1.0, "in [0, 1]")
-    require("objective.beta", config.objective.beta > 0.0, "above 0")
-    require("objective.min_noise", 0.0 <= config.objective.min_noise <= 1.0, "in [0, 1]")
-    require("objective.max_noise", 0.0 <= config.objective.max_noise <= 1.0, "in [0, 1]")
-    require("objective.block", config.objective.block >= 1, "at least 1")
-    require("objective.min_mask", 0.0 <= config.objective.min_mask <= 1.0, "in [0, 1]")
-    require("objective.max_mask", 0.0 < config.objective.max_mask <= 1.0, "in (0, 1]")
+    require("model.kv_heads", config.model.kv_heads is None or config.model.kv_heads >= 1, "at least 1")
+    require("model.rotary_base", config.model.rotary_base > 1.0, "above 1")
+    require("model.norm_epsilon", config.model.norm_epsilon > 0.0, "above 0")
     require("data.path", bool(config.data.path), "a dataset directory written by tools/data.py build")
     require("data.validation_samples", config.data.validation_samples >= 0, "0 (all) or more")
     require("data.train_samples", config.data.train_samples >= 0, "0 (none) or more")
@@ -69,7 +64,10 @@ def _check_combinations(config: "Config") -> None:
         raise ConfigurationError(
             f"model.hidden / model.heads is {model.hidden // model.heads}; rotary positions need an even head size"
         )
-    for key, size in (("model.heads", model.heads), ("model.ffn", model.ffn)):
+    if model.heads % model.key_value_heads:
+        raise ConfigurationError(f"model.heads {model.heads} is not divisible by model.kv_heads {model.kv_heads}")
+    sizes = {"model.heads": model.heads, "model.ffn": model.ffn, "model.kv_heads": model.key_value_heads}
+    for key, size in sizes.items():
         if size % parallel.tensor:
             raise ConfigurationError(f"{key} {size} is not divisible by parallel.tensor {parallel.tensor}")
     chunks = parallel.pipeline * parallel.virtual_pipeline
@@ -90,47 +88,14 @@ def _check_combinations(config: "Config") -> None:
             f"model.length {model.length} is not divisible by parallel.tensor {parallel.tensor}, "
             "which parallel.sequence needs"
         )
-    if parallel.engine == "fsdp2" and parallel.zero not in (None, 3):
-        raise ConfigurationError(
-            f"parallel.zero is {parallel.zero} but parallel.engine fsdp2 always shards fully; leave parallel.zero out"
-        )
-    if parallel.engine == "fsdp2" and parallel.deepspeed is not None:
-        raise ConfigurationError(
-            f"parallel.deepspeed is {parallel.deepspeed!r} but parallel.engine is fsdp2; use one of the two"
-        )
     if train.compile and parallel.tensor > 1:
         raise ConfigurationError(
             f"train.compile is true but parallel.tensor is {parallel.tensor}: Megatron's overlapped collectives cannot "
             "be part of a compiled layer; leave one of the two out"
-        )
-    if config.objective.min_noise > config.objective.max_noise:
-        raise ConfigurationError(
-            f"objective.min_noise {config.objective.min_noise} is above objective.max_noise "
-            f"{config.objective.max_noise}"
         )
     if train.steps is None and config.data.epochs is None:
         raise ConfigurationError("neither train.steps nor data.epochs is given; set one of the two")
     if train.global_batch % train.micro_batch:
         raise ConfigurationError(
             f"train.global_batch {train.global_batch} is not divisible by train.micro_batch {train.micro_batch}"
-        )
-
-
-def _check_block_diffusion(config: "Config") -> None:
-    objective, model = config.objective, config.model
-    if objective.min_mask > objective.max_mask:
-        raise ConfigurationError(
-            f"objective.min_mask {objective.min_mask} is above objective.max_mask {objective.max_mask}"
-        )
-    is_block_diffusion = objective.name == "bd3lm"
-    if is_block_diffusion and model.length % objective.block:
-        divisors = ", ".join(str(size) for size in range(1, model.length + 1) if model.length % size == 0)
-        raise ConfigurationError(
-            f"objective.block {objective.block} does not divide model.length {model.length}; valid: {divisors}"
-        )
-    if model.attention_backend in (("sdpa",) if is_block_diffusion else ("split", "dense")):
-        valid = "auto, flex, split, dense" if is_block_diffusion else "auto, sdpa, flex"
-        raise ConfigurationError(
-            f"model.attention_backend {model.attention_backend} is not one of objective.name {objective.name}; "
-            f"valid: {valid}"
         )

@@ -1,6 +1,6 @@
 """Reading the run configuration from YAML and dotted overrides: what does not fit the schema is an error.
 
-Nothing here imports torch, so ``--help``, ``--print-config`` and every refusal that needs no data answer at once.
+Nothing here imports torch before everything but the objective has been read, so that mistakes are refused at once.
 """
 
 import dataclasses
@@ -8,14 +8,19 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import yaml
 
 from card_scale.config import strict_yaml
 from card_scale.config.schema import Config
 from card_scale.errors import ConfigurationError
+from card_scale.objectives import registry
+
+if TYPE_CHECKING:
+    from card_scale.objectives.base import Objective
 
 MEGATRON_ALIASES = {
     "tensor-model-parallel-size": "parallel.tensor",
@@ -57,7 +62,7 @@ def load(path: str | Path, overrides: list[str]) -> Config:
 
     Raises ConfigurationError naming the file or key, the value and what would be valid.
     """
-    tree: dict[str, dict[str, Any]] = {}
+    tree: dict[str, dict[str, _Given]] = {}
     origin = str(path)
     try:
         content = strict_yaml.load(Path(path).read_text(encoding="utf-8"))
@@ -68,17 +73,71 @@ def load(path: str | Path, overrides: list[str]) -> Config:
     if not isinstance(content, dict):
         raise ConfigurationError(f"configuration file {path} holds {type(content).__name__}, not groups of keys")
     for group, keys in content.items():
-        _group_type(group, origin)
+        _check_group(group, origin)
         if not isinstance(keys, dict):
-            raise ConfigurationError(f"{origin}: {group} holds {keys!r}, not keys; valid: {_names(_group_type(group))}")
-        tree[group] = {key: _typed(f"{group}.{key}", value, origin) for key, value in keys.items()}
+            raise ConfigurationError(f"{origin}: {group} holds {keys!r}, not keys of that group")
+        tree[group] = {key: _Given(value, origin) for key, value in keys.items()}
     for dotted, value in _parse_overrides(overrides):
         group, _, key = dotted.partition(".")
-        _group_type(group, "command line")
-        tree.setdefault(group, {})[key] = _typed(dotted, value, "command line")
-    config = Config(**{group: _group_type(group)(**keys) for group, keys in tree.items()})
+        _check_group(group, "command line")
+        tree.setdefault(group, {})[key] = _Given(value, "command line")
+    objective = tree.pop("objective", {})
+    groups = {group: _group(group, keys) for group, keys in tree.items()}
+    config = Config(**groups, objective=_objective(objective))
     config.check()
     return config
+
+
+class _Given(NamedTuple):
+    """A value as it was given, and where."""
+
+    value: Any
+    origin: str
+
+
+def _group(group: str, given: Mapping[str, _Given]) -> Any:
+    """Return a group of the schema with the given keys."""
+    kind = typing.get_type_hints(Config, localns={"Objective": object})[group]
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: _typed(group, key, hints, item) for key, item in given.items()})
+
+
+def _objective(given: Mapping[str, _Given]) -> "Objective":
+    """Return the objective called ``name`` with its keys.
+
+    A key of another objective is refused, unless it has that one's default: nothing would look at it.
+    """
+    name = given["name"] if "name" in given else _Given("card", "")
+    if not isinstance(name.value, str):
+        raise ConfigurationError(f"{name.origin}: objective.name is {name.value!r}; it takes text")
+    try:
+        kind = registry.objective_class(name.value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name.origin}: {error}") from None
+    own = registry.keys(kind)
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, item in given.items():
+        if key in own:
+            values[key] = _typed("objective", key, hints, item)
+        elif key != "name":
+            _check_key_of_others(key, item, name.value, own)
+    return kind(**values)
+
+
+def _check_key_of_others(key: str, item: _Given, name: str, own: Iterable[str]) -> None:
+    """Raise unless ``key`` belongs to another objective than ``name`` and has its default there."""
+    others = {other: registry.keys(registry.objective_class(other)) for other in registry.names() if other != name}
+    holders = {other: keys[key] for other, keys in others.items() if key in keys}
+    if not holders:
+        hint = nearest(key, {"name", *own, *(key for keys in others.values() for key in keys)})
+        raise ConfigurationError(f"{item.origin}: unknown key objective.{key}{hint}")
+    if all(item.value != field.default for field in holders.values()):
+        listed = " and ".join(holders)
+        raise ConfigurationError(
+            f"{item.origin}: objective.{key} is {item.value!r}, but it is a key of {listed} and objective.name is "
+            f"{name}; leave it out, or choose another objective.name"
+        )
 
 
 def _parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
@@ -112,32 +171,25 @@ def _parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _names(group: type) -> str:
-    return ", ".join(f.name for f in dataclasses.fields(group))
-
-
 def nearest(name: str, valid: Any) -> str:
     """Return a hint with the nearest valid name, or with all of them where none is near."""
     near = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else f"; valid: {', '.join(sorted(valid))}"
 
 
-def _group_type(group: str, origin: str = "") -> type:
-    groups = typing.get_type_hints(Config)
+def _check_group(group: str, origin: str) -> None:
+    groups = [field.name for field in dataclasses.fields(Config)]
     if group not in groups:
         raise ConfigurationError(f"{origin}: unknown group {group!r}{nearest(group, groups)}")
-    return groups[group]
 
 
-def _typed(dotted: str, value: Any, origin: str) -> Any:
+def _typed(group: str, key: str, hints: Mapping[str, Any], item: _Given) -> Any:
     """Return the value converted to the key's type, or raise naming key, value and type."""
-    group, _, key = dotted.partition(".")
-    hints = typing.get_type_hints(_group_type(group, origin))
     if key not in hints:
-        raise ConfigurationError(f"{origin}: unknown key {dotted}{nearest(key, hints)}")
-    converted, expected = _convert(hints[key], value)
+        raise ConfigurationError(f"{item.origin}: unknown key {group}.{key}{nearest(key, hints)}")
+    converted, expected = _convert(hints[key], item.value)
     if converted is _INVALID:
-        raise ConfigurationError(f"{origin}: {dotted} is {value!r}; it takes {expected}")
+        raise ConfigurationError(f"{item.origin}: {group}.{key} is {item.value!r}; it takes {expected}")
     return converted
 
 

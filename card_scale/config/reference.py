@@ -1,51 +1,70 @@
-"""The page of configuration keys, made from the configuration classes themselves."""
+"""The page of configuration keys, made from the configuration classes and the objectives themselves."""
 
 import ast
 import dataclasses
+import inspect
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
-from card_scale import config as configs
-from card_scale.config import schema
+from card_scale.config import MEGATRON_ALIASES, Config
+from card_scale.objectives import registry
 
 
 def markdown() -> str:
     """Return docs/configuration.md: every group and key with its type, default and meaning."""
-    meanings = _meanings()
     lines = [
         "# Configuration",
         "",
-        "Made by `python -m card_scale.config.reference > docs/configuration.md` from `card_scale/config/schema.py`; a",
-        "test compares the two. A key that is not listed is an error that names the nearest one. On the command line",
-        "write `group.key=value`, or one of the Megatron-LM options below.",
+        "Made by `python -m card_scale.config.reference > docs/configuration.md` from `card_scale/config/schema.py`",
+        "and the objectives; a test compares the two. A key that is not listed is an error that names the nearest one.",
+        "On the command line write `group.key=value`, or one of the Megatron-LM options below.",
     ]
-    for group in dataclasses.fields(configs.Config):
-        lines += ["", f"## {group.name}", "", "| key | default | meaning |", "|---|---|---|"]
-        for key in dataclasses.fields(group.type):
-            default = "none" if key.default is None else key.default
-            default = str(default).lower() if isinstance(default, bool) else default
-            default = list(default) if isinstance(default, tuple) else default
-            choices = _choices(key.type)
-            meaning = meanings[group.type.__name__, key.name] + (f" One of {choices}." if choices else "")
-            lines.append(f"| `{key.name}` | `{default}` | {meaning} |")
+    for group in dataclasses.fields(Config):
+        lines += ["", f"## {group.name}", ""]
+        lines += _objectives() if group.name == "objective" else _table(group.type, dataclasses.fields(group.type))
     lines += ["", "## Megatron-LM options", "", "| option | key |", "|---|---|"]
-    lines += [f"| `--{option}` | `{key}` |" for option, key in configs.MEGATRON_ALIASES.items()]
+    lines += [f"| `--{option}` | `{key}` |" for option, key in MEGATRON_ALIASES.items()]
     return "\n".join(lines) + "\n"
 
 
-def _choices(kind: object) -> str:
-    return ", ".join(f"`{choice}`" for choice in getattr(kind, "__args__", ()) if isinstance(choice, str))
+def _objectives() -> list[str]:
+    """The keys of each built-in objective, which are its class's fields."""
+    names = list(registry.BUILT_IN)
+    lines = [
+        f"`name` (default `card`) chooses the objective: {', '.join(f'`{name}`' for name in names)}, or one",
+        f"that an installed package adds as an entry point of `{registry.ENTRY_POINTS}`. The other keys are its own; a",
+        "key of another objective is refused, unless it has its default.",
+    ]
+    for name in names:
+        kind = registry.objective_class(name)
+        fields = registry.keys(kind).values()
+        lines += ["", f"### {name}", "", *(_table(kind, fields) if fields else ["No keys."])]
+    return lines
 
 
-def _meanings() -> dict[tuple[str, str], str]:
-    """Return {(class, field): the docstring under the field}."""
-    tree = ast.parse(Path(schema.__file__).read_text(encoding="utf-8"))
+def _table(kind: type, fields: Iterable[dataclasses.Field]) -> list[str]:
+    meanings = _meanings(kind)
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for key in fields:
+        default = "none" if key.default is None else key.default
+        default = str(default).lower() if isinstance(default, bool) else default
+        default = list(default) if isinstance(default, tuple) else default
+        choices = ", ".join(f"`{choice}`" for choice in getattr(key.type, "__args__", ()) if isinstance(choice, str))
+        meaning = meanings[key.name] + (f" One of {choices}." if choices else "")
+        lines.append(f"| `{key.name}` | `{default}` | {meaning} |")
+    return lines
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """Return the docstring under each field of a class."""
+    tree = ast.parse(Path(inspect.getfile(kind)).read_text(encoding="utf-8"))
+    (body,) = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
     found = {}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            for field, text in zip(node.body, node.body[1:], strict=False):
-                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                    meaning = " ".join(ast.literal_eval(text.value).split())
-                    found[node.name, field.target.id] = meaning.replace("|", "\\|")
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            meaning = " ".join(ast.literal_eval(text.value).split())
+            found[field.target.id] = meaning.replace("|", "\\|")
     return found
 
 

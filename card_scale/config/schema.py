@@ -2,11 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from card_scale.config import checks
+from card_scale.objectives import registry
+
+if TYPE_CHECKING:
+    from card_scale.objectives.base import Objective
 
 
 @dataclass(frozen=True)
@@ -27,47 +31,33 @@ class ModelConfig:
     """Hidden size."""
     heads: int = 6
     """Attention heads; hidden / heads is the head size."""
+    kv_heads: int | None = None
+    """Key and value heads, a divisor of heads that shares each among several queries; by default as many as heads."""
     ffn: int = 512
     """Inner size of the gated feed-forward network."""
     length: int = 256
     """Context length L: input tokens of a sample."""
     tie_embeddings: bool = False
     """Use the input embedding as output head."""
+    rotary_base: float = 10_000.0
+    """Base of the rotary positions' wavelengths."""
+    norm_epsilon: float = 1e-5
+    """Added to the mean square in every RMSNorm."""
     dropout: float = 0.0
     """Dropout on the embedding and on both residual branches of a layer."""
     attention_backend: Literal["auto", "sdpa", "flex", "split", "dense"] = "auto"
     """Kernel of attention. sdpa: torch's fused kernels (causal, bidirectional). flex: FlexAttention (GPU). split and
     dense: block diffusion in exact pieces, or with the whole mask. auto: the device's best."""
 
+    @property
+    def head_size(self) -> int:
+        """Size of a query, key or value head."""
+        return self.hidden // self.heads
 
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    name: Literal["card", "ar", "mdlm", "bd3lm"] = "card"
-    """Training objective."""
-    tail_factor: float = 1.5
-    """card: masks fall into the last tail_factor * N positions (N masks)."""
-    decay: float = 0.5
-    """card: decay p of the ambiguity S along the context."""
-    beta: float = 1.0
-    """card: offset in the weight 1 / (beta + S)."""
-    reweight: bool = True
-    """card: weight the loss by context; false gives every position weight 1."""
-    masking: Literal["soft_tail", "uniform"] = "soft_tail"
-    """card: where the masks fall."""
-    min_noise: float = 0.0
-    """card: lower end of the noise level's range."""
-    max_noise: float = 1.0
-    """card: upper end of the noise level's range."""
-    block: int = 16
-    """bd3lm: block size, a divisor of model.length."""
-    min_mask: float = 0.001
-    """bd3lm: lower end of the range of a block's mask rate."""
-    max_mask: float = 1.0
-    """bd3lm: upper end of the range of a block's mask rate."""
-    search_interval: bool = False
-    """bd3lm: take over the mask-rate interval that each evaluation finds to have the least variance."""
-    resample: bool = True
-    """Corrupt a sample anew in each epoch; false repeats the corruption of its first."""
+    @property
+    def key_value_heads(self) -> int:
+        """Key and value heads."""
+        return self.heads if self.kv_heads is None else self.kv_heads
 
 
 @dataclass(frozen=True)
@@ -156,16 +146,29 @@ class Config:
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: "Objective" = field(default_factory=lambda: registry.create("card"))
     data: DataConfig = field(default_factory=DataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def flat(self) -> dict[str, Any]:
+        """Return the value of every key by ``group.key``; of the objective's the ones that it has."""
+        values = {}
+        for group in dataclasses.fields(self):
+            held = getattr(self, group.name)
+            names = [key.name for key in dataclasses.fields(held) if key.metadata.get("key", True)]
+            if group.name == "objective":
+                names.insert(0, "name")
+            values |= {f"{group.name}.{name}": getattr(held, name) for name in names}
+        return values
+
     def to_yaml(self) -> str:
         """Return the resolved configuration as YAML that :func:`card_scale.config.load` reads back unchanged."""
-        tree = dataclasses.asdict(self)
-        tree["optimizer"]["betas"] = list(tree["optimizer"]["betas"])
+        tree: dict[str, dict[str, Any]] = {}
+        for dotted, value in self.flat().items():
+            group, _, key = dotted.partition(".")
+            tree.setdefault(group, {})[key] = list(value) if isinstance(value, tuple) else value
         return yaml.safe_dump(tree, sort_keys=False)
 
     def check(self) -> None:

@@ -1,32 +1,15 @@
 """Batches of a data-parallel rank: any step at random, one step ahead in the background."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from card_scale.data.order import epoch_order, locate, rank_places
+from card_scale.data.samples import Samples
 from card_scale.data.stream import PackedStream
-
-
-class Batch(NamedTuple):
-    """The rows of one data-parallel rank in one step, micro-batch major, on the CPU."""
-
-    sample_ids: torch.Tensor  # int64 [B]
-    epochs: torch.Tensor  # int64 [B]
-    tokens: torch.Tensor  # int64 [B, length + 1]
-    global_positions: torch.Tensor  # int64 [B], step * global_batch + place in the global batch
-
-
-class ValidationBatch(NamedTuple):
-    """Like :class:`Batch`; rows that only fill up the last batch are not ``valid`` and must not be counted."""
-
-    sample_ids: torch.Tensor  # int64 [B]
-    epochs: torch.Tensor  # int64 [B], all 0
-    tokens: torch.Tensor  # int64 [B, length + 1]
-    valid: torch.Tensor  # bool [B]
 
 
 class GlobalBatchLoader:
@@ -68,10 +51,13 @@ class GlobalBatchLoader:
         self._reshuffle = reshuffle
         self._orders: dict[int, np.ndarray] = {}  # used by the one background thread only
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-loader")
-        self._next: tuple[int, Future[Batch]] | None = None
+        self._next: tuple[int, Future[Samples]] | None = None
+        self._waited_seconds = 0.0
 
-    def rank_batch(self, step: int) -> Batch:
-        """This rank's rows of one update; afterwards the next step's are read in the background.
+    def rank_batch(self, step: int) -> Samples:
+        """This rank's rows of one update, micro-batch major, on the CPU.
+
+        Afterwards the next step's are read in the background.
 
         Args:
             step: update index from 0; any order, at the same cost, so that a resume needs no replay.
@@ -87,9 +73,16 @@ class GlobalBatchLoader:
         else:
             future = self._executor.submit(self._read, step)
         self._next = None
+        asked = time.monotonic()
         batch = future.result()
+        self._waited_seconds += time.monotonic() - asked
         self._next = (step + 1, self._executor.submit(self._read, step + 1))
         return batch
+
+    def take_waited_seconds(self) -> float:
+        """The seconds that batches were waited for since the last call."""
+        waited, self._waited_seconds = self._waited_seconds, 0.0
+        return waited
 
     def close(self) -> None:
         """Wait for the background read and end its thread. Further batches are refused."""
@@ -102,7 +95,7 @@ class GlobalBatchLoader:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _read(self, step: int) -> Batch:
+    def _read(self, step: int) -> Samples:
         global_positions = step * self._global_batch + self._places
         epochs, places = locate(global_positions, self._stream.sample_count)
         sample_ids = np.empty_like(places)
@@ -110,7 +103,9 @@ class GlobalBatchLoader:
             rows = epochs == epoch
             sample_ids[rows] = self._order(epoch)[places[rows]]
         tokens = self._stream.samples(sample_ids)
-        return Batch(*map(torch.from_numpy, (sample_ids, epochs, tokens, global_positions)))
+        return Samples(
+            *map(torch.from_numpy, (tokens, sample_ids, epochs, global_positions)), batch_size=self._global_batch
+        )
 
     def _order(self, epoch: int) -> np.ndarray:
         key = epoch if self._reshuffle else 0
@@ -160,16 +155,14 @@ class ValidationBatches:
         """Number of batches, the same on every rank."""
         return -(-self.sample_count // self._global_batch)
 
-    def __iter__(self) -> Iterator[ValidationBatch]:
-        """The batches, from the first at every call."""
+    def __iter__(self) -> Iterator[Samples]:
+        """The batches, from the first at every call; the whole set counts as one global batch."""
         for batch in range(len(self)):
             first = batch * self._global_batch
             sample_ids = first + self._places
             valid = sample_ids < self.sample_count
             sample_ids = np.where(valid, sample_ids, first)
-            yield ValidationBatch(
-                torch.from_numpy(sample_ids),
-                torch.zeros(len(sample_ids), dtype=torch.int64),
-                torch.from_numpy(self._stream.samples(sample_ids)),
-                torch.from_numpy(valid),
-            )
+            ids = torch.from_numpy(sample_ids)
+            tokens = torch.from_numpy(self._stream.samples(sample_ids))
+            valid_rows = torch.from_numpy(valid)
+            yield Samples(tokens, ids, torch.zeros_like(ids), ids, self.sample_count, valid_rows)

@@ -11,11 +11,6 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-def device() -> torch.device:
-    """Return this process's device: its current GPU where one is present, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def install() -> None:
     """Redirect Megatron's questions to ``torch.cuda``. Call it before anything of Megatron is built; GPU: no effect."""
     if torch.cuda.is_available():

@@ -6,12 +6,11 @@ Pure arithmetic: an impossible layout is refused here, before any process group 
 from dataclasses import dataclass
 
 from card_scale.config import Config
-from card_scale.engine.deepspeed import settings as deepspeed_json
 from card_scale.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
-class Topology:
+class ParallelDims:
     """Degrees of parallelism. ``tensor * pipeline * data`` is the world size."""
 
     tensor: int
@@ -24,6 +23,11 @@ class Topology:
     def world_size(self) -> int:
         return self.tensor * self.pipeline * self.data
 
+    @property
+    def chunks(self) -> int:
+        """Model chunks of the whole pipeline: consecutive layers that run as one."""
+        return self.pipeline * self.virtual_pipeline
+
     def describe(self) -> str:
         """Return the layout in words, for logs and file headers."""
         parts = [f"tensor {self.tensor}", f"pipeline {self.pipeline}", f"data {self.data}"]
@@ -34,10 +38,10 @@ class Topology:
         return " x ".join(parts[:3]) + "".join(f", {part}" for part in parts[3:])
 
 
-def plan(config: Config, world_size: int) -> Topology:
+def plan(config: Config, world_size: int) -> ParallelDims:
     """Return the layout of a configuration on ``world_size`` ranks.
 
-    Raises ConfigurationError, naming the numbers, where the layout does not fit the world, the batch or the engine.
+    Raises ConfigurationError, naming the numbers, where the layout does not fit the world or the batch.
     """
     parallel, train = config.parallel, config.train
     model_parallel = parallel.tensor * parallel.pipeline
@@ -59,17 +63,7 @@ def plan(config: Config, world_size: int) -> Topology:
             f"parallel.virtual_pipeline {parallel.virtual_pipeline} needs the micro-batches per step "
             f"({micro_batches}) to be a multiple of parallel.pipeline {parallel.pipeline}"
         )
-    if parallel.engine == "deepspeed" and parallel.virtual_pipeline > 1 and deepspeed_json.zero_stage(config) == 3:
-        raise ConfigurationError(
-            f"parallel.virtual_pipeline {parallel.virtual_pipeline} with ZeRO stage 3 is not supported (its gradients "
-            "would be silently wrong); use parallel.zero 0, 1 or 2, or parallel.engine fsdp2"
-        )
-    if train.precision == "bf16" and parallel.engine == "deepspeed" and deepspeed_json.zero_stage(config) == 0:
-        raise ConfigurationError(
-            "train.precision bf16 with ZeRO stage 0 is not supported (DeepSpeed keeps no float32 gradients there); "
-            "use parallel.zero 1, 2 or 3, or parallel.engine fsdp2"
-        )
-    return Topology(parallel.tensor, parallel.pipeline, data, parallel.virtual_pipeline, parallel.sequence)
+    return ParallelDims(parallel.tensor, parallel.pipeline, data, parallel.virtual_pipeline, parallel.sequence)
 
 
 def _nearest_multiple(value: int, step: int) -> int:

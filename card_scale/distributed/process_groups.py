@@ -1,4 +1,4 @@
-"""Process groups: forming them for a topology, and the questions that the rest of the code asks of them."""
+"""Process groups: forming them for the parallel dims, and the questions that the rest of the code asks of them."""
 
 import datetime
 import os
@@ -8,11 +8,11 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from card_scale.distributed import cpu_backend
-from card_scale.distributed.parallel_dims import Topology
+from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.errors import ConfigurationError
 
 
-def form(topology: Topology, timeout_seconds: int) -> None:
+def initialize(dims: ParallelDims, timeout_seconds: int) -> None:
     """Join the job and form Megatron's groups: NCCL where the machine has GPUs, gloo otherwise."""
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if torch.cuda.is_available():
@@ -27,9 +27,9 @@ def form(topology: Topology, timeout_seconds: int) -> None:
     if not dist.is_initialized():
         _join(timeout)
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=topology.tensor,
-        pipeline_model_parallel_size=topology.pipeline,
-        virtual_pipeline_model_parallel_size=topology.virtual_pipeline if topology.virtual_pipeline > 1 else None,
+        tensor_model_parallel_size=dims.tensor,
+        pipeline_model_parallel_size=dims.pipeline,
+        virtual_pipeline_model_parallel_size=dims.virtual_pipeline if dims.virtual_pipeline > 1 else None,
         distributed_timeout_minutes=-(-timeout_seconds // 60),
         create_gloo_process_groups=False,
     )
@@ -45,7 +45,7 @@ def _join(timeout: datetime.timedelta) -> None:
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
-def dissolve() -> None:
+def destroy() -> None:
     """Leave Megatron's groups and the job."""
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
@@ -57,6 +57,11 @@ pipeline_group = parallel_state.get_pipeline_model_parallel_group
 data_group = parallel_state.get_data_parallel_group
 model_group = parallel_state.get_model_parallel_group
 """The tensor x pipeline group: the ranks that together hold one replica of the model and see the same data."""
+
+
+def is_main_rank() -> bool:
+    """Whether this rank speaks for the job."""
+    return dist.get_rank() == 0
 
 
 def tensor_rank() -> int:

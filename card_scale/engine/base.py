@@ -42,9 +42,17 @@ class ShardingEngine(abc.ABC):
     stages: list[Stage]
     optimizer: AdamW
 
-    def __init__(self, chunks: list[GPT], config: Config):
+    def __init__(self, chunks: list[GPT], config: Config, compute_dtype: torch.dtype):
+        """Take chunks that were made on the meta device, and give memory to this rank's shard of them.
+
+        Args:
+            chunks: of this rank's pipeline stage.
+            config: of the run.
+            compute_dtype: number format of the forward and backward pass.
+        """
         self.chunks = chunks
         self.config = config
+        self.compute_dtype = compute_dtype
 
     @abc.abstractmethod
     def weights(self) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:
@@ -69,16 +77,16 @@ class ShardingEngine(abc.ABC):
         """Set what :meth:`full_state` returns. Optimizer states must exist (:meth:`create_optimizer_state`)."""
 
     @abc.abstractmethod
-    def masters(self) -> list[Tensor]:
+    def master_weights(self) -> list[Tensor]:
         """Return the float32 weight tensors that the optimizer updates, this rank's shards."""
 
     @abc.abstractmethod
-    def publish_masters(self) -> None:
+    def publish_weights(self) -> None:
         """Make the forward pass use the current float32 weights."""
 
     def create_optimizer_state(self, step: int) -> None:
         """Create optimizer states as after ``step`` updates, to be filled by :meth:`set_full_state`."""
-        self.optimizer.create_state(self.masters(), step)
+        self.optimizer.create_state(self.master_weights(), step)
 
     def state_keys(self) -> tuple[str, ...]:
         """Return the keys that a checkpoint holds of every parameter."""
@@ -87,12 +95,12 @@ class ShardingEngine(abc.ABC):
     @torch.no_grad()
     def swap_averaged(self) -> None:
         """Exchange the weights with their moving average; a second call exchanges them back."""
-        for master in self.masters():
+        for master in self.master_weights():
             average = self.optimizer.state[master]["ema"]
             kept = master.detach().clone()
             master.copy_(average)
             average.copy_(kept)
-        self.publish_masters()
+        self.publish_weights()
 
     def train(self, mode: bool = True) -> None:
         """Put the model into training or evaluation mode."""
@@ -103,7 +111,7 @@ class ShardingEngine(abc.ABC):
 def parameter_groups(weights: list[tuple[nn.Parameter, LogicalWeight]], weight_decay: float) -> list[dict]:
     """Return the optimizer's groups: matrices with weight decay, norms without."""
     groups = [
-        {"params": [p for p, where in weights if where.decayed], "weight_decay": weight_decay},
-        {"params": [p for p, where in weights if not where.decayed], "weight_decay": 0.0},
+        {"params": [p for p, logical in weights if logical.decayed], "weight_decay": weight_decay},
+        {"params": [p for p, logical in weights if not logical.decayed], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

@@ -1,25 +1,43 @@
 """Builds this rank's model chunks and puts them under the configured sharding engine."""
 
+import torch
+
 from card_scale.config import Config
+from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.engine.base import WEIGHT, ShardingEngine
-from card_scale.model.gpt import GPT, Vocabulary
+from card_scale.engine.selection import engine_kind
+from card_scale.model.gpt import GPT
 from card_scale.model.initialization import initial_weight
-from card_scale.objectives.base import AttentionKind
+from card_scale.model.vocabulary import Vocabulary
+from card_scale.objectives.attention import AttentionKind
 
 
-def build_engine(config: Config, vocabulary: Vocabulary, attention_kind: AttentionKind) -> ShardingEngine:
-    """Return the engine with weights at their initial values. The process groups must have formed."""
-    chunks = [GPT(config, vocabulary, attention_kind, chunk) for chunk in range(config.parallel.virtual_pipeline)]
-    if config.parallel.engine == "fsdp2":
-        from card_scale.engine.fsdp2 import Fsdp2Engine
+def build_engine(
+    config: Config, dims: ParallelDims, vocabulary: Vocabulary, attention_kind: AttentionKind
+) -> ShardingEngine:
+    """Return the engine with weights at their initial values. The process groups of ``dims`` must have formed.
 
-        engine: ShardingEngine = Fsdp2Engine(chunks, config)
-    else:
-        from card_scale.engine.deepspeed.engine import DeepSpeedEngine
-
-        engine = DeepSpeedEngine(chunks, config)
-    for parameter, where in engine.weights():
-        whole = initial_weight(where.name, where.global_shape, config.run.seed, config.model.layers)
-        engine.set_full_state(parameter, WEIGHT, where.select(whole))
-    engine.publish_masters()
+    The chunks are made on the meta device: the engine gives memory to this rank's shard alone, and initial values are
+    set one parameter at a time.
+    """
+    compute_dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    with torch.device("meta"):
+        chunks = [
+            GPT(
+                config.model,
+                vocabulary,
+                attention_kind,
+                dims,
+                chunk=chunk,
+                compute_dtype=compute_dtype,
+                recompute=config.parallel.recompute == "full",
+                compile_layers=config.train.compile,
+            )
+            for chunk in range(dims.virtual_pipeline)
+        ]
+    engine = engine_kind(config).load()(chunks, config, compute_dtype)
+    for parameter, logical in engine.weights():
+        whole = initial_weight(logical.name, logical.global_shape, config.run.seed, config.model.layers)
+        engine.set_full_state(parameter, WEIGHT, logical.select(whole))
+    engine.publish_weights()
     return engine

@@ -10,7 +10,7 @@ from card_scale.model.weights import LogicalWeight
 
 def tied_embeddings(weights: list[tuple[nn.Parameter, LogicalWeight]]) -> list[nn.Parameter]:
     """Return this rank's copies of an embedding that another pipeline stage holds too (the first and the last do)."""
-    return [parameter for parameter, where in weights if where.name == "embedding.weight"]
+    return [parameter for parameter, logical in weights if logical.name == "embedding.weight"]
 
 
 def sum_over_tied_copies(gradient: Tensor) -> None:
@@ -24,10 +24,11 @@ def global_norm(gradients: list[tuple[Tensor, LogicalWeight]], groups: list[dist
     """Return the 2-norm over the whole model, float32 scalar.
 
     Args:
-        gradients: this rank's (gradient or shard of it, place in the model); replicas are told by ``counted``.
+        gradients: this rank's (gradient or shard of it, place in the model); replicas are told by ``is_primary``.
         groups: process groups over which different ranks hold different elements.
     """
-    squares = [torch.linalg.vector_norm(g.float()).square() for g, where in gradients if where.counted and g.numel()]
+    primary = [gradient for gradient, logical in gradients if logical.is_primary and gradient.numel()]
+    squares = [torch.linalg.vector_norm(gradient.float()).square() for gradient in primary]
     total = torch.stack(squares).sum() if squares else torch.zeros((), device=gradients[0][0].device)
     for group in groups:
         dist.all_reduce(total, group=group)

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 import torch
 from megatron.core.pipeline_parallel import schedules
@@ -10,29 +9,14 @@ from torch import Tensor
 
 from card_scale.distributed import cpu_backend
 from card_scale.engine.base import ShardingEngine
+from card_scale.objectives.batch import Batch
 
-
-class MicroBatch(NamedTuple):
-    """What the model needs of one micro-batch; every pipeline stage holds the same."""
-
-    inputs: Tensor
-    """int64 [B, L]"""
-    positions: Tensor
-    """int64 [L]"""
-    targets: Tensor
-    """int64 [B, L]"""
-    dropout_keys: Tensor | None
-    """int64 [B, 2]"""
-    extra: Any
-    """Whatever the loss function needs besides."""
-
-
-LossFunction = Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+LossFunction = Callable[[Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
 """(token losses [B, L], micro-batch) -> (loss to differentiate, values to report)."""
 
 
 def run(
-    engine: ShardingEngine, micro_batches: Sequence[MicroBatch], loss: LossFunction, *, forward_only: bool = False
+    engine: ShardingEngine, micro_batches: Sequence[Batch], loss: LossFunction, *, forward_only: bool = False
 ) -> list[dict[str, Tensor]]:
     """Run the micro-batches through the pipeline.
 
@@ -42,7 +26,7 @@ def run(
         On the last pipeline stage the reports of each micro-batch, in order; elsewhere an empty list.
     """
 
-    def forward_step(batches: Iterator[MicroBatch], stage) -> tuple[Tensor, Callable]:
+    def forward_step(batches: Iterator[Batch], stage) -> tuple[Tensor, Callable]:
         batch = next(batches)
         output = stage(batch.inputs, batch.positions, batch.targets, batch.dropout_keys)
 

@@ -19,7 +19,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from card_scale.model.attention import Attention, AttentionFunction, CoreAttention
+from card_scale.model.attention.base import Attention, AttentionFunction, CoreAttention
 from card_scale.model.dropout import dropout
 from card_scale.model.norm import RMSNorm
 
@@ -54,7 +54,7 @@ def feed_forward_spec() -> ModuleSpec:
 class DecoderLayer(nn.Module):
     """hidden += attention(norm(hidden)); hidden += mlp(norm(hidden)).
 
-    The last layer of the model goes on with the positions that predict only (the noisy half of block diffusion).
+    The last layer of the model goes on with the positions that predict only.
     """
 
     def __init__(self, config: TransformerConfig, index: int, recompute: bool):
@@ -65,10 +65,11 @@ class DecoderLayer(nn.Module):
         self.dropout = config.hidden_dropout
         self.recompute = recompute
         self.tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+        self.tensor_size = parallel_state.get_tensor_model_parallel_world_size()
         self.sequence_parallel = config.sequence_parallel
-        self.attention_norm = RMSNorm(config.hidden_size, config.sequence_parallel)
+        self.attention_norm = RMSNorm(config.hidden_size, config.sequence_parallel, config.layernorm_epsilon)
         self.attention = build_module(attention_spec(), config=config, layer_number=index + 1)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.sequence_parallel)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.sequence_parallel, config.layernorm_epsilon)
         self.mlp = build_module(
             feed_forward_spec(),
             config=config,
@@ -113,15 +114,15 @@ class DecoderLayer(nn.Module):
         return hidden_states + self._drop(transformed, dropout_keys, dropout_site + 1)
 
     def _first(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
-        """The hidden states of the positions that ``attended`` is of: all, or the first half."""
+        """The hidden states of the positions that ``attended`` is of: all, or the first that predict."""
         if hidden_states.shape[0] == attended.shape[0]:
             return hidden_states
         if not self.sequence_parallel:
             return hidden_states[: attended.shape[0]]
-        # The first half lies on the first half of the ranks. Each of them will hold its part of the gradient, so the
+        # The predicting positions lie on the first ranks. Each of them will hold its part of the gradient, so the
         # backward pass of the gathering is a mere split.
         whole = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
-        return scatter_to_sequence_parallel_region(whole[: len(whole) // 2])
+        return scatter_to_sequence_parallel_region(whole[: attended.shape[0] * self.tensor_size])
 
     def _drop(self, states: Tensor, keys: Tensor | None, site: int) -> Tensor:
         first_position = self.tensor_rank * states.shape[0] if self.sequence_parallel else 0

@@ -14,9 +14,9 @@ class RMSNorm(nn.Module):
     ``copy_to_tensor_model_parallel_region`` does in the backward pass.
     """
 
-    def __init__(self, hidden: int, sequence_parallel: bool, epsilon: float = 1e-5, dtype: torch.dtype | None = None):
+    def __init__(self, hidden: int, sequence_parallel: bool, epsilon: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden, dtype=dtype))
+        self.weight = nn.Parameter(torch.ones(hidden))
         self.sequence_parallel = sequence_parallel
         self.epsilon = epsilon
 

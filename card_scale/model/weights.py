@@ -6,6 +6,7 @@ holds, none of which mention the layout that another run may have.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from megatron.core import parallel_state
@@ -13,9 +14,12 @@ from torch import Tensor, nn
 
 from card_scale.model.gpt import GPT
 
+_LOGICAL_NAMES = MappingProxyType({"head.norm.weight": "final_norm.weight", "head.projection.weight": "head.weight"})
+"""Whole-model names of parameters that are called otherwise in their module; checkpoints have them."""
+
 
 @dataclass(frozen=True)
-class Piece:
+class ShardSlice:
     """Rows (or columns) ``local`` of a rank's parameter are rows (or columns) ``whole`` of the global tensor."""
 
     dimension: int
@@ -27,15 +31,15 @@ class Piece:
 class LogicalWeight:
     """One parameter of this rank in whole-model coordinates.
 
-    ``pieces`` cover what the rank holds, along the dimension that tensor parallelism splits (0 for a replicated
-    parameter). ``counted`` marks the one copy of each element (within the tensor x pipeline group) that enters norms
+    ``slices`` cover what the rank holds, along the dimension that tensor parallelism splits (0 for a replicated
+    parameter). ``is_primary`` marks the one copy of each element (within the tensor x pipeline group) that enters norms
     and checkpoints: not a further tensor-parallel replica, and not the last stage's copy of a tied embedding.
     """
 
     name: str
     global_shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-    counted: bool
+    slices: tuple[ShardSlice, ...]
+    is_primary: bool
 
     @property
     def decayed(self) -> bool:
@@ -44,12 +48,12 @@ class LogicalWeight:
 
     @property
     def dimension(self) -> int:
-        """The dimension along which pieces are cut."""
-        return self.pieces[0].dimension
+        """The dimension along which slices are cut."""
+        return self.slices[0].dimension
 
     def select(self, whole: Tensor) -> Tensor:
         """Return this rank's part of the global tensor."""
-        parts = [whole.narrow(self.dimension, p.whole.start, p.whole.stop - p.whole.start) for p in self.pieces]
+        parts = [whole.narrow(self.dimension, p.whole.start, p.whole.stop - p.whole.start) for p in self.slices]
         return torch.cat(parts, self.dimension) if len(parts) > 1 else parts[0]
 
 
@@ -58,7 +62,8 @@ def logical_weights(chunks: list[GPT]) -> Iterator[tuple[nn.Parameter, LogicalWe
     size = parallel_state.get_tensor_model_parallel_world_size()
     rank = parallel_state.get_tensor_model_parallel_rank()
     for chunk in chunks:
-        for name, parameter in chunk.named_parameters():
+        for module_name, parameter in chunk.named_parameters():
+            name = _LOGICAL_NAMES.get(module_name, module_name)
             tied_copy = name == "head.weight" and chunk.tied
             split = _split_dimension(name)
             dimension, parts = (0, 1) if split is None else (split, size)
@@ -68,8 +73,8 @@ def logical_weights(chunks: list[GPT]) -> Iterator[tuple[nn.Parameter, LogicalWe
             halves = 2 if ".mlp.linear_fc1." in name else 1
             extent = shape[dimension] // halves
             shape[dimension] *= parts
-            pieces = tuple(
-                Piece(
+            slices = tuple(
+                ShardSlice(
                     dimension,
                     slice(half * extent, (half + 1) * extent),
                     slice((half * parts + part) * extent, (half * parts + part + 1) * extent),
@@ -81,8 +86,8 @@ def logical_weights(chunks: list[GPT]) -> Iterator[tuple[nn.Parameter, LogicalWe
                 LogicalWeight(
                     name="embedding.weight" if tied_copy else name,
                     global_shape=tuple(shape),
-                    pieces=pieces,
-                    counted=not tied_copy and (split is not None or rank == 0),
+                    slices=slices,
+                    is_primary=not tied_copy and (split is not None or rank == 0),
                 ),
             )
 

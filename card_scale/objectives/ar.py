@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from card_scale.objectives.base import AttentionKind, Objective, ObjectiveBatch, Samples, clean_next_token_batch
+from card_scale.data.samples import Samples
+from card_scale.objectives.attention import AttentionKind, Causal
+from card_scale.objectives.base import Objective
+from card_scale.objectives.batch import Batch, clean_next_token_batch
 
 
 @dataclass(frozen=True)
@@ -11,16 +14,16 @@ class ArObjective(Objective):
     """Mean cross-entropy of each token given the clean tokens before it; an exact likelihood."""
 
     name: ClassVar[str] = "ar"
-    attention: ClassVar[AttentionKind] = AttentionKind("causal")
+    attention: ClassVar[AttentionKind] = Causal()
     likelihood_is_exact: ClassVar[bool] = True
 
-    def corrupt(self, samples: Samples, seed: int) -> ObjectiveBatch:  # noqa: ARG002 - nothing is drawn
+    def corrupt(self, samples: Samples, seed: int) -> Batch:  # noqa: ARG002 - nothing is drawn
         """The clean batch: nothing is corrupted."""
-        return clean_next_token_batch(samples.tokens)
+        return clean_next_token_batch(samples)
 
-    def likelihood(self, samples: Samples, seed: int) -> ObjectiveBatch:  # noqa: ARG002 - nothing is drawn
+    def likelihood(self, samples: Samples, seed: int) -> Batch:  # noqa: ARG002 - nothing is drawn
         """The clean batch, every weight 1."""
-        return clean_next_token_batch(samples.tokens)
+        return clean_next_token_batch(samples)
 
     def scored(self, length: int) -> int:
         """Every input predicts the token after it."""

@@ -1,74 +1,74 @@
-"""What an objective is: a rule that turns clean tokens into inputs, targets and weights, and nothing else.
+"""What an objective is: a rule that turns clean tokens into inputs, targets and weights, and all that depends on it.
 
-Everything here is a pure tensor function: no process group, no state, no host synchronisation. All ranks that hold a
-piece of one sample compute the same bits.
+The rest of the code asks an objective and never its name: what it reads and predicts, with which attention, what it
+reports of a step, how it is evaluated, what it keeps. Everything here is a pure tensor function: no process group, no
+host synchronisation. All ranks that hold a piece of one sample compute the same bits.
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
+from card_scale.data.samples import Samples
 from card_scale.errors import ConfigurationError
+from card_scale.objectives.attention import AttentionKind
+from card_scale.objectives.batch import Batch
+
+NOT_A_KEY = {"key": False}
+"""Metadata of a field that no configuration sets."""
 
 
-class AttentionKind(NamedTuple):
-    """Which positions see which."""
+class Metric(NamedTuple):
+    """A mean over positions of the global batch, recorded of every logged step."""
 
-    name: Literal["causal", "bidirectional", "block_diffusion"]
-    block: int = 0
-    """Block size of block diffusion."""
-
-
-class Samples(NamedTuple):
-    """Clean samples and everything that their noise is a function of, besides the seed."""
-
-    tokens: torch.Tensor
-    """int64 [B, L + 1]"""
-    sample_ids: torch.Tensor
-    """int64 [B]"""
-    epochs: torch.Tensor
-    """int64 [B]"""
-    global_positions: torch.Tensor
-    """int64 [B]: place of each sample in the whole run, update * batch_size + place in the global batch. In an
-    evaluation a draw over the whole validation set counts as one batch."""
-    batch_size: int
-    """Samples of the global batch over all ranks: those that share the strata of the noise levels."""
-
-    def resampled(self, resample: bool) -> "Samples":
-        """The same samples, or unless ``resample`` ones whose noise depends on their id, not on epoch and batch."""
-        if resample:
-            return self
-        return self._replace(epochs=torch.zeros_like(self.epochs), global_positions=self.sample_ids, batch_size=1)
+    name: str
+    """Key of ``metrics.jsonl`` and TensorBoard tag, beginning with the objective's name and a slash."""
+    value: Callable[[Batch, torch.Tensor], torch.Tensor]
+    """(batch, token losses [B, L]) → [B, L], what is averaged."""
+    over: Callable[[Batch], torch.Tensor]
+    """batch → bool [B, L], the positions that it is averaged over; without any the metric is left out."""
 
 
-class ObjectiveBatch(NamedTuple):
-    """What the model reads and what it is asked for: B samples, L predictions each, of M inputs.
+class Probe(NamedTuple):
+    """An evaluation beside the likelihood: mean cross-entropies under a corruption of its own."""
 
-    M is L, or 2L for block diffusion, whose clean half follows the noisy one.
+    corrupt: Callable[[Samples, int], Batch]
+    """(samples, seed) → the batch that the model is asked."""
+    results: Callable[[torch.Tensor], dict[str, float]]
+    """Mean cross-entropy at each position over the samples, float64 [L] → what is recorded, by key."""
+
+
+class Observer(Protocol):
+    """What an objective learns from the draws of its likelihood."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the sums."""
+
+    def observe(self, token_losses: torch.Tensor, batch: Batch, valid: torch.Tensor) -> torch.Tensor:
+        """What a batch adds to the sums, float64; ``valid`` float64 [B] is 1 for rows that count."""
+
+    def conclude(self, sums: torch.Tensor) -> dict[str, float]:
+        """What the sums over all draws and samples say, by key of ``metrics.jsonl`` and of :meth:`Objective.state`."""
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A training objective. Implementations are frozen dataclasses, so equal parameters mean the same function.
+
+    Their fields are the keys of the configuration group ``objective``, checked in ``__post_init__``, each with its
+    meaning in a docstring under it.
     """
 
-    inputs: torch.Tensor
-    """int64 [B, M]: tokens that the model reads, [MASK] where corrupted."""
-    positions: torch.Tensor
-    """int64 [M]: rotary positions of the inputs."""
-    targets: torch.Tensor
-    """int64 [B, L]: clean token to predict at each position; never [MASK]."""
-    weights: torch.Tensor
-    """float32 [B, L]: weight of each position's cross-entropy."""
-    masked: torch.Tensor
-    """bool [B, L]: which of the first L inputs are [MASK]."""
-    noise_level: torch.Tensor
-    """float32 [B, blocks]: noise level each block was corrupted at, 0 for a clean one. A sample is one block, but under
-    block diffusion."""
-
-
-class Objective(ABC):
-    """A training objective. Implementations are frozen dataclasses, so equal parameters mean the same function."""
-
     name: ClassVar[str]
-    """Value of the configuration key ``objective.name``."""
+    """Value of the configuration key ``objective.name``, and first part of the objective's metrics."""
+
+    mask_id: int = field(default=4, kw_only=True, metadata=NOT_A_KEY)
+    """Token id of [MASK]."""
 
     @property
     @abstractmethod
@@ -81,19 +81,22 @@ class Objective(ABC):
         """Whether :meth:`likelihood` gives the negative log-likelihood itself, not an estimate of a bound on it."""
 
     @abstractmethod
-    def corrupt(self, samples: Samples, seed: int) -> ObjectiveBatch:
+    def corrupt(self, samples: Samples, seed: int) -> Batch:
         """The training batch."""
 
     @abstractmethod
-    def likelihood(self, samples: Samples, seed: int) -> ObjectiveBatch:
+    def likelihood(self, samples: Samples, seed: int) -> Batch:
         """The evaluation batch whose weighted losses, summed per sample and divided by :meth:`scored`, are nats per
         token: exact, or in expectation over the noise an upper bound."""
 
     @abstractmethod
     def scored(self, length: int) -> int:
-        """Number of tokens of a sample with ``length`` inputs that the objective predicts."""
+        """Number of tokens of a sample with ``length`` clean tokens that the objective predicts."""
 
-    def normaliser(self, batch: ObjectiveBatch) -> torch.Tensor:
+    def check(self, length: int) -> None:  # noqa: B027 - most objectives train at any length
+        """Raise ConfigurationError where the objective cannot train on samples of ``length`` tokens."""
+
+    def normaliser(self, batch: Batch) -> torch.Tensor:
         """float64 scalar: what ``batch`` adds to the denominator of the loss; the loss divides by the global sum.
 
         The sum of weights, not one per sequence, which would hand strongly corrupted sequences the weight back that
@@ -101,33 +104,64 @@ class Objective(ABC):
         """
         return batch.weights.sum(dtype=torch.float64)
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is recorded of a step beside the loss."""
+        return ()
 
-def clean_next_token_batch(tokens: torch.Tensor) -> ObjectiveBatch:
-    """Next-token prediction on uncorrupted ``tokens`` int64 [B, L + 1]: inputs the first L, targets the last L."""
-    inputs = tokens[:, :-1]
-    return ObjectiveBatch(
-        inputs=inputs,
-        positions=torch.arange(inputs.shape[1], dtype=torch.int64, device=tokens.device),
-        targets=tokens[:, 1:],
-        weights=torch.ones_like(inputs, dtype=torch.float32),
-        masked=torch.zeros_like(inputs, dtype=torch.bool),
-        noise_level=torch.zeros((inputs.shape[0], 1), dtype=torch.float32, device=tokens.device),
-    )
+    @property
+    def charts(self) -> dict[str, list[str]]:
+        """TensorBoard's charts of the objective: title → patterns of tags, matched at the start."""
+        return {metric.name: [rf"{metric.name}$"] for metric in self.metrics}
+
+    def probes(self, length: int) -> tuple[Probe, ...]:  # noqa: ARG002 - none at any length
+        """What is evaluated beside the likelihood."""
+        return ()
+
+    @property
+    def observer(self) -> Observer | None:
+        """What watches the draws of the likelihood; None where nothing is learnt from them."""
+        return None
+
+    @property
+    def learns_from_evaluation(self) -> bool:
+        """Whether training takes over what an evaluation finds, so that evaluations are part of the trajectory."""
+        return self.observer is not None
+
+    def state(self) -> dict[str, float]:
+        """What the objective has learnt and a checkpoint must keep."""
+        return {}
+
+    def with_state(self, found: Mapping[str, float]) -> "Objective":  # noqa: ARG002 - nothing to take over
+        """The objective with what :meth:`state` kept in a checkpoint, or what an evaluation found."""
+        return self
 
 
-def weighted_loss(token_losses: torch.Tensor, weights: torch.Tensor, normaliser: torch.Tensor) -> torch.Tensor:
-    """Scalar sum(weights * token_losses) / normaliser.
+def everywhere(batch: Batch) -> torch.Tensor:
+    """All positions of a batch, for a metric."""
+    return torch.ones_like(batch.masked)
 
-    ``token_losses`` [B, L] are cross-entropies in nats, ``weights`` float32 [B, L], ``normaliser`` the scalar sum of
-    :meth:`Objective.normaliser` over the global batch: the losses of all micro-batches and ranks then add up to the
-    loss of the global batch.
-    """
-    return (token_losses * weights).sum() / normaliser
+
+def masked_inputs(batch: Batch, _token_losses: torch.Tensor | None = None) -> torch.Tensor:
+    """The masked positions of a batch, for a metric."""
+    return batch.masked
+
+
+def token_losses(_batch: Batch, losses: torch.Tensor) -> torch.Tensor:
+    """The cross-entropies themselves, for a metric."""
+    return losses
 
 
 def check_number(key: str, value: float, low: float, high: float) -> None:
-    """Raises ConfigurationError unless ``value`` is a finite number from ``low`` to ``high``."""
+    """Raise ConfigurationError unless ``value`` is a finite number from ``low`` to ``high``."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and low <= value <= high):
         valid = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
         raise ConfigurationError(f"objective.{key} is {value!r}; valid is a finite number {valid}")
+
+
+def check_choice(key: str, value: object, valid: tuple[object, ...]) -> None:
+    """Raise ConfigurationError unless ``value`` is one of ``valid``, its type included (1 is not true)."""
+    if not any(value is choice or (value == choice and type(value) is type(choice)) for choice in valid):
+        listed = ", ".join(str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in valid)
+        raise ConfigurationError(f"objective.{key} is {value!r}; valid are {listed}")

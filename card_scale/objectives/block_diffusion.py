@@ -4,15 +4,21 @@ The model reads 2L tokens: the noisy sample, then the clean one, both at rotary 
 sees itself and the clean blocks before it, so its loss is that of denoising it after a clean prefix.
 """
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
+from card_scale.data.samples import Samples
 from card_scale.errors import ConfigurationError
 from card_scale.objectives import masked_diffusion, noise
-from card_scale.objectives.base import AttentionKind, Objective, ObjectiveBatch, Samples, check_number
+from card_scale.objectives.attention import AttentionKind, BlockDiffusion
+from card_scale.objectives.base import Metric, Objective, check_number
+from card_scale.objectives.batch import Batch, shared_positions
+from card_scale.objectives.mask_interval import IntervalSearch
 
 HIGHEST_WEIGHTED_RATE = 0.5
 """Intervals that begin above it train with weight 1 in place of 1 / m (as the authors' code does)."""
@@ -27,16 +33,7 @@ def attention_mask(length: int, block: int) -> torch.Tensor:
     if block < 1 or length % block:
         raise ValueError(f"block {block} does not divide the length {length}")
     index = torch.arange(2 * length)
-    return visible(index[:, None], index[None, :], length, block)
-
-
-def visible(query: torch.Tensor, key: torch.Tensor, length: int, block: int) -> torch.Tensor:
-    """Whether the query at index ``query`` in [0, 2L) sees the key at ``key``: integer tensors → bool, broadcast."""
-    query_noisy, key_noisy = query < length, key < length
-    query_block, key_block = query % length // block, key % length // block
-    within = (query_block == key_block) & (query_noisy == key_noisy)
-    before = (key_block < query_block) & ~key_noisy
-    return within | before
+    return BlockDiffusion(block).visible(index[:, None], index[None, :], 2 * length)
 
 
 @dataclass(frozen=True)
@@ -46,17 +43,15 @@ class BlockDiffusionObjective(Objective):
     name: ClassVar[str] = "bd3lm"
 
     block: int = 16
-    """Block size, a divisor of the context length. L makes it MDLM, 1 an autoregressive model."""
+    """Block size, a divisor of model.length, which itself makes it MDLM; 1 makes it an autoregressive model."""
     min_mask: float = masked_diffusion.SMALLEST_MASK_RATE
-    """A block's mask rate is uniform in [min_mask, max_mask] in training; in evaluation always in [0.001, 1]."""
+    """Lower end of the range of a block's mask rate in training; in evaluation it is always [0.001, 1]."""
     max_mask: float = 1.0
+    """Upper end of the range of a block's mask rate in training."""
     search_interval: bool = False
-    """Whether training takes over the interval that an evaluation finds to have the least variance
-    (objectives/mask_interval.py)."""
+    """Take over the mask-rate interval that each evaluation finds to have the least variance."""
     resample: bool = True
-    """False repeats the corruption of a sample's first epoch in all others."""
-    mask_id: int = 4
-    """Token id of [MASK]."""
+    """Corrupt a sample anew in each epoch; false repeats the corruption of its first."""
 
     def __post_init__(self) -> None:
         check_number("block", self.block, 1, math.inf)
@@ -77,14 +72,23 @@ class BlockDiffusionObjective(Objective):
     @property
     def attention(self) -> AttentionKind:
         """Block diffusion's, of this block size."""
-        return AttentionKind("block_diffusion", self.block)
+        return BlockDiffusion(self.block)
 
     @property
     def likelihood_is_exact(self) -> bool:
         """True for blocks of one token: each is then predicted, once, from all tokens before it."""
         return self.block == 1
 
-    def corrupt(self, samples: Samples, seed: int) -> ObjectiveBatch:
+    def check(self, length: int) -> None:
+        """Raise ConfigurationError for a length that the block does not divide, or without a token to mask."""
+        masked_diffusion.check_length(length)
+        if length % self.block:
+            divisors = ", ".join(str(size) for size in range(1, length + 1) if length % size == 0)
+            raise ConfigurationError(
+                f"objective.block {self.block} does not divide model.length {length}; valid: {divisors}"
+            )
+
+    def corrupt(self, samples: Samples, seed: int) -> Batch:
         """The training batch: a mask rate per block, stratified over all blocks of the global batch.
 
         Within a clipped interval the masked share of each block lies in it too, as if masks outside were drawn again.
@@ -92,20 +96,20 @@ class BlockDiffusionObjective(Objective):
         """
         if self.block == 1:
             return self._fully_masked(samples)
-        samples = samples.resampled(self.resample)
+        drawn = samples.resampled(self.resample)
         levels = masked_diffusion.stratified_uniforms(
-            samples, self._blocks(samples), seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA
+            drawn, self._blocks(samples), seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA
         )
         rates = masked_diffusion.mask_rates(levels, self.min_mask, self.max_mask)
-        draws = self._draws(samples, seed, noise.Stream.MASK)
+        draws = self._draws(drawn, seed, noise.Stream.MASK)
         if self._mask_counts() == (0, self.block):
             masked = masked_diffusion.independent_masks(rates, draws)
         else:
-            counts = noise.uniforms(seed, samples.sample_ids, samples.epochs, rates.shape[1], noise.Stream.MASK_COUNT)
+            counts = noise.uniforms(seed, drawn.sample_ids, drawn.epochs, rates.shape[1], noise.Stream.MASK_COUNT)
             masked = truncated_masks(rates, draws, counts, *self._mask_counts())
         return self._beside_clean(samples, masked, rates, weighted=self.min_mask <= HIGHEST_WEIGHTED_RATE)
 
-    def likelihood(self, samples: Samples, seed: int) -> ObjectiveBatch:
+    def likelihood(self, samples: Samples, seed: int) -> Batch:
         """One draw of the NELBO's estimator, mask rates in [0.001, 1]; exact with blocks of one token."""
         if self.block == 1:
             return self._fully_masked(samples)
@@ -124,9 +128,37 @@ class BlockDiffusionObjective(Objective):
         """All but the first token."""
         return length - 1
 
-    def normaliser(self, batch: ObjectiveBatch) -> torch.Tensor:
+    def normaliser(self, batch: Batch) -> torch.Tensor:
         """float64 scalar: the clean tokens of ``batch``."""
         return masked_diffusion.clean_tokens(batch)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Share of masks and cross-entropy of a masked token."""
+        return masked_diffusion.metrics(self.name)
+
+    @property
+    def charts(self) -> dict[str, list[str]]:
+        """Of the metrics and of the searched interval."""
+        return masked_diffusion.charts(self.name) | {
+            "interval of mask rates": [r"bd3lm/(min|max)_mask$"],
+            "variance of a block's loss": [r"bd3lm/block_loss_variance$"],
+        }
+
+    @property
+    def observer(self) -> IntervalSearch | None:
+        """The search for the interval of least variance, if it is asked for."""
+        return IntervalSearch(self.block) if self.search_interval else None
+
+    def state(self) -> dict[str, float]:
+        """The interval of mask rates that is trained on."""
+        return {"bd3lm/min_mask": self.min_mask, "bd3lm/max_mask": self.max_mask}
+
+    def with_state(self, found: Mapping[str, float]) -> "BlockDiffusionObjective":
+        """The objective on the interval that was found, if it searches."""
+        if not self.search_interval:
+            return self
+        return dataclasses.replace(self, min_mask=found["bd3lm/min_mask"], max_mask=found["bd3lm/max_mask"])
 
     def _mask_counts(self) -> tuple[int, int]:
         """Fewest and most masks of a block. An end of the interval at 0.001 or 1 is no clip and forbids nothing."""
@@ -140,25 +172,23 @@ class BlockDiffusionObjective(Objective):
 
     def _blocks(self, samples: Samples) -> int:
         length = samples.tokens.shape[1] - 1
-        if length % self.block:
-            raise ConfigurationError(f"objective.block {self.block} does not divide model.length {length}")
+        self.check(length)
         return length // self.block
 
     def _draws(self, samples: Samples, seed: int, stream: noise.Stream) -> torch.Tensor:
         return noise.uniforms(seed, samples.sample_ids, samples.epochs, samples.tokens.shape[1] - 1, stream)
 
-    def _fully_masked(self, samples: Samples) -> ObjectiveBatch:
+    def _fully_masked(self, samples: Samples) -> Batch:
         clean = samples.tokens[:, :-1]
         rates = torch.ones(clean.shape, dtype=torch.float64, device=clean.device)
         return self._beside_clean(samples, torch.ones_like(clean, dtype=torch.bool), rates, weighted=False)
 
-    def _beside_clean(
-        self, samples: Samples, masked: torch.Tensor, rates: torch.Tensor, *, weighted: bool
-    ) -> ObjectiveBatch:
+    def _beside_clean(self, samples: Samples, masked: torch.Tensor, rates: torch.Tensor, *, weighted: bool) -> Batch:
         """The in-place batch with the clean sample after the noisy one."""
-        batch = masked_diffusion.in_place_batch(samples.tokens, masked, rates, self.mask_id, weighted=weighted)
+        batch = masked_diffusion.in_place_batch(samples, masked, rates, self.mask_id, weighted=weighted)
         return batch._replace(
-            inputs=torch.cat((batch.inputs, batch.targets), dim=1), positions=batch.positions.repeat(2)
+            inputs=torch.cat((batch.inputs, batch.targets), dim=1),
+            positions=shared_positions(batch.positions[0].repeat(2), len(masked)),
         )
 
 

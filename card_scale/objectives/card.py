@@ -4,24 +4,37 @@ Every position is predicted, masked or not, from the corrupted tokens strictly b
 falls with the masks close before it. The cost over plain autoregressive training is what stands in this file.
 """
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
+from card_scale.data.samples import Samples
 from card_scale.errors import ConfigurationError
 from card_scale.objectives import noise
+from card_scale.objectives.attention import AttentionKind, Causal
 from card_scale.objectives.base import (
-    AttentionKind,
+    Metric,
     Objective,
-    ObjectiveBatch,
-    Samples,
+    Probe,
+    check_choice,
     check_number,
-    clean_next_token_batch,
+    everywhere,
+    masked_inputs,
+    token_losses,
 )
+from card_scale.objectives.batch import Batch, clean_next_token_batch
 
 MASKINGS = ("soft_tail", "uniform")
+
+NOISE_LEVELS = (0.25, 0.5, 0.75, 1.0)
+"""Noise levels at which the loss is evaluated."""
+
+DECODING_BLOCK = 8
+"""The denoising loss is reported for the k-th token of a block decoded at once, k = 1 ... this."""
+
 SMALLEST_BETA = 1e-6
 """Below it a position without masks would drown all others in float32."""
 
@@ -81,7 +94,7 @@ def context_weights(masked: torch.Tensor, decay: float = 0.5, beta: float = 1.0)
 class MaskedTail(NamedTuple):
     """A block of masks at the end of clean tokens, as parallel decoding sees it."""
 
-    batch: ObjectiveBatch
+    batch: Batch
     output_positions: torch.Tensor
     """int64 [count + 1]: the output that predicts the k-th token of the block, k = 1 ... count + 1; it follows k - 1
     masks."""
@@ -92,26 +105,25 @@ class CardObjective(Objective):
     """CARD and its ablations. Raises ConfigurationError, naming the key, for values outside the stated ranges."""
 
     name: ClassVar[str] = "card"
-    attention: ClassVar[AttentionKind] = AttentionKind("causal")
+    attention: ClassVar[AttentionKind] = Causal()
     likelihood_is_exact: ClassVar[bool] = True
 
     tail_factor: float = 1.5
-    """Width of the masked tail as a multiple of the number of masks, at least 1; 1 is a solid block."""
+    """Masks fall into the last tail_factor * N positions (N masks); 1 is a solid block."""
     decay: float = 0.5
     """How fast the effect of a mask on later weights fades, in [0, 1]; 1 looks at the last input only."""
     beta: float = 1.0
-    """Above 0; the weight without masks is 1 / beta."""
+    """Offset in the weight 1 / (beta + S); without masks the weight is 1 / beta."""
     reweight: bool = True
-    """False gives every position weight 1."""
-    masking: str = "soft_tail"
-    """``soft_tail``, or ``uniform`` for masks anywhere."""
+    """Weight the loss by context; false gives every position weight 1."""
+    masking: Literal["soft_tail", "uniform"] = "soft_tail"
+    """Where the masks fall: in the tail, or anywhere."""
     min_noise: float = 0.0
-    """Noise levels are uniform in [min_noise, max_noise)."""
+    """Lower end of the noise level's range."""
     max_noise: float = 1.0
+    """Upper end of the noise level's range."""
     resample: bool = True
-    """False repeats the corruption of a sample's first epoch in all others."""
-    mask_id: int = 4
-    """Token id of [MASK]."""
+    """Corrupt a sample anew in each epoch; false repeats the corruption of its first."""
 
     def __post_init__(self) -> None:
         check_number("tail_factor", self.tail_factor, 1, math.inf)
@@ -119,51 +131,92 @@ class CardObjective(Objective):
         check_number("beta", self.beta, SMALLEST_BETA, math.inf)
         check_number("min_noise", self.min_noise, 0, 1)
         check_number("max_noise", self.max_noise, self.min_noise, 1)
-        if not isinstance(self.reweight, bool):
-            raise ConfigurationError(f"objective.reweight is {self.reweight!r}; valid are true and false")
-        if self.masking not in MASKINGS:
-            raise ConfigurationError(f"objective.masking is {self.masking!r}; valid are {', '.join(MASKINGS)}")
+        check_choice("reweight", self.reweight, (True, False))
+        check_choice("masking", self.masking, MASKINGS)
 
-    def corrupt(self, samples: Samples, seed: int) -> ObjectiveBatch:
+    def check(self, length: int) -> None:
+        """Raise ConfigurationError where no input is left to mask: the first one never is."""
+        if length < 2:
+            raise ConfigurationError(f"model.length is {length}; objective.name card needs at least 2")
+
+    def corrupt(self, samples: Samples, seed: int) -> Batch:
         """The training batch, a pure function of tokens, sample ids, epochs and seed.
 
         Each sample has its own noise level. The first input is never masked, since the model needs one clean token to
         start from. Raises ConfigurationError if L is 1, where no other input is left.
         """
-        tokens, sample_ids, epochs, *_ = samples.resampled(self.resample)
-        draw = noise.uniforms(seed, sample_ids, epochs, 1, noise.Stream.NOISE_LEVEL)[:, 0].double()
+        drawn = samples.resampled(self.resample)
+        draw = noise.uniforms(seed, drawn.sample_ids, drawn.epochs, 1, noise.Stream.NOISE_LEVEL)[:, 0].double()
         noise_level = (self.min_noise + (self.max_noise - self.min_noise) * draw).to(torch.float32)
-        masked = self._masked(tokens, noise_level, seed, sample_ids, epochs, noise.Stream.MASK)
+        masked = self._masked(drawn, noise_level, seed, noise.Stream.MASK)
         weights = context_weights(masked, self.decay, self.beta) if self.reweight else None
-        return self._with_masks(tokens, masked, noise_level, weights)
+        return self._with_masks(samples, masked, noise_level, weights)
 
-    def likelihood(self, samples: Samples, seed: int) -> ObjectiveBatch:  # noqa: ARG002 - nothing is drawn
+    def likelihood(self, samples: Samples, seed: int) -> Batch:  # noqa: ARG002 - nothing is drawn
         """The samples without masks and with weight 1: the exact likelihood, left to right."""
-        return clean_next_token_batch(samples.tokens)
+        return clean_next_token_batch(samples)
 
     def scored(self, length: int) -> int:
         """Every input predicts the token after it."""
         return length
 
-    def at_noise_level(
-        self, tokens: torch.Tensor, sample_ids: torch.Tensor, noise_level: torch.Tensor, seed: int
-    ) -> ObjectiveBatch:
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Share of masks, plain cross-entropy, and that after clean context alone, which is comparable with AR's."""
+        return (
+            Metric("card/mask_ratio", masked_inputs, everywhere),
+            Metric("card/loss_unweighted", token_losses, everywhere),
+            Metric("card/loss_clean_context", token_losses, clean_context),
+        )
+
+    @property
+    def charts(self) -> dict[str, list[str]]:
+        """Losses under noise, plain losses and the share of masks."""
+        return {
+            "loss by noise level": [r"card/validation_nll_noise_"],
+            "loss of the k-th masked token": [r"card/validation_nll_masked_"],
+            "unweighted loss": [r"card/loss_unweighted$", r"card/loss_clean_context$"],
+            "masks": [r"card/mask_ratio$"],
+        }
+
+    def probes(self, length: int) -> tuple[Probe, ...]:
+        """The losses under noise that parallel decoding lives on.
+
+        ``card/validation_nll_noise_T`` is the unweighted loss at noise level T, ``card/validation_nll_masked_K`` the
+        loss of a token predicted after K - 1 masks and clean text before them.
+        """
+        at_levels = [
+            Probe(functools.partial(self._at_level, level), functools.partial(_mean_loss, level))
+            for level in NOISE_LEVELS
+        ]
+        block = min(DECODING_BLOCK, length)
+        tail = Probe(
+            lambda samples, _seed: self.masked_tail(samples, block - 1).batch,
+            functools.partial(_losses_in_block, block),
+        )
+        return (*at_levels, tail)
+
+    def at_noise_level(self, samples: Samples, noise_level: torch.Tensor, seed: int) -> Batch:
         """An evaluation batch at given noise levels, every weight 1 so that its mean loss is the plain cross-entropy.
 
-        ``tokens`` int64 [B, L + 1], ``sample_ids`` int64 [B], ``noise_level`` float [B] in [0, 1]. A sample has the
-        same uniforms at every level, step and epoch, so that two evaluations differ by what is compared, not by the
-        draw. Raises ConfigurationError if L is 1.
+        ``noise_level`` is float [B] in [0, 1]. A sample has the same uniforms at every level, step and epoch, so that
+        two evaluations differ by what is compared, not by the draw. Raises ConfigurationError if L is 1.
         """
-        epochs = torch.zeros_like(sample_ids)
-        masked = self._masked(tokens, noise_level, seed, sample_ids, epochs, noise.Stream.EVALUATION)
-        return self._with_masks(tokens, masked, noise_level.to(torch.float32), None)
+        drawn = samples._replace(epochs=torch.zeros_like(samples.epochs))
+        masked = self._masked(drawn, noise_level, seed, noise.Stream.EVALUATION)
+        return self._with_masks(samples, masked, noise_level.to(torch.float32), None)
 
-    def masked_tail(self, tokens: torch.Tensor, count: int) -> MaskedTail:
-        """``tokens`` int64 [B, L + 1] with the last ``count`` inputs masked, every weight 1.
+    def _at_level(self, level: float, samples: Samples, seed: int) -> Batch:
+        levels = torch.full((len(samples.tokens),), level, device=samples.tokens.device)
+        return self.at_noise_level(samples, levels, seed)
+
+    def masked_tail(self, samples: Samples, count: int) -> MaskedTail:
+        """The samples with the last ``count`` inputs masked, every weight 1.
 
         This is what the first forward pass over a block of K = count + 1 tokens sees in parallel decoding: clean
         tokens, then K - 1 masks. Raises ValueError unless 0 <= count <= L - 1.
         """
+        tokens = samples.tokens
         length = tokens.shape[1] - 1
         if not 0 <= count <= length - 1:
             raise ValueError(f"count must be from 0 to {length - 1} for {length} inputs, got {count}")
@@ -171,22 +224,13 @@ class CardObjective(Objective):
         masked = (positions >= length - count).repeat(tokens.shape[0], 1)
         share = count / (length - 1) if count else 0.0
         noise_level = torch.full((tokens.shape[0],), share, dtype=torch.float32, device=tokens.device)
-        return MaskedTail(self._with_masks(tokens, masked, noise_level, None), positions[length - 1 - count :])
+        return MaskedTail(self._with_masks(samples, masked, noise_level, None), positions[length - 1 - count :])
 
-    def _masked(
-        self,
-        tokens: torch.Tensor,
-        noise_level: torch.Tensor,
-        seed: int,
-        sample_ids: torch.Tensor,
-        epochs: torch.Tensor,
-        stream: noise.Stream,
-    ) -> torch.Tensor:
+    def _masked(self, samples: Samples, noise_level: torch.Tensor, seed: int, stream: noise.Stream) -> torch.Tensor:
         """bool [B, L]: the masked inputs, never the first."""
-        maskable = tokens.shape[1] - 2
-        if maskable < 1:
-            raise ConfigurationError(f"model.length is {tokens.shape[1] - 1}; objective.name card needs at least 2")
-        draws = noise.uniforms(seed, sample_ids, epochs, maskable, stream)
+        length = samples.tokens.shape[1] - 1
+        self.check(length)
+        draws = noise.uniforms(seed, samples.sample_ids, samples.epochs, length - 1, stream)
         if self.masking == "soft_tail":
             masked = soft_tail_mask(noise_level, draws, self.tail_factor)
         else:
@@ -194,16 +238,30 @@ class CardObjective(Objective):
         return torch.nn.functional.pad(masked, (1, 0), value=False)
 
     def _with_masks(
-        self, tokens: torch.Tensor, masked: torch.Tensor, noise_level: torch.Tensor, weights: torch.Tensor | None
-    ) -> ObjectiveBatch:
-        """The next-token batch of ``tokens`` with [MASK] at ``masked``; weight 1 where no weights are given."""
-        clean = clean_next_token_batch(tokens)
+        self, samples: Samples, masked: torch.Tensor, noise_level: torch.Tensor, weights: torch.Tensor | None
+    ) -> Batch:
+        """The next-token batch with [MASK] at ``masked``; weight 1 where no weights are given."""
+        clean = clean_next_token_batch(samples)
         return clean._replace(
             inputs=clean.inputs.masked_fill(masked, self.mask_id),
             masked=masked,
             noise_level=noise_level[:, None],
             weights=clean.weights if weights is None else weights,
         )
+
+
+def clean_context(batch: Batch) -> torch.Tensor:
+    """bool [B, L]: the predictions that no mask precedes, neither their own input nor one before it."""
+    return batch.masked.cumsum(1) == 0
+
+
+def _mean_loss(level: float, by_position: torch.Tensor) -> dict[str, float]:
+    return {f"card/validation_nll_noise_{level}": by_position.mean().item()}
+
+
+def _losses_in_block(block: int, by_position: torch.Tensor) -> dict[str, float]:
+    losses = by_position[-block:].tolist()
+    return {f"card/validation_nll_masked_{number}": loss for number, loss in enumerate(losses, start=1)}
 
 
 def _length(uniforms: torch.Tensor) -> int:

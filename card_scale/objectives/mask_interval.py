@@ -7,12 +7,13 @@ variance within any of them.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from card_scale.errors import ConfigurationError
-from card_scale.objectives.base import ObjectiveBatch
+from card_scale.objectives.batch import Batch
 
 STEP = 0.05
 """Grid of the intervals' ends."""
@@ -29,7 +30,7 @@ class Interval(NamedTuple):
     variance: float
 
 
-def cell_sums(token_losses: torch.Tensor, batch: ObjectiveBatch, valid: torch.Tensor) -> torch.Tensor:
+def cell_sums(token_losses: torch.Tensor, batch: Batch, valid: torch.Tensor) -> torch.Tensor:
     """What a draw of an evaluation adds to the search.
 
     ``token_losses`` [B, L] of ``batch``, ``valid`` float64 [B], 1 for samples that count → float64 [20, block + 1, 3]:
@@ -70,3 +71,28 @@ def least_variance(sums: torch.Tensor) -> Interval:
             "raise data.validation_samples"
         )
     return min(found, key=lambda interval: interval.variance)
+
+
+@dataclass(frozen=True)
+class IntervalSearch:
+    """The search as the observer of an evaluation's draws."""
+
+    block: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of :func:`cell_sums`."""
+        return (MASK_RATE_BINS, self.block + 1, 3)
+
+    def observe(self, token_losses: torch.Tensor, batch: Batch, valid: torch.Tensor) -> torch.Tensor:
+        """What a draw adds to the search."""
+        return cell_sums(token_losses, batch, valid)
+
+    def conclude(self, sums: torch.Tensor) -> dict[str, float]:
+        """The interval of least variance, and the variance there."""
+        best = least_variance(sums)
+        return {
+            "bd3lm/min_mask": best.low,
+            "bd3lm/max_mask": best.high,
+            "bd3lm/block_loss_variance": best.variance,
+        }

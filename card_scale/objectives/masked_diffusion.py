@@ -7,9 +7,11 @@ log-likelihood (the continuous-time NELBO under the linear schedule). MDLM has o
 
 import torch
 
+from card_scale.data.samples import Samples
 from card_scale.errors import ConfigurationError
 from card_scale.objectives import noise
-from card_scale.objectives.base import ObjectiveBatch, Samples
+from card_scale.objectives.base import Metric, everywhere, masked_inputs, token_losses
+from card_scale.objectives.batch import Batch, shared_positions
 
 SMALLEST_MASK_RATE = 1e-3
 """Mask rates are drawn above this (as by the baselines' authors): the weight 1 / m has infinite variance without. The
@@ -52,31 +54,37 @@ def independent_masks(rates: torch.Tensor, uniforms: torch.Tensor) -> torch.Tens
     return (blocks < rates.unsqueeze(2)).flatten(1)
 
 
+def check_length(length: int) -> None:
+    """Raise ConfigurationError where no token is left to mask: the first one never is."""
+    if length < 2:
+        raise ConfigurationError(f"model.length is {length}; masked diffusion needs at least 2")
+
+
 def in_place_batch(
-    tokens: torch.Tensor, masked: torch.Tensor, rates: torch.Tensor, mask_id: int, *, weighted: bool
-) -> ObjectiveBatch:
+    samples: Samples, masked: torch.Tensor, rates: torch.Tensor, mask_id: int, *, weighted: bool
+) -> Batch:
     """Prediction of the masked tokens at their own positions.
 
     Args:
-        tokens: int64 [B, L + 1]; the first L are used.
+        samples: the first L tokens of each are used.
         masked: bool [B, L]; the first position is kept clean whatever it says, since the model needs one clean token.
         rates: float64 [B, blocks] mask rates.
         mask_id: token id of [MASK].
         weighted: weight 1 / rate for masked tokens, else 1.
     """
-    clean = tokens[:, :-1]
+    clean = samples.tokens[:, :-1]
     length = clean.shape[1]
-    if length < 2:
-        raise ConfigurationError(f"model.length is {length}; masked diffusion needs at least 2")
-    positions = torch.arange(length, device=tokens.device)
+    check_length(length)
+    positions = torch.arange(length, device=clean.device)
     masked = masked & (positions > 0)
     weights = masked.to(torch.float32)
     if weighted:
         inverse = rates.reciprocal().to(torch.float32)
         weights = weights * inverse.repeat_interleave(length // rates.shape[1], dim=1)
-    return ObjectiveBatch(
+    return Batch(
+        samples=samples,
         inputs=clean.masked_fill(masked, mask_id),
-        positions=positions,
+        positions=shared_positions(positions, len(clean)),
         targets=clean,
         weights=weights,
         masked=masked,
@@ -84,9 +92,22 @@ def in_place_batch(
     )
 
 
-def clean_tokens(batch: ObjectiveBatch) -> torch.Tensor:
+def clean_tokens(batch: Batch) -> torch.Tensor:
     """float64 scalar: number of clean tokens behind ``batch``, the denominator of the masked-diffusion losses.
 
     Not the sum of weights, which is random and would bias the bound.
     """
     return torch.full((), batch.targets.numel(), dtype=torch.float64, device=batch.targets.device)
+
+
+def metrics(name: str) -> tuple[Metric, ...]:
+    """Share of masks and cross-entropy of a masked token, of the objective called ``name``."""
+    return (
+        Metric(f"{name}/mask_ratio", masked_inputs, everywhere),
+        Metric(f"{name}/loss_masked", token_losses, masked_inputs),
+    )
+
+
+def charts(name: str) -> dict[str, list[str]]:
+    """TensorBoard's charts of :func:`metrics`."""
+    return {"loss of a masked token": [rf"{name}/loss_masked$"], "masks": [rf"{name}/mask_ratio$"]}

@@ -9,8 +9,11 @@ from typing import ClassVar
 
 import torch
 
+from card_scale.data.samples import Samples
 from card_scale.objectives import masked_diffusion, noise
-from card_scale.objectives.base import AttentionKind, Objective, ObjectiveBatch, Samples
+from card_scale.objectives.attention import AttentionKind, Bidirectional
+from card_scale.objectives.base import Metric, Objective
+from card_scale.objectives.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -21,21 +24,23 @@ class MdlmObjective(Objective):
     """
 
     name: ClassVar[str] = "mdlm"
-    attention: ClassVar[AttentionKind] = AttentionKind("bidirectional")
+    attention: ClassVar[AttentionKind] = Bidirectional()
     likelihood_is_exact: ClassVar[bool] = False
 
     resample: bool = True
-    """False repeats the corruption of a sample's first epoch in all others."""
-    mask_id: int = 4
-    """Token id of [MASK]."""
+    """Corrupt a sample anew in each epoch; false repeats the corruption of its first."""
 
-    def corrupt(self, samples: Samples, seed: int) -> ObjectiveBatch:
+    def check(self, length: int) -> None:
+        """Raise ConfigurationError where no token is left to mask."""
+        masked_diffusion.check_length(length)
+
+    def corrupt(self, samples: Samples, seed: int) -> Batch:
         """The training batch. The first input is never masked. Raises ConfigurationError if L is 1."""
-        samples = samples.resampled(self.resample)
-        levels = masked_diffusion.stratified_uniforms(samples, 1, seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA)
-        return self._masked(samples, levels, seed, noise.Stream.MASK)
+        drawn = samples.resampled(self.resample)
+        levels = masked_diffusion.stratified_uniforms(drawn, 1, seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA)
+        return self._masked(drawn, levels, seed, noise.Stream.MASK)._replace(samples=samples)
 
-    def likelihood(self, samples: Samples, seed: int) -> ObjectiveBatch:
+    def likelihood(self, samples: Samples, seed: int) -> Batch:
         """One draw of the NELBO's estimator, from the same distribution as in training."""
         levels = masked_diffusion.stratified_uniforms(
             samples, 1, seed, noise.Stream.EVALUATION_NOISE_LEVEL, noise.Stream.EVALUATION_STRATA
@@ -46,13 +51,23 @@ class MdlmObjective(Objective):
         """All but the first token."""
         return length - 1
 
-    def normaliser(self, batch: ObjectiveBatch) -> torch.Tensor:
+    def normaliser(self, batch: Batch) -> torch.Tensor:
         """float64 scalar: the clean tokens of ``batch``."""
         return masked_diffusion.clean_tokens(batch)
 
-    def _masked(self, samples: Samples, levels: torch.Tensor, seed: int, stream: noise.Stream) -> ObjectiveBatch:
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Share of masks and cross-entropy of a masked token."""
+        return masked_diffusion.metrics(self.name)
+
+    @property
+    def charts(self) -> dict[str, list[str]]:
+        """Of the metrics."""
+        return masked_diffusion.charts(self.name)
+
+    def _masked(self, samples: Samples, levels: torch.Tensor, seed: int, stream: noise.Stream) -> Batch:
         rates = masked_diffusion.mask_rates(levels, 0.0, 1.0)
         length = samples.tokens.shape[1] - 1
         draws = noise.uniforms(seed, samples.sample_ids, samples.epochs, length, stream)
         masked = masked_diffusion.independent_masks(rates, draws)
-        return masked_diffusion.in_place_batch(samples.tokens, masked, rates, self.mask_id, weighted=True)
+        return masked_diffusion.in_place_batch(samples, masked, rates, self.mask_id, weighted=True)

@@ -6,16 +6,16 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from card_scale.cost.flops import flops_per_token
 from card_scale.errors import ConfigurationError
 from card_scale.files import write_atomically
-from card_scale.model.gpt import padded_vocabulary
-from card_scale.studies.results import read_metrics
+from card_scale.model.vocabulary import padded_vocabulary
 from card_scale.studies.spec import RunSpec
 from card_scale.studies.state import read_exit
 from card_scale.studies.task_process import command_line
 from card_scale.studies.tasks import Task
+from card_scale.training.records import read_metrics
 from card_scale.training.run_directory import RunDirectory
-from card_scale.training.throughput import flops_of
 
 STEPS = 24
 WARM_UP = 4
@@ -82,5 +82,6 @@ def _flops_per_second(spec: RunSpec, directory: Path, environment: Mapping[str, 
             raise ConfigurationError(f"timing {spec.id} failed: {ended[1] if ended else done.stderr[-300:]}")
     seconds = [r["step_seconds"] for r in read_metrics(run.metrics) if "loss" in r and r["step"] > WARM_UP]
     tokens = spec.config.train.global_batch * spec.config.model.length
-    per_token = flops_of(spec.config, padded_vocabulary(spec.corpus.vocabulary_size)).causal
+    rows = padded_vocabulary(spec.corpus.vocabulary_size)
+    per_token = flops_per_token(spec.config.model, spec.config.objective.attention, rows).causal
     return tokens * per_token / statistics.median(seconds) / spec.ranks

@@ -8,25 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from card_scale.config import Config
-from card_scale.distributed import parallel_dims as topology
-from card_scale.engine.deepspeed import settings as deepspeed_json
+from card_scale.cost.flops import FORWARD_SHARE, flops_per_token
+from card_scale.cost.memory import checkpoint_bytes, step_memory
+from card_scale.cost.parameters import parameter_counts
+from card_scale.distributed import parallel_dims
+from card_scale.engine.selection import engine_kind
 from card_scale.errors import ConfigurationError
 from card_scale.files import write_atomically
-from card_scale.model.gpt import padded_vocabulary
-from card_scale.objectives import create_objective
+from card_scale.model.vocabulary import padded_vocabulary
+from card_scale.objectives.evaluation import likelihood_passes
 from card_scale.studies.grid import Grid, Hardware
 from card_scale.studies.spec import RunSpec
 from card_scale.studies.tasks import Task
-from card_scale.training.dry_run import activation_bytes, state_bytes
-from card_scale.training.evaluation import DRAWS
-from card_scale.training.throughput import counts_of, flops_of
-
-_FORWARD_SHARE = 1 / 3
-"""Of a training step's FLOPs: the backward pass costs two forward passes."""
-
-_CHECKPOINT_BYTES = 12
-"""Per parameter: float32 weight and both moments of Adam."""
 
 _RECORD_BYTES = 2000
 """Per log line or evaluation: a line of metrics.jsonl and the TensorBoard events beside it."""
@@ -106,10 +99,8 @@ def plan(
 def _check(spec: RunSpec) -> None:
     """Raise, naming the run, what the run itself would raise before it starts."""
     try:
-        layout = topology.plan(spec.config, spec.ranks)
-        create_objective(**asdict(spec.config.objective), mask_id=0)
-        if spec.config.parallel.engine == "deepspeed":
-            deepspeed_json.check(spec.config, layout.data)
+        dims = parallel_dims.plan(spec.config, spec.ranks)
+        engine_kind(spec.config).check(spec.config, dims)
     except ConfigurationError as error:
         raise ConfigurationError(f"{spec.id} on {spec.ranks} ranks: {error}") from None
 
@@ -117,15 +108,14 @@ def _check(spec: RunSpec) -> None:
 def _cost(task: Task, spec: RunSpec, flops_per_second: float, hardware: Hardware) -> Cost:
     config = spec.config
     rows = padded_vocabulary(spec.corpus.vocabulary_size)
-    counts, layout = counts_of(config.model, rows), topology.plan(config, task.ranks)
-    per_token = flops_of(config, rows).causal
+    counts, dims = parameter_counts(config.model, rows), parallel_dims.plan(config, task.ranks)
+    per_token = flops_per_token(config.model, config.objective.attention, rows).causal
     tokens = task.new_steps * config.train.global_batch * config.model.length
-    evaluation = task.new_evaluations * _evaluated_tokens(spec) * per_token * _FORWARD_SHARE
+    evaluation = task.new_evaluations * _evaluated_tokens(spec) * per_token * FORWARD_SHARE
     seconds = hardware.startup_seconds + (tokens * per_token + evaluation) / (flops_per_second * task.ranks)
-    memory = state_bytes(config, layout, counts.total) + activation_bytes(config, layout)
+    memory = step_memory(config, dims, engine_kind(config).zero_stage(config), rows)
     saves = 1 + (task.new_steps - 1) // config.train.save_every if config.train.save_every else 1
     records = task.new_evaluations + task.new_steps // config.train.log_every + 1
-    checkpoint = counts.total * (_CHECKPOINT_BYTES + (4 if config.optimizer.ema else 0))
     return Cost(
         id=task.id,
         arm=spec.cell.arm,
@@ -140,10 +130,10 @@ def _cost(task: Task, spec: RunSpec, flops_per_second: float, hardware: Hardware
         flops=tokens * per_token,
         evaluation_flops=evaluation,
         ranks=task.ranks,
-        bytes_per_rank=memory,
+        bytes_per_rank=memory.states + memory.activations,
         seconds=seconds,
         device_hours=seconds * task.ranks / 3600,
-        disk_bytes=saves * checkpoint + records * _RECORD_BYTES,
+        disk_bytes=saves * checkpoint_bytes(config, rows) + records * _RECORD_BYTES,
     )
 
 
@@ -152,17 +142,9 @@ def _evaluated_tokens(spec: RunSpec) -> int:
     config = spec.config
     scored = spec.held_out.scored_samples(config.model.length, config.data.validation_samples)
     samples = scored + min(config.data.train_samples, spec.samples_per_epoch)
-    passes = DRAWS if is_bound(config) else 1
-    if config.optimizer.ema:
-        passes *= 2
-    if config.objective.name == "card":
-        passes += 5  # four noise levels and the loss under a masked tail
+    passes = likelihood_passes(config.objective) * (2 if config.optimizer.ema else 1)
+    passes += len(config.objective.probes(config.model.length))
     return samples * passes * config.model.length
-
-
-def is_bound(config: Config) -> bool:
-    """Return whether evaluations of this configuration are upper bounds."""
-    return not create_objective(**asdict(config.objective), mask_id=0).likelihood_is_exact
 
 
 def table(plan: Plan, at_once: int) -> str:

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from card_scale.errors import DataError
+from card_scale.cost.flops import flops_per_token
+from card_scale.cost.parameters import parameter_counts
 from card_scale.laws import columns
-from card_scale.model.gpt import padded_vocabulary
-from card_scale.studies.plan import is_bound
+from card_scale.model.vocabulary import padded_vocabulary
 from card_scale.studies.spec import RunSpec
 from card_scale.studies.state import StudyDirectory
 from card_scale.studies.tasks import Task
+from card_scale.training.records import evaluations_of, read_metrics
 from card_scale.training.run_directory import RunDirectory
-from card_scale.training.throughput import counts_of, flops_of
 
 _VERSIONS = ("card_scale", "torch", "deepspeed", "megatron-core", "numpy")
 
@@ -35,7 +35,7 @@ def curves(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
     found = []
     for spec in specs:
         per_token = _flops_per_token(spec)
-        for record in _evaluations(read_metrics(RunDirectory(spec.config.run.dir).metrics)):
+        for record in evaluations_of(read_metrics(RunDirectory(spec.config.run.dir).metrics)):
             samples = record["step"] * spec.config.train.global_batch
             tokens = samples * spec.config.model.length
             found.append(
@@ -78,33 +78,10 @@ def losses_by_pass(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
     return found
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a run's ``metrics.jsonl``, none where there is no such file.
-
-    Raises DataError for a line that is no JSON, unless it is the last, which a kill may have cut.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not line.endswith("\n"):
-            break
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            raise DataError(f"{path}, line {number}: {line[:80]!r} is not JSON") from None
-    return records
-
-
-def _evaluations(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [record for record in records if "validation_nll" in record]
-
-
 def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[str, Any]:
     config, directory = spec.config, RunDirectory(spec.config.run.dir)
     rows_held = padded_vocabulary(spec.corpus.vocabulary_size)
-    counts, per_token = counts_of(config.model, rows_held), _flops_per_token(spec)
+    counts, per_token = parameter_counts(config.model, rows_held), _flops_per_token(spec)
     records = read_metrics(directory.metrics)
     status, code, reason = _ending(study, tasks[spec.id], tasks, records, spec.steps)
     outcome = study.outcome(tasks[spec.id])
@@ -123,7 +100,7 @@ def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[s
         columns.EPOCHS: spec.tokens / seen,
         "steps": spec.steps,
         "flops": spec.tokens * per_token,
-        columns.BOUND: is_bound(config),
+        columns.BOUND: not config.objective.likelihood_is_exact,
     }
     row |= _losses(spec, records, complete=status == "done")
     row |= {
@@ -165,7 +142,7 @@ def _ending(
             return "failed", failed.code, f"its trunk {leg.id} failed: {failed.reason}"
         leg = tasks[leg.after] if leg.after else None
     if status == "done":
-        evaluations = _evaluations(records)
+        evaluations = evaluations_of(records)
         if not evaluations or evaluations[-1]["step"] != steps:
             return "failed", outcome.code, f"its records end before the evaluation after step {steps}"
         if evaluations[-1]["validation_nll"] is None:
@@ -175,7 +152,7 @@ def _ending(
 
 def _losses(spec: RunSpec, records: Sequence[dict[str, Any]], *, complete: bool) -> dict[str, Any]:
     """Return the losses of a row; the final ones only of a complete run."""
-    evaluations = [r for r in _evaluations(records) if r["step"] > 0 and r["validation_nll"] is not None]
+    evaluations = [r for r in evaluations_of(records) if r["step"] > 0 and r["validation_nll"] is not None]
     training = [record for record in records if "loss" in record]
     last: dict[str, Any] = evaluations[-1] if complete else {}
     best = min(evaluations, key=lambda record: record["validation_nll"]) if evaluations else {}
@@ -228,4 +205,5 @@ def _environment(path: Path) -> dict[str, Any]:
 
 
 def _flops_per_token(spec: RunSpec) -> float:
-    return flops_of(spec.config, padded_vocabulary(spec.corpus.vocabulary_size)).causal
+    rows = padded_vocabulary(spec.corpus.vocabulary_size)
+    return flops_per_token(spec.config.model, spec.config.objective.attention, rows).causal

@@ -17,6 +17,7 @@ from card_scale.studies import datasets as corpora
 from card_scale.studies.datasets import Corpus
 from card_scale.studies.grid import KEY_OF_AXIS, Cell, Grid, cells
 from card_scale.training.run_directory import EVALUATION, MAY_CHANGE
+from card_scale.training.steps import total_steps
 
 # Data enters by its digests.
 _NOT_HASHED = (MAY_CHANGE - EVALUATION) | {"data.validation"}
@@ -134,9 +135,9 @@ def _spec(
         keys["train.log_every"] = max(1, samples // (draft.train.global_batch * grid.logs_per_epoch))
     overrides = [*_overrides(keys), "train.steps=null"]
     config = configs.load(grid.config, overrides)
-    if grid.schedule == "wsd-branches" and config.objective.search_interval:
+    if grid.schedule == "wsd-branches" and config.objective.learns_from_evaluation:
         raise ConfigurationError(
-            "objective.search_interval makes the loss depend on when evaluations fall, which are not the same on a "
+            "the objective takes over what evaluations find (objective.search_interval); they do not fall alike on a "
             "trunk; use schedule wsd"
         )
     # A warm-up of one update is none: its rate is the peak.
@@ -205,11 +206,8 @@ def _check_whole_batches(config: Config, cell: Cell, steps: int, samples_per_epo
 
 
 def _steps(config: Config, epochs: float, samples_per_epoch: int) -> int:
-    # Only here: the job's module imports torch and Megatron, which takes seconds.
-    from card_scale.training import job
-
     with_epochs = dataclasses.replace(config, data=dataclasses.replace(config.data, epochs=epochs))
-    return job.total_steps(with_epochs, samples_per_epoch)
+    return total_steps(with_epochs, samples_per_epoch)
 
 
 def digest(config: Config, corpus: Corpus, held_out: Corpus) -> str:
@@ -217,15 +215,9 @@ def digest(config: Config, corpus: Corpus, held_out: Corpus) -> str:
 
     Only keys that differ from their defaults enter: a key that a later version adds does not rename old runs.
     """
-    defaults = Config()
-    keys = {}
-    for group in dataclasses.fields(Config):
-        chosen, default = getattr(config, group.name), getattr(defaults, group.name)
-        for key in dataclasses.fields(chosen):
-            dotted = f"{group.name}.{key.name}"
-            value = getattr(chosen, key.name)
-            if dotted not in _NOT_HASHED and value != getattr(default, key.name):
-                keys[dotted] = value
+    objective = type(config.objective)
+    defaults = Config(objective=objective()).flat() | {"objective.name": Config().objective.name}
+    keys = {key: value for key, value in config.flat().items() if key not in _NOT_HASHED and value != defaults[key]}
     identity = json.dumps([keys, corpus.digest, held_out.validation_split], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:10]
 

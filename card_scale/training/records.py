@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from card_scale.errors import DataError
 from card_scale.files import write_atomically
@@ -36,6 +37,30 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a run's ``metrics.jsonl``, none where there is no such file.
+
+    Raises DataError for a line that is no JSON, unless it is the last, which a kill may have cut.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and not line.endswith("\n"):
+            break
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise DataError(f"{path}, line {number}: {line[:80]!r} is not JSON") from None
+    return records
+
+
+def evaluations_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records that are evaluations."""
+    return [record for record in records if "validation_nll" in record]
 
 
 def log_line(record: Mapping[str, float], *, total_steps: int) -> str:

@@ -1,6 +1,5 @@
 """The run directory: what a run leaves on disk beside its checkpoints, and whether a run may continue in it."""
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -62,7 +61,7 @@ class RunDirectory:
         except ConfigurationError as error:
             raise ConfigurationError(f"run.dir {self.path} holds an unreadable configuration: {error}") from None
         allowed = MAY_CHANGE | (WITH_CONSTANT_SCHEDULE if config.optimizer.schedule == "constant" else set())
-        if config.objective.search_interval:
+        if config.objective.learns_from_evaluation:
             allowed -= EVALUATION
         differences = [
             f"{key} is {now!r}, the run there has {then!r}"
@@ -94,12 +93,6 @@ class RunDirectory:
 
 
 def _differences(before: Config, after: Config) -> dict[str, tuple[object, object]]:
-    """Return {dotted key: (value before, value after)} of the keys that differ."""
-    found = {}
-    for group in dataclasses.fields(Config):
-        old, new = getattr(before, group.name), getattr(after, group.name)
-        for key in dataclasses.fields(old):
-            then, now = getattr(old, key.name), getattr(new, key.name)
-            if then != now:
-                found[f"{group.name}.{key.name}"] = (then, now)
-    return found
+    """Return {dotted key: (value before, value after)} of the keys that differ; of another objective its name alone."""
+    old, new = before.flat(), after.flat()
+    return {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key]}

@@ -1,7 +1,7 @@
 """TensorBoard curves under Megatron-LM's tag names, so that runs of both lie in one chart."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -45,21 +45,9 @@ LARGEST_LOG_PERPLEXITY = 20.0
 # Tags of a chart are regular expressions matched at the start, hence the anchors.
 _LAYOUT = {
     "learning": {
-        "loss": ["Multiline", [r"lm loss$", r"lm loss validation$", r"card/loss_clean_context$"]],
+        "loss": ["Multiline", [r"lm loss$", r"lm loss validation$", r"\w+/loss_clean_context$"]],
         "learning rate": ["Multiline", [r"learning-rate$"]],
         "gradient norm": ["Multiline", [r"grad-norm$"]],
-    },
-    "CARD": {
-        "loss by noise level": ["Multiline", [r"card/validation_nll_noise_"]],
-        "loss of the k-th masked token": ["Multiline", [r"card/validation_nll_masked_"]],
-        "unweighted loss": ["Multiline", [r"card/loss_unweighted$", r"card/loss_clean_context$"]],
-        "masks": ["Multiline", [r"card/mask_ratio$"]],
-    },
-    "masked diffusion": {
-        "loss of a masked token": ["Multiline", [r"(mdlm|bd3lm)/loss_masked$"]],
-        "masks": ["Multiline", [r"(mdlm|bd3lm)/mask_ratio$"]],
-        "interval of mask rates": ["Multiline", [r"bd3lm/(min|max)_mask$"]],
-        "variance of a block's loss": ["Multiline", [r"bd3lm/block_loss_variance$"]],
     },
     "repetition": {
         "first seen and repeated": ["Multiline", [r"repetition/loss_(first_seen|repeated)$"]],
@@ -89,10 +77,13 @@ class TensorBoardRecorder:
         *,
         config: Mapping[str, object],
         config_text: str,
+        objective_charts: Mapping[str, Mapping[str, Sequence[str]]],
         resume_step: int | None = None,
         resume_samples: int = 0,
     ) -> None:
         """``config`` maps dotted keys to values (the hyperparameters), ``config_text`` is the resolved YAML.
+
+        ``objective_charts`` are the objective's own, by group and title, as patterns of tags.
 
         A run that resumes after update ``resume_step``, ``resume_samples`` samples seen, discards what was drawn later;
         one that starts anew (None) discards everything.
@@ -101,7 +92,12 @@ class TensorBoardRecorder:
         first_sample = 0 if resume_step is None else resume_samples + 1
         self._steps = SummaryWriter(str(directory), purge_step=first_step)
         self._samples = SummaryWriter(str(directory / "samples"), purge_step=first_sample)
-        self._steps.add_custom_scalars(_LAYOUT)
+        own = {
+            group: {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+            for group, charts in objective_charts.items()
+            if charts
+        }
+        self._steps.add_custom_scalars(_LAYOUT | own)
         self._steps.add_text("config", f"```yaml\n{config_text}\n```", first_step)
         # SummaryWriter.add_hparams would open a run of its own beside this one.
         experiment, start, self._end = hparams(

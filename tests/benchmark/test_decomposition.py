@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from card_scale.benchmark.arms import Arm, config_of
 from card_scale.benchmark.decomposition import check_adds_up, explain
 from card_scale.benchmark.instruments import PARTS
-from card_scale.benchmark.work import Work, step_work
+from card_scale.cost.flops import Work, training_work
 from card_scale.errors import NumericError
 from tests.layouts.trajectory import small_config
 
@@ -59,7 +59,7 @@ def visible_pairs(name: str, length: int, block: int, *, noisy_only: bool) -> fl
 )
 def test_operations_are_those_of_every_matrix_and_pair(name, block):
     config = config_of(Arm(name, block=block), small_config())
-    model, sequences, rows = config.model, config.train.global_batch, 256
+    model, rows = config.model, 256
     layers = attention = 0.0
     for layer in range(model.layers):
         last = layer == model.layers - 1
@@ -71,5 +71,5 @@ def test_operations_are_those_of_every_matrix_and_pair(name, block):
         pairs = visible_pairs(name, model.length, block, noisy_only=last)
         attention += pairs * 2 * 2 * 3 * model.hidden
     head = 2 * 3 * model.hidden * rows * model.length
-    work = step_work(config, rows)
-    assert work == pytest.approx([sequences * part for part in (layers, attention, head)], rel=1e-12)
+    work = training_work(model, config.objective.attention, rows)
+    assert work == pytest.approx([part / model.length for part in (layers, attention, head)], rel=1e-12)

@@ -10,15 +10,10 @@ from card_scale.benchmark.arms import Arm
 from card_scale.benchmark.clock import Clock, Partition
 from card_scale.benchmark.instruments import PHASES, mark, parts, phases
 from card_scale.benchmark.runner import ArmRunner, random_batches
-from card_scale.data.tokenizer import MASK_ID
-from card_scale.distributed import parallel_dims as topology
-from card_scale.distributed import process_groups
+from card_scale.distributed import parallel_dims, process_groups
 from card_scale.engine.base import WEIGHT
-from card_scale.engine.build import build_engine
-from card_scale.model.gpt import Vocabulary
-from card_scale.objectives import AttentionKind
 from tests.layouts.processes import run_ranks
-from tests.layouts.trajectory import small_config
+from tests.layouts.trajectory import engine_of, small_config
 
 
 class CountingClock(Clock):
@@ -80,7 +75,7 @@ def test_a_mark_of_an_unused_tensor_leaves_its_gradient_out():
 
 def weights_after(config, arm: Arm, *, dissect: bool) -> tuple[list[torch.Tensor], list[str]]:
     """Return the weights after two steps, and the order of parts in the last."""
-    engine = build_engine(config, Vocabulary(250, MASK_ID), AttentionKind("causal"))
+    engine = engine_of(config)
     runner, batches = ArmRunner(engine, arm, config), random_batches(config, 250)
     runner.install()
     recording = Recording("rest")
@@ -98,7 +93,7 @@ def weights_after(config, arm: Arm, *, dissect: bool) -> tuple[list[torch.Tensor
 
 
 def dissected_and_not(config, arm: Arm) -> list[str]:
-    process_groups.form(topology.plan(config, dist.get_world_size()), 60)
+    process_groups.initialize(parallel_dims.plan(config, dist.get_world_size()), 60)
     plain, _ = weights_after(config, arm, dissect=False)
     dissected, order = weights_after(config, arm, dissect=True)
     assert all(torch.equal(a, b) for a, b in zip(plain, dissected, strict=True))
@@ -127,8 +122,8 @@ def test_pipeline_stages_see_their_own_parts():
 
 
 def phase_order(config) -> list[str]:
-    process_groups.form(topology.plan(config, dist.get_world_size()), 60)
-    engine = build_engine(config, Vocabulary(250, MASK_ID), AttentionKind("causal"))
+    process_groups.initialize(parallel_dims.plan(config, dist.get_world_size()), 60)
+    engine = engine_of(config)
     runner = ArmRunner(engine, Arm("card"), config)
     runner.install()
     recording = Recording("prepare")

@@ -147,7 +147,7 @@ def measured(config) -> dict:
     )
     cases = latency.cases([("small", config)], [16], 32, dist.get_world_size())
     layout = latency.check(cases, settings, dist.get_world_size())
-    process_groups.form(layout, 60)
+    process_groups.initialize(layout, 60)
     ((result, _),) = latency.run(cases, settings, layout)
     return result
 

@@ -7,10 +7,11 @@ import torch
 
 from card_scale.benchmark import latency
 from card_scale.benchmark.arms import Arm, config_of, with_sizes
-from card_scale.benchmark.memory import check_fits, step_bytes
+from card_scale.benchmark.memory_check import check_fits
 from card_scale.benchmark.micro_batch import LARGEST, largest_fitting
 from card_scale.benchmark.peak_memory import PeakMemory
-from card_scale.distributed import parallel_dims as topology
+from card_scale.cost.memory import step_memory
+from card_scale.distributed import device, parallel_dims
 from card_scale.errors import ConfigurationError
 from tests.layouts.trajectory import small_config
 
@@ -18,19 +19,23 @@ ROWS = 256
 CPU = torch.device("cpu")
 
 
+def step_bytes(config, layout) -> float:
+    return step_memory(config, layout, 0, ROWS).total
+
+
 def refusal(arm: Arm, config, available: float) -> str:
     with pytest.raises(ConfigurationError) as raised:
-        check_fits(arm, config, topology.plan(config, 1), ROWS, int(available))
+        check_fits(arm, config, parallel_dims.plan(config, 1), ROWS, int(available))
     return str(raised.value)
 
 
 @pytest.mark.parametrize("arm", [Arm("card"), Arm("bd3lm", "split", 4), Arm("bd3lm", "dense", 4)], ids=lambda a: a.name)
 def test_a_refusal_names_what_would_fit_and_it_does(arm):
     config = with_sizes(small_config(parallel=dict(zero=0)), length=64, micro_batch=8, global_batch=8)
-    layout = topology.plan(config, 1)
-    needed = step_bytes(config_of(arm, config), layout, ROWS)
+    layout = parallel_dims.plan(config, 1)
+    needed = step_bytes(config_of(arm, config), layout)
     check_fits(arm, config, layout, ROWS, int(needed) + 1)
-    states = step_bytes(config_of(arm, with_sizes(config, length=4, micro_batch=1, global_batch=1)), layout, ROWS)
+    states = step_bytes(config_of(arm, with_sizes(config, length=4, micro_batch=1, global_batch=1)), layout)
     for available in (0.9 * needed, 0.5 * needed, states * 1.3):
         message = refusal(arm, config, available)
         assert f"arm {arm.name} at model.length 64 and train.micro_batch 8 needs about" in message
@@ -47,12 +52,12 @@ def test_where_nothing_fits_it_says_so():
 
 def test_block_diffusion_needs_twice_the_activations_and_dense_the_mask():
     config = with_sizes(small_config(parallel=dict(zero=0)), length=64, micro_batch=8, global_batch=8)
-    layout = topology.plan(config, 1)
-    sizes = {arm: step_bytes(config_of(arm, config), layout, ROWS) for arm in (Arm("card"), Arm("bd3lm", "split", 4))}
+    layout = parallel_dims.plan(config, 1)
+    sizes = {arm: step_bytes(config_of(arm, config), layout) for arm in (Arm("card"), Arm("bd3lm", "split", 4))}
     model = config.model
     activations = 8 * 64 * model.layers * (10 * model.hidden + 4 * model.ffn) * 4
     assert sizes[Arm("bd3lm", "split", 4)] - sizes[Arm("card")] == activations
-    dense = step_bytes(config_of(Arm("bd3lm", "dense", 4), config), layout, ROWS)
+    dense = step_bytes(config_of(Arm("bd3lm", "dense", 4), config), layout)
     assert dense - sizes[Arm("bd3lm", "split", 4)] == 5 * 128**2
 
 
@@ -71,10 +76,11 @@ def test_a_sweep_is_refused_before_any_engine_is_built(monkeypatch):
 
 
 def test_a_backend_that_the_device_lacks_is_refused(monkeypatch):
-    monkeypatch.setattr(latency.cpu_backend, "device", lambda: CPU)
+    monkeypatch.setattr(device, "current_device", lambda: CPU)
     cases = latency.cases([("small", small_config())], [16], None, 1)
-    with pytest.raises(ConfigurationError, match=r"flex.*cpu"):
-        latency.check(cases, settings(arms=[Arm("bd3lm", "flex", 4)]), 1)
+    for arm in (Arm("bd3lm", "flex", 4), Arm("bd3lm", "sdpa", 4), Arm("card", "split")):
+        with pytest.raises(ConfigurationError, match=rf"attention_backend is {arm.backend}.*cpu"):
+            latency.check(cases, settings(arms=[arm]), 1)
 
 
 def test_cases_that_cannot_be_are_refused():

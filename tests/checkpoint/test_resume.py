@@ -9,12 +9,10 @@ from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.checkpoint.load import load
 from card_scale.checkpoint.save import save
-from card_scale.distributed import parallel_dims as topology
-from card_scale.distributed import process_groups
-from card_scale.engine.build import build_engine
-from card_scale.training.update import Update
+from card_scale.distributed import parallel_dims, process_groups
+from card_scale.training.train_step import TrainStep
 from tests.layouts.processes import run_ranks
-from tests.layouts.trajectory import VOCABULARY, objective_of, rank_batch, small_config
+from tests.layouts.trajectory import engine_of, loss_and_norm, rank_batch, small_config
 
 STEPS = 5
 TOLERANCE = 1e-5
@@ -31,7 +29,7 @@ LAYOUTS = {
 
 VARIANTS = {
     "untied": {},
-    "tied": dict(model=dict(tie_embeddings=True)),
+    "tied, grouped keys and values": dict(model=dict(tie_embeddings=True, kv_heads=2)),
     # Its noise depends on a sample's place in the whole run.
     "block diffusion": dict(objective=dict(name="bd3lm", block=4, min_mask=0.3, max_mask=0.8)),
 }
@@ -45,8 +43,8 @@ def config_of(layout: str, variant: str):
 
 def updates_of_all(configs, *arguments):
     """Run :func:`updates` for each variant's configuration, all of one layout, in one set of processes."""
-    layout = topology.plan(configs[0], dist.get_world_size())
-    process_groups.form(layout, 60)
+    layout = parallel_dims.plan(configs[0], dist.get_world_size())
+    process_groups.initialize(layout, 60)
     return [
         updates(config, variant, layout.describe(), *arguments)
         for variant, config in zip(VARIANTS, configs, strict=True)
@@ -55,24 +53,23 @@ def updates_of_all(configs, *arguments):
 
 def updates(config, variant: str, layout: str, first: int, last: int, resume_from: Path | None, save_to: Path | None):
     """Load where asked, make updates first + 1 ... last, save where asked; return each update's (loss, norm)."""
-    objective = objective_of(config)
-    engine = build_engine(config, VOCABULARY, objective.attention)
+    engine = engine_of(config)
     if resume_from:
         path, manifest, problems = directories.find_latest(resume_from / variant)
         assert (manifest.step, problems) == (first, [])
         load(engine, path, manifest)
-    update = Update(engine, objective, config)
-    made = []
+    train_step = TrainStep(engine, config.objective, config)
+    trajectory = []
     for step in range(first, last):
-        sums, norm = update(rank_batch(config, step), config.optimizer.lr)
-        made.append((update.report(sums).loss, float(norm)))
+        result = train_step(rank_batch(config, step), config.optimizer.lr)
+        trajectory.append(loss_and_norm(train_step, result))
     if save_to:
         description = CheckpointManifest(
             last, list(engine.state_keys()), layout, config.parallel.engine, "t", "d", {}, {}, {}
         )
         root = save_to / variant
         save(engine, root, description, {"step": last}, config.to_yaml(), save_to / "tokenizer.model")
-    return made
+    return trajectory
 
 
 def run(layout: str, first: int, last: int, resume_from: Path | None = None, save_to: Path | None = None):

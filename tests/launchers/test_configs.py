@@ -5,7 +5,7 @@ import re
 import pytest
 
 from card_scale import config as configs
-from card_scale.distributed import parallel_dims as topology
+from card_scale.distributed import parallel_dims
 from tests.launchers.processes import LAUNCHERS, REPOSITORY
 
 PADDED_VOCABULARY = 50_368
@@ -60,7 +60,7 @@ def test_layouts_are_as_stated_and_fit(name):
     layouts = re.findall(r"(\d+) GPUs = tensor (\d+) x pipeline (\d+) x data (\d+)", text)
     assert layouts[0][0] == "8"
     for ranks, tensor, pipeline, data in layouts:
-        layout = topology.plan(config, int(ranks))
+        layout = parallel_dims.plan(config, int(ranks))
         assert (layout.tensor, layout.pipeline, layout.data) == (int(tensor), int(pipeline), int(data))
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from card_scale.config import Config
-from card_scale.data.loader import Batch
+from card_scale.data.samples import Samples
 from card_scale.objectives.noise import Stream, uniforms
 from tests.layouts.trajectory import VOCABULARY
 
@@ -40,7 +40,7 @@ TRAINING = Noise(Stream.NOISE_LEVEL, Stream.STRATA, Stream.MASK)
 EVALUATION = Noise(Stream.EVALUATION_NOISE_LEVEL, Stream.EVALUATION_STRATA, Stream.EVALUATION)
 
 
-def training_batch(config: Config, batch: Batch) -> Corrupted:
+def training_batch(config: Config, batch: Samples) -> Corrupted:
     """Return what an update of ``mdlm`` or ``bd3lm`` makes of the whole global batch."""
     objective = config.objective
     if objective.name == "mdlm":
@@ -48,12 +48,12 @@ def training_batch(config: Config, batch: Batch) -> Corrupted:
     return corrupted(config, batch, config.train.global_batch, TRAINING, objective.min_mask, objective.max_mask)
 
 
-def evaluation_batch(config: Config, batch: Batch, samples: int) -> Corrupted:
+def evaluation_batch(config: Config, batch: Samples, samples: int) -> Corrupted:
     """Return one draw of the bound over ``samples`` validation samples, or at block 1 the exact likelihood."""
     return corrupted(config, batch, samples, EVALUATION, SMALLEST_RATE, 1.0)
 
 
-def corrupted(config: Config, batch: Batch, batch_size: int, noise: Noise, low: float, high: float) -> Corrupted:
+def corrupted(config: Config, batch: Samples, batch_size: int, noise: Noise, low: float, high: float) -> Corrupted:
     length = config.model.length
     in_blocks = config.objective.name == "bd3lm"
     block = config.objective.block if in_blocks else length
@@ -79,7 +79,7 @@ def _draws(seed: int, sample: torch.Tensor, epoch: torch.Tensor, count: int, str
 
 
 def mask_rates(
-    seed: int, batch: Batch, row: int, batch_size: int, blocks: int, noise: Noise, low: float, high: float
+    seed: int, batch: Samples, row: int, batch_size: int, blocks: int, noise: Noise, low: float, high: float
 ) -> list[float]:
     """[0, 1) is cut into a cell for each block of a sample, each cell into a stratum for each sample of the batch.
 
@@ -99,7 +99,7 @@ def mask_rates(
 
 
 def masked_positions(
-    config: Config, batch: Batch, row: int, rates: list[float], block: int, noise: Noise, low: float, high: float
+    config: Config, batch: Samples, row: int, rates: list[float], block: int, noise: Noise, low: float, high: float
 ) -> list[bool]:
     length, seed = config.model.length, config.run.seed
     where = batch.sample_ids[row], batch.epochs[row]

@@ -11,22 +11,20 @@ import torch.distributed as dist
 from torch import nn
 
 from card_scale.config import Config
+from card_scale.data.samples import Samples
 from card_scale.distributed import process_groups
-from card_scale.engine import fsdp2 as fsdp2_engine
 from card_scale.engine import gradients, schedule
 from card_scale.engine.deepspeed import adapter as deepspeed_adapter
 from card_scale.engine.deepspeed import engine as deepspeed_engine
-from card_scale.model import attention, gpt, layer, norm
+from card_scale.engine.fsdp2 import engine as fsdp2_engine
+from card_scale.model import gpt, head, layer, norm
 from card_scale.model.weights import LogicalWeight
-from card_scale.objectives import (
-    BlockDiffusionObjective,
-    CardObjective,
-    MdlmObjective,
-    Samples,
-    block_diffusion,
-    masked_diffusion,
-)
-from card_scale.training import update
+from card_scale.objectives import masked_diffusion
+from card_scale.objectives.attention import BlockDiffusion
+from card_scale.objectives.block_diffusion import BlockDiffusionObjective
+from card_scale.objectives.card import CardObjective
+from card_scale.objectives.mdlm import MdlmObjective
+from card_scale.training import train_step
 from tests.layouts.trajectory import Trajectory, form_groups, run, small_config, train
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
@@ -72,7 +70,7 @@ def _scale_final_norm_gradient(patch: pytest.MonkeyPatch, factor: float) -> None
             weight = _ScaledGradient.apply(self.weight, factor)
             return torch.nn.functional.rms_norm(hidden_states, weight.shape, weight, self.epsilon)
 
-    patch.setattr(gpt, "RMSNorm", ScaledNorm)  # the final norm
+    patch.setattr(head, "RMSNorm", ScaledNorm)  # the final norm
 
 
 def one_weight_has_a_doubled_gradient(patch: pytest.MonkeyPatch) -> None:
@@ -81,7 +79,7 @@ def one_weight_has_a_doubled_gradient(patch: pytest.MonkeyPatch) -> None:
 
 def every_gradient_is_doubled(patch: pytest.MonkeyPatch) -> None:
     """Adam and the clip forgive it: only the reported norm shows it."""
-    original = update.schedule.run
+    original = schedule.run
 
     def doubled(engine, micro_batches, loss, **keywords):
         def twice(*arguments):
@@ -90,7 +88,7 @@ def every_gradient_is_doubled(patch: pytest.MonkeyPatch) -> None:
 
         return original(engine, micro_batches, twice, **keywords)
 
-    patch.setattr(update.schedule, "run", doubled)
+    patch.setattr(schedule, "run", doubled)
 
 
 def tied_gradients_are_not_summed(patch: pytest.MonkeyPatch) -> None:
@@ -98,23 +96,23 @@ def tied_gradients_are_not_summed(patch: pytest.MonkeyPatch) -> None:
 
 
 def every_replica_is_counted(patch: pytest.MonkeyPatch) -> None:
-    _change_places(patch, lambda where: dataclasses.replace(where, counted=True))
+    _change_places(patch, lambda where: dataclasses.replace(where, is_primary=True))
 
 
 def norm_weights_are_not_counted(patch: pytest.MonkeyPatch) -> None:
-    _change_places(patch, lambda where: dataclasses.replace(where, counted=where.counted and where.decayed))
+    _change_places(patch, lambda where: dataclasses.replace(where, is_primary=where.is_primary and where.decayed))
 
 
 def gated_weights_are_split_as_one(patch: pytest.MonkeyPatch) -> None:
     """[gate; up] cut into contiguous halves: rank 0 gets the gate, rank 1 the other factor."""
 
     def contiguous(where: LogicalWeight) -> LogicalWeight:
-        if len(where.pieces) == 1:
+        if len(where.slices) == 1:
             return where
-        extent = sum(piece.local.stop - piece.local.start for piece in where.pieces)
+        extent = sum(part.local.stop - part.local.start for part in where.slices)
         start = process_groups.tensor_rank() * extent
-        piece = dataclasses.replace(where.pieces[0], local=slice(0, extent), whole=slice(start, start + extent))
-        return dataclasses.replace(where, pieces=(piece,))
+        part = dataclasses.replace(where.slices[0], local=slice(0, extent), whole=slice(start, start + extent))
+        return dataclasses.replace(where, slices=(part,))
 
     _change_places(patch, contiguous)
 
@@ -181,12 +179,12 @@ def normaliser_is_the_ranks_own(patch: pytest.MonkeyPatch) -> None:
         if tensor.dim() > 0:
             dist.all_reduce(tensor, **keywords)
 
-    patch.setattr(update, "dist", SimpleNamespace(all_reduce=all_reduce, get_world_size=dist.get_world_size))
+    patch.setattr(train_step, "dist", SimpleNamespace(all_reduce=all_reduce, get_world_size=dist.get_world_size))
 
 
 def gradients_are_averaged_over_data_ranks(patch: pytest.MonkeyPatch) -> None:
     """The engine's average is not undone."""
-    patch.setattr(update, "dist", SimpleNamespace(all_reduce=dist.all_reduce, get_world_size=lambda _: 1))
+    patch.setattr(train_step, "dist", SimpleNamespace(all_reduce=dist.all_reduce, get_world_size=lambda _: 1))
 
 
 def clipping_is_left_out(patch: pytest.MonkeyPatch) -> None:
@@ -198,7 +196,7 @@ def hooks_are_not_reset_between_backward_passes(patch: pytest.MonkeyPatch) -> No
 
 
 def gathered_weights_outlive_the_update(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(fsdp2_engine.Fsdp2Engine, "publish_masters", lambda _: None)
+    patch.setattr(fsdp2_engine.Fsdp2Engine, "publish_weights", lambda _: None)
 
 
 def norm_gradients_stay_on_their_part_of_the_sequence(patch: pytest.MonkeyPatch) -> None:
@@ -218,8 +216,8 @@ def dropout_counts_positions_from_the_ranks_own(patch: pytest.MonkeyPatch) -> No
 def dropout_counts_layers_from_the_stages_own(patch: pytest.MonkeyPatch) -> None:
     original = gpt.GPT.__init__
 
-    def renumbered(self, *arguments):
-        original(self, *arguments)
+    def renumbered(self, *arguments, **keywords):
+        original(self, *arguments, **keywords)
         for index, decoder_layer in enumerate(self.layers.values()):
             decoder_layer.index = index
 
@@ -242,9 +240,9 @@ def chunks_are_numbered_stage_by_stage(patch: pytest.MonkeyPatch) -> None:
     """Chunk c of stage s is part c * stages + s of the model, not s * chunks + c."""
     original = gpt.GPT.__init__
 
-    def misnumbered(self, config, vocabulary, attention_kind, chunk=0):
-        original(self, config, vocabulary, attention_kind, chunk)
-        chunks = config.parallel.virtual_pipeline
+    def misnumbered(self, model, vocabulary, attention_kind, dims, *, chunk=0, **keywords):
+        original(self, model, vocabulary, attention_kind, dims, chunk=chunk, **keywords)
+        chunks = dims.virtual_pipeline
         first = (process_groups.pipeline_rank() * chunks + chunk) * len(self.layers)
         self.layers = nn.ModuleDict({str(first + i): one for i, one in enumerate(self.layers.values())})
 
@@ -270,9 +268,12 @@ def noisy_blocks_see_earlier_noisy_ones(patch: pytest.MonkeyPatch) -> None:
 
 
 def _change_sight(patch: pytest.MonkeyPatch, also: Callable[..., torch.Tensor]) -> None:
-    original = block_diffusion.visible
-    for module in (attention, block_diffusion):
-        patch.setattr(module, "visible", lambda *arguments: original(*arguments) | also(*arguments))
+    original = BlockDiffusion.visible
+
+    def wider(self, query, key, positions):
+        return original(self, query, key, positions) | also(query, key, positions // 2, self.block)
+
+    patch.setattr(BlockDiffusion, "visible", wider)
 
 
 def the_clean_half_has_positions_of_its_own(patch: pytest.MonkeyPatch) -> None:
@@ -280,7 +281,7 @@ def the_clean_half_has_positions_of_its_own(patch: pytest.MonkeyPatch) -> None:
 
     def counted_on(self, *arguments):
         batch = original(self, *arguments)
-        return batch._replace(positions=torch.arange(len(batch.positions)))
+        return batch._replace(positions=torch.arange(batch.positions.shape[1]).expand_as(batch.positions))
 
     patch.setattr(BlockDiffusionObjective, "corrupt", counted_on)
 

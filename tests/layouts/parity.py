@@ -27,6 +27,8 @@ def label(config: Config) -> str:
         "bf16" if train.precision == "bf16" else "",
         "ema" if config.optimizer.ema else "",
         parallel.deepspeed.rpartition("/")[2] if parallel.deepspeed else "",
+        objective.name if objective.name != "card" else "",
+        f"kv_heads={model.kv_heads}" if model.kv_heads else "",
         *(
             f"{field.name}={getattr(objective, field.name)}"
             for field in dataclasses.fields(objective)

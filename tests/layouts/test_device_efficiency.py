@@ -9,16 +9,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from card_scale.engine import schedule
-from card_scale.engine.build import build_engine
-from card_scale.training.update import Update
+from card_scale.training.train_step import TrainStep
 from tests.layouts.parity import assert_parity
 from tests.layouts.processes import run_ranks
 from tests.layouts.test_parity import ENGINES, cell
 from tests.layouts.trajectory import (
-    VOCABULARY,
     Trajectory,
+    engine_of,
     form_groups,
-    objective_of,
     rank_batch,
     run,
     run_variants,
@@ -89,8 +87,7 @@ def reads_of_an_update(configs) -> list[Reads]:
     form_groups(configs[0])
     found = []
     for config in configs:
-        objective = objective_of(config)
-        update = Update(build_engine(config, VOCABULARY, objective.attention), objective, config)
+        update = TrainStep(engine_of(config), config.objective, config)
         update(rank_batch(config, 0), 1e-3)  # the first makes states and traces
         update(rank_batch(config, 1), 1e-3)
         batch = rank_batch(config, 2)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from card_scale.config import Config, ParallelConfig
-from card_scale.data.loader import Batch
+from card_scale.data.samples import Samples
 from card_scale.model.initialization import initial_weight
 from card_scale.objectives.noise import Stream, uniforms
 from tests.layouts import masked_diffusion_loops
@@ -23,18 +23,24 @@ from tests.layouts.trajectory import VOCABULARY, global_batch, run_variants, sma
 from tests.model import reference_gpt
 from tests.objectives import oracles
 
+LLAMA = {"kv_heads": 2, "rotary_base": 300.0, "norm_epsilon": 1e-3}
+
 CONFIGS = {
     "card": small_config(),
     "tied": small_config(model={"tie_embeddings": True}),
     "ar": small_config(objective={"name": "ar"}),
     "ablations": small_config(objective={"masking": "uniform", "decay": 0.2, "beta": 2.0, "min_noise": 0.3}),
     "no clipping": small_config(optimizer={"clip": 0.0, "betas": (0.8, 0.9), "weight_decay": 0.5, "eps": 1e-4}),
+    "clip above every norm": small_config(optimizer={"clip": 1e3}),
+    "another Llama": small_config(model=LLAMA),
     "mdlm": small_config(objective={"name": "mdlm"}),
+    "mdlm of another Llama": small_config(objective={"name": "mdlm"}, model=LLAMA | {"kv_heads": 1}),
     "mdlm tied": small_config(objective={"name": "mdlm"}, model={"tie_embeddings": True}),
     "bd3lm": small_config(objective={"name": "bd3lm", "block": 4}),
     "bd3lm dense": small_config(
         objective={"name": "bd3lm", "block": 2}, model={"attention_backend": "dense", "length": 32}
     ),
+    "bd3lm of another Llama": small_config(objective={"name": "bd3lm", "block": 4}, model=LLAMA),
     "bd3lm, blocks of one": small_config(objective={"name": "bd3lm", "block": 1}),
     "bd3lm, one block": small_config(objective={"name": "bd3lm", "block": 16}),
     "bd3lm clipped": small_config(objective={"name": "bd3lm", "block": 4, "min_mask": 0.3, "max_mask": 0.8}),
@@ -56,13 +62,14 @@ class Prediction(NamedTuple):
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     hidden, ffn, rows = config.model.hidden, config.model.ffn, VOCABULARY.padded
+    key_value_width = config.model.key_value_heads * config.model.head_size
     shapes = {"embedding.weight": (rows, hidden), "final_norm.weight": (hidden,)}
     if not config.model.tie_embeddings:
         shapes["head.weight"] = (rows, hidden)
     for layer in range(config.model.layers):
         shapes |= {
             f"layers.{layer}.attention_norm.weight": (hidden,),
-            f"layers.{layer}.attention.linear_qkv.weight": (3 * hidden, hidden),
+            f"layers.{layer}.attention.linear_qkv.weight": (hidden + 2 * key_value_width, hidden),
             f"layers.{layer}.attention.linear_proj.weight": (hidden, hidden),
             f"layers.{layer}.mlp_norm.weight": (hidden,),
             f"layers.{layer}.mlp.linear_fc1.weight": (2 * ffn, hidden),
@@ -71,7 +78,7 @@ def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def prediction(config: Config, batch: Batch) -> Prediction:
+def prediction(config: Config, batch: Samples) -> Prediction:
     """Return the plain trainer's view of a global batch."""
     if config.objective.name in ("mdlm", "bd3lm"):
         loops = masked_diffusion_loops.training_batch(config, batch)
@@ -126,7 +133,15 @@ def float64_trajectory(config: Config) -> tuple[list[float], list[float]]:
     for step in range(config.train.steps):
         asked = prediction(config, global_batch(config, step))
         logits = reference_gpt.logits(
-            weights, asked.inputs, config.model.layers, config.model.heads, asked.sees, asked.positions
+            weights,
+            asked.inputs,
+            config.model.layers,
+            config.model.heads,
+            asked.sees,
+            asked.positions,
+            kv_heads=config.model.kv_heads,
+            rotary_base=config.model.rotary_base,
+            epsilon=config.model.norm_epsilon,
         )[:, : config.model.length]
         token_losses = torch.logsumexp(logits[..., allowed], -1) - logits.gather(-1, asked.targets[..., None])[..., 0]
         loss = (token_losses * asked.weights).sum() / asked.normaliser

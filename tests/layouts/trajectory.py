@@ -9,15 +9,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from card_scale.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from card_scale.data.loader import Batch
-from card_scale.distributed import parallel_dims as topology
-from card_scale.distributed import process_groups
+from card_scale.data.samples import Samples
+from card_scale.distributed import parallel_dims, process_groups
 from card_scale.engine.base import WEIGHT, ShardingEngine
 from card_scale.engine.build import build_engine
-from card_scale.model.gpt import Vocabulary
+from card_scale.model.vocabulary import Vocabulary
 from card_scale.model.weights import LogicalWeight
-from card_scale.objectives import Objective, create_objective
-from card_scale.training.update import Update
+from card_scale.objectives import registry
+from card_scale.objectives.base import Objective
+from card_scale.training.metric_sums import LOSS
+from card_scale.training.train_step import StepResult, TrainStep
 
 VOCABULARY = Vocabulary(size=250, mask_id=4)
 STEPS = 5
@@ -51,35 +52,40 @@ def small_config(**changes) -> Config:
         train=TrainConfig(steps=STEPS, global_batch=8, micro_batch=1),
     )
     for group, keys in changes.items():
-        config = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **keys)})
+        if group == "objective":
+            changed = objective_with(config.objective, **keys)
+        else:
+            changed = dataclasses.replace(getattr(config, group), **keys)
+        config = dataclasses.replace(config, **{group: changed})
     config.check()
     return config
 
 
-def global_batch(config: Config, step: int) -> Batch:
+def objective_with(objective: Objective, name: str | None = None, **keys) -> Objective:
+    """Return the objective with other keys, or the one called ``name`` with them."""
+    return dataclasses.replace(objective, **keys) if name is None else registry.create(name, **keys)
+
+
+def global_batch(config: Config, step: int) -> Samples:
     """Return the clean tokens of an update; the same on every rank."""
     size, length = config.train.global_batch, config.model.length
     generator = torch.Generator().manual_seed(1000 + step)
     tokens = torch.randint(5, VOCABULARY.size, (size, length + 1), generator=generator)
     ids = torch.arange(step * size, (step + 1) * size)
-    return Batch(ids, torch.zeros_like(ids), tokens, ids)
+    return Samples(tokens, ids, torch.zeros_like(ids), ids, size)
 
 
-def rank_batch(config: Config, step: int) -> Batch:
+def rank_batch(config: Config, step: int) -> Samples:
     """Return this rank's rows of the global batch, micro-batch-major."""
     data_rank, data_size = process_groups.data_rank(), dist.get_world_size(process_groups.data_group())
     size = config.train.micro_batch
     rows = torch.arange(config.train.global_batch).view(-1, data_size, size)[:, data_rank].reshape(-1)
-    return Batch(*(field[rows] for field in global_batch(config, step)))
-
-
-def objective_of(config: Config) -> Objective:
-    return create_objective(**dataclasses.asdict(config.objective), mask_id=VOCABULARY.mask_id)
+    return global_batch(config, step).rows(rows)
 
 
 def form_groups(config: Config) -> None:
     """Join this rank to the process groups of the configuration's layout."""
-    process_groups.form(topology.plan(config, dist.get_world_size()), 60)
+    process_groups.initialize(parallel_dims.plan(config, dist.get_world_size()), 60)
 
 
 def run_variants(configs: list[Config]) -> list[Trajectory]:
@@ -100,7 +106,7 @@ def run(config: Config, note: str = "") -> Trajectory:
             norms,
             {key: state_sum(engine, key) for key in engine.state_keys()},
             tied_copies_equal(engine),
-            sum(_local(master).numel() for master in engine.masters()),
+            sum(_local(master).numel() for master in engine.master_weights()),
             sum(_local(parameter).numel() for parameter, _ in engine.weights()),
         )
     except Exception as error:
@@ -108,16 +114,26 @@ def run(config: Config, note: str = "") -> Trajectory:
         raise
 
 
+def engine_of(config: Config) -> ShardingEngine:
+    """Build the engine of a configuration, at its initial weights."""
+    dims = parallel_dims.plan(config, dist.get_world_size())
+    return build_engine(config, dims, VOCABULARY, config.objective.attention)
+
+
+def loss_and_norm(train_step: TrainStep, result: StepResult) -> tuple[float, float]:
+    """Return the loss and the gradient norm of an update, finite or not."""
+    return train_step.sums.read(result.local_sums)[LOSS], float(result.gradient_norm)
+
+
 def train(config: Config) -> tuple[ShardingEngine, list[float], list[float]]:
     """Make ``train.steps`` updates from the initial weights; return (engine, losses, gradient norms)."""
-    objective = objective_of(config)
-    engine = build_engine(config, VOCABULARY, objective.attention)
-    update = Update(engine, objective, config)
+    engine = engine_of(config)
+    train_step = TrainStep(engine, config.objective, config)
     losses, norms = [], []
     for step in range(config.train.steps):
-        sums, norm = update(rank_batch(config, step), config.optimizer.lr)
-        losses.append(update.report(sums).loss)
-        norms.append(float(norm))
+        loss, norm = loss_and_norm(train_step, train_step(rank_batch(config, step), config.optimizer.lr))
+        losses.append(loss)
+        norms.append(norm)
     return engine, losses, norms
 
 
@@ -126,7 +142,7 @@ def state_sum(engine: ShardingEngine, key: str) -> float:
     total = torch.zeros((), dtype=torch.float64)
     for parameter, where in engine.weights():
         state = engine.full_state(parameter, key).double()
-        if where.counted:
+        if where.is_primary:
             total += (state.square() * where.select(_places(where))).sum()
     dist.all_reduce(total, group=process_groups.model_group())
     return float(total)

@@ -6,16 +6,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from card_scale.config import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from card_scale.config import ModelConfig
 from card_scale.distributed import process_groups
-from card_scale.distributed.parallel_dims import Topology
-from card_scale.model.gpt import GPT, Vocabulary
+from card_scale.distributed.parallel_dims import ParallelDims
+from card_scale.model.gpt import GPT
 from card_scale.model.initialization import initial_weight
+from card_scale.model.vocabulary import Vocabulary
 from card_scale.model.weights import logical_weights
-from card_scale.objectives import AttentionKind
+from card_scale.objectives.attention import AttentionKind, Causal
 
 VOCABULARY = Vocabulary(size=250, mask_id=4)
-OBJECTIVES = {"causal": "card", "bidirectional": "mdlm", "block_diffusion": "bd3lm"}
+ONE_RANK = ParallelDims(1, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,9 @@ def one_rank(tmp_path_factory):
     """Process groups of one rank, over gloo."""
     store = tmp_path_factory.mktemp("rendezvous") / "store"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    process_groups.form(Topology(1, 1, 1), 60)
+    process_groups.initialize(ONE_RANK, 60)
     yield
-    process_groups.dissolve()
+    process_groups.destroy()
 
 
 @pytest.fixture
@@ -36,25 +37,16 @@ def build(one_rank):  # noqa: ARG001 - the groups must stand
     """
 
     def build_model(
-        attention: AttentionKind = AttentionKind("causal"),  # noqa: B008 - immutable
+        attention: AttentionKind = Causal(),  # noqa: B008 - immutable
         vocabulary: Vocabulary = VOCABULARY,
         **model,
     ) -> GPT:
-        objective = ObjectiveConfig(name=OBJECTIVES[attention.name])
-        if attention.name == "block_diffusion":
-            objective = dataclasses.replace(objective, block=attention.block)
-        config = Config(
-            model=dataclasses.replace(ModelConfig(layers=2, hidden=24, heads=3, ffn=40, length=12), **model),
-            objective=objective,
-            data=DataConfig(path="synthetic"),
-            train=TrainConfig(steps=1),
-        )
-        config.check()
-        chunk = GPT(config, vocabulary, attention)
+        sizes = dataclasses.replace(ModelConfig(layers=2, hidden=24, heads=3, ffn=40, length=12), **model)
+        chunk = GPT(sizes, vocabulary, attention, ONE_RANK)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter, where in logical_weights([chunk]):
-                value = initial_weight(where.name, where.global_shape, 1, config.model.layers)
+                value = initial_weight(where.name, where.global_shape, 1, sizes.layers)
                 if value.dim() == 1:
                     value += 0.3 * torch.randn(value.shape, generator=generator)
                 # Five times the deviation: attention that looks somewhere, logits that say something.

@@ -13,10 +13,15 @@ def logits(
     heads: int,
     sees: Tensor | None = None,
     positions: Tensor | None = None,
+    *,
+    kv_heads: int | None = None,
+    rotary_base: float = 10_000.0,
+    epsilon: float = 1e-5,
 ) -> Tensor:
     """Return the logits [B, M, vocabulary] of ``tokens`` int64 [B, M] under whole-model ``weights`` by name.
 
-    ``sees`` bool [M, M], (query, key), by default causal; ``positions`` [M], by default 0 ... M - 1.
+    ``sees`` bool [M, M], (query, key), by default causal; ``positions`` [M] or [B, M], by default 0 ... M - 1;
+    ``kv_heads`` key and value heads, by default as many as ``heads``.
     """
     count = tokens.shape[1]
     sees = torch.ones(count, count, dtype=torch.bool).tril() if sees is None else sees
@@ -28,23 +33,24 @@ def logits(
             for name, value in weights.items()
             if name.startswith(f"layers.{index}.")
         }
-        normed = rms_norm(hidden_states, weight["attention_norm.weight"])
+        normed = rms_norm(hidden_states, weight["attention_norm.weight"], epsilon)
         hidden_states = hidden_states + attention(
             normed,
             weight["attention.linear_qkv.weight"],
             weight["attention.linear_proj.weight"],
-            heads,
+            (heads, kv_heads or heads),
             sees,
             positions.double(),
+            rotary_base,
         )
-        normed = rms_norm(hidden_states, weight["mlp_norm.weight"])
+        normed = rms_norm(hidden_states, weight["mlp_norm.weight"], epsilon)
         hidden_states = hidden_states + swiglu(normed, weight["mlp.linear_fc1.weight"], weight["mlp.linear_fc2.weight"])
     head = weights.get("head.weight", weights["embedding.weight"])
-    return rms_norm(hidden_states, weights["final_norm.weight"]) @ head.T
+    return rms_norm(hidden_states, weights["final_norm.weight"], epsilon) @ head.T
 
 
-def rms_norm(values: Tensor, weight: Tensor) -> Tensor:
-    return values / torch.sqrt((values * values).mean(-1, keepdim=True) + 1e-5) * weight
+def rms_norm(values: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
+    return values / torch.sqrt((values * values).mean(-1, keepdim=True) + epsilon) * weight
 
 
 def swiglu(values: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -54,24 +60,38 @@ def swiglu(values: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return (gated / (1 + torch.exp(-gated)) * (values @ factor.T)) @ second.T
 
 
-def attention(values: Tensor, first: Tensor, second: Tensor, heads: int, sees: Tensor, positions: Tensor) -> Tensor:
-    """``first`` holds for each head its query, key and value rows."""
-    size = values.shape[-1] // heads
+def attention(
+    values: Tensor,
+    first: Tensor,
+    second: Tensor,
+    heads: tuple[int, int],
+    sees: Tensor,
+    positions: Tensor,
+    rotary_base: float,
+) -> Tensor:
+    """``first`` holds for each key-value head the rows of its queries, of its key and of its value.
+
+    ``heads`` are the query heads and the key-value heads.
+    """
+    size = values.shape[-1] // heads[0]
+    group = heads[0] // heads[1]
     mixed = []
-    for head in range(heads):
-        query, key, value = (values @ rows.T for rows in first[3 * size * head : 3 * size * (head + 1)].split(size))
-        scores = rotated(query, positions) @ rotated(key, positions).transpose(1, 2) / math.sqrt(size)
-        mixed.append(torch.softmax(scores.masked_fill(~sees, -math.inf), -1) @ value)
+    for rows_of_group in first.split((group + 2) * size):
+        *queries, key, value = (values @ rows.T for rows in rows_of_group.split(size))
+        turned = rotated(key, positions, rotary_base).transpose(1, 2)
+        for query in queries:
+            scores = rotated(query, positions, rotary_base) @ turned / math.sqrt(size)
+            mixed.append(torch.softmax(scores.masked_fill(~sees, -math.inf), -1) @ value)
     return torch.cat(mixed, -1) @ second.T
 
 
-def rotated(values: Tensor, positions: Tensor) -> Tensor:
-    """Turn each pair (i, i + size / 2) of position p by the angle p / 10000^(2i / size)."""
+def rotated(values: Tensor, positions: Tensor, base: float) -> Tensor:
+    """Turn each pair (i, i + size / 2) of position p by the angle p / base^(2i / size)."""
     size = values.shape[-1]
     half = size // 2
     columns = [None] * size
     for i in range(half):
-        angle = positions / 10_000.0 ** (2 * i / size)
+        angle = positions / base ** (2 * i / size)
         first, second = values[..., i], values[..., i + half]
         columns[i] = first * torch.cos(angle) - second * torch.sin(angle)
         columns[i + half] = second * torch.cos(angle) + first * torch.sin(angle)

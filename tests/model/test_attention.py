@@ -9,27 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from card_scale.errors import ConfigurationError
-from card_scale.model.attention import (
-    BACKENDS,
-    SPLIT_QUERIES,
-    Attention,
-    DenseBlockDiffusion,
-    FlexAttention,
-    SplitBlockDiffusion,
-    create_attention,
-)
-from card_scale.objectives import AttentionKind
+from card_scale.model.attention.base import Attention
+from card_scale.model.attention.dense import DenseAttention
+from card_scale.model.attention.flex import FlexAttention
+from card_scale.model.attention.selection import create_attention, resolve_backend
+from card_scale.model.attention.split import CHUNK_QUERIES, SplitBlockDiffusion
+from card_scale.objectives.attention import AttentionKind, Bidirectional, BlockDiffusion, Causal
 from tests.objectives import oracles
 
 # FlexAttention says, uncompiled, that it is slow.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 CPU = torch.device("cpu")
-CAUSAL, BIDIRECTIONAL = AttentionKind("causal"), AttentionKind("bidirectional")
+CAUSAL, BIDIRECTIONAL = Causal(), Bidirectional()
 
 
 def block_diffusion(block):
-    return AttentionKind("block_diffusion", block)
+    return BlockDiffusion(block)
 
 
 def create(kind: AttentionKind, backend: str) -> Attention:
@@ -69,7 +65,7 @@ def check(kind, attention, positions, **sizes):
     expected = by_hand(kind, *expected_states)
     predictions = positions // 2 if kind.name == "block_diffusion" else positions
     attention.prepare(positions, CPU)
-    assert attention.predictions(positions) == predictions
+    assert kind.predictions(positions) == predictions
     for function, rows in ((attention.everywhere, positions), (attention.for_predictions, predictions)):
         found_states = states(positions, **sizes)
         found = function(*(found_states.detach() if attention.backend == "flex" else found_states))
@@ -94,7 +90,7 @@ def test_causal_and_bidirectional(kind, backend, positions):
     batch=st.integers(1, 2),
     heads=st.integers(1, 3),
     size=st.sampled_from([1, 2, 5, 8]),
-    backend=st.sampled_from(BACKENDS["block_diffusion"]),
+    backend=st.sampled_from(["flex", "split", "dense"]),
     blocks_per_chunk=st.integers(1, 4),
 )
 @settings(max_examples=40)
@@ -118,7 +114,7 @@ def test_the_backends_agree_at_every_chunk_boundary(length, block):
     kind = block_diffusion(block)
     dense, split, flex = (create(kind, backend) for backend in ("dense", "split", "flex"))
     assert split.chunk % block == 0
-    assert split.chunk == block or split.chunk <= SPLIT_QUERIES
+    assert split.chunk == block or split.chunk <= CHUNK_QUERIES
     results = []
     for attention in (dense, split):
         attention.prepare(2 * length, CPU)
@@ -138,7 +134,7 @@ def test_the_backends_agree_at_every_chunk_boundary(length, block):
 
 @pytest.mark.parametrize("blocks, block, blocks_per_chunk", [(3, 1, 2), (2, 2, 1), (3, 2, 2)])
 def test_the_split_form_has_the_numerical_gradient(blocks, block, blocks_per_chunk):
-    attention = SplitBlockDiffusion(block)
+    attention = SplitBlockDiffusion(block_diffusion(block))
     attention.chunk = block * blocks_per_chunk
     positions = 2 * blocks * block
     attention.prepare(positions, CPU)
@@ -148,7 +144,7 @@ def test_the_split_form_has_the_numerical_gradient(blocks, block, blocks_per_chu
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("backend", BACKENDS["block_diffusion"])
+@pytest.mark.parametrize("backend", ["flex", "split", "dense"])
 def test_other_types(backend, dtype, tolerance):
     kind, length = block_diffusion(4), 24
     attention = create(kind, backend)
@@ -162,8 +158,8 @@ def test_other_types(backend, dtype, tolerance):
 @pytest.mark.parametrize(
     "backend, maker, made_first",
     [
-        ("dense", "card_scale.model.attention.attention_mask", 1),
-        ("split", "card_scale.model.attention.visible", 2),
+        ("dense", "card_scale.objectives.attention.BlockDiffusion.visible", 1),
+        ("split", "card_scale.objectives.attention.BlockDiffusion.visible", 2),
         ("flex", "torch.nn.attention.flex_attention.create_block_mask", 2),
     ],
 )
@@ -192,7 +188,7 @@ def count_calls(patch, name):
 
 
 def test_chunks_of_one_block_need_no_mask(monkeypatch):
-    made = count_calls(monkeypatch, "card_scale.model.attention.visible")
+    made = count_calls(monkeypatch, "card_scale.objectives.attention.BlockDiffusion.visible")
     attention = create(block_diffusion(70), "split")
     attention.prepare(280, CPU)
     attention.everywhere(*states(280).detach())
@@ -201,7 +197,7 @@ def test_chunks_of_one_block_need_no_mask(monkeypatch):
 
 def test_a_dense_mask_follows_the_length():
     kind = block_diffusion(2)
-    attention = DenseBlockDiffusion(2)
+    attention = DenseAttention(kind)
     for positions in (8, 16, 8):
         check(kind, attention, positions)
 
@@ -254,18 +250,24 @@ def test_the_automatic_choice(kind, device, backend):
     attention = create_attention(kind, "auto", torch.device(device))
     assert attention.backend == backend
     assert type(attention) is type(create_attention(kind, backend, torch.device(device)))
-    assert getattr(attention, "block", kind.block) == kind.block
+    assert attention.kind == kind
+    assert type(attention) is resolve_backend(kind, "auto", device)
 
 
 @pytest.mark.parametrize(
     "kind, backend, device, message",
     [
-        (CAUSAL, "flex", "cpu", "causal attention runs on a cpu, where FlexAttention .*; valid here: auto, sdpa$"),
+        (
+            CAUSAL,
+            "flex",
+            "cpu",
+            "where it has no backward pass; valid here: auto, sdpa, dense$",
+        ),
         (block_diffusion(4), "flex", "cpu", "no backward pass; valid here: auto, split, dense$"),
         (block_diffusion(4), "sdpa", "cpu", "block diffusion attention runs on a cpu; valid here: auto, split, dense$"),
         (block_diffusion(4), "sdpa", "cuda", "runs on a cuda; valid here: auto, flex, split, dense$"),
-        (CAUSAL, "split", "cuda", "causal attention runs on a cuda; valid here: auto, sdpa, flex$"),
-        (BIDIRECTIONAL, "dense", "cpu", "bidirectional attention runs on a cpu; valid here: auto, sdpa$"),
+        (CAUSAL, "split", "cuda", "causal attention runs on a cuda; valid here: auto, sdpa, flex, dense$"),
+        (BIDIRECTIONAL, "split", "cpu", "runs on a cpu; valid here: auto, sdpa, dense$"),
     ],
 )
 def test_backends_that_do_not_exist_are_refused(kind, backend, device, message):

@@ -6,11 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from card_scale.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from card_scale.config import ModelConfig
 from card_scale.distributed import process_groups
-from card_scale.distributed.parallel_dims import Topology
-from card_scale.model.gpt import GPT, VOCABULARY_MULTIPLE, padded_vocabulary
-from card_scale.objectives import ArObjective, AttentionKind, CardObjective, weighted_loss
+from card_scale.distributed.parallel_dims import ParallelDims
+from card_scale.model.gpt import GPT
+from card_scale.model.vocabulary import VOCABULARY_MULTIPLE, padded_vocabulary
+from card_scale.model.weights import logical_weights
+from card_scale.objectives.ar import ArObjective
+from card_scale.objectives.attention import Causal
+from card_scale.objectives.batch import weighted_loss
+from card_scale.objectives.card import CardObjective
 from card_scale.objectives.noise import Stream, uniforms
 from tests.layouts.processes import run_ranks
 from tests.model import reference_gpt
@@ -28,11 +33,16 @@ def clean_tokens(rows, length, seed=0):
 
 def model_logits(model, tokens):
     """Return [B, L, vocabulary]."""
-    return model(tokens, torch.arange(tokens.shape[1])).transpose(0, 1)
+    return model(tokens, torch.arange(tokens.shape[1]).expand(len(tokens), -1)).transpose(0, 1)
+
+
+def named_weights(model):
+    """Yield the parameters by their names in the whole model."""
+    return ((logical.name, parameter) for parameter, logical in logical_weights([model]))
 
 
 def float64_weights(model):
-    return {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
+    return {name: p.detach().double().requires_grad_() for name, p in named_weights(model)}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +67,7 @@ def test_it_is_the_llama_decoder(build, sizes):
     direction = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     (expected * direction).sum().backward()
     (found * direction.float()).sum().backward()
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_weights(model):
         scale = weights[name].grad.abs().max().item()
         torch.testing.assert_close(parameter.grad.double(), weights[name].grad, rtol=0, atol=1e-5 * scale, msg=name)
 
@@ -123,25 +133,25 @@ def test_the_mask_and_the_padding_never_win(build):
     forbidden = torch.ones(VOCABULARY.padded, dtype=torch.bool)
     forbidden[ALLOWED] = False
     with torch.no_grad():
-        before = model(inputs, torch.arange(12), targets)
-        model.head.weight[forbidden] = 100.0 * model.head.weight[ALLOWED[:1]]
-        after = model(inputs, torch.arange(12), targets)
+        before = model(inputs, torch.arange(12)[None], targets)
+        model.head.projection.weight[forbidden] = 100.0 * model.head.projection.weight[ALLOWED[:1]]
+        after = model(inputs, torch.arange(12)[None], targets)
     assert torch.equal(before, after)
     allowed = model_logits(model, inputs)[..., ALLOWED].double()
     places = torch.searchsorted(ALLOWED, targets)
     expected = F.cross_entropy(allowed.transpose(1, 2), places, reduction="none")
     torch.testing.assert_close(after.double(), expected, rtol=1e-6, atol=1e-6)
 
-    model(inputs, torch.arange(12), targets).mean().backward()
-    assert (model.head.weight.grad[forbidden] == 0).all()
-    assert (model.head.weight.grad[ALLOWED] != 0).any(-1).all()
+    model(inputs, torch.arange(12)[None], targets).mean().backward()
+    assert (model.head.projection.weight.grad[forbidden] == 0).all()
+    assert (model.head.projection.weight.grad[ALLOWED] != 0).any(-1).all()
 
 
 def test_the_mask_is_learnt_as_an_input(build):
     model = build()
     inputs = clean_tokens(1, 12)
     inputs[:, 6] = VOCABULARY.mask_id
-    model(inputs, torch.arange(12), clean_tokens(1, 12, seed=1)).mean().backward()
+    model(inputs, torch.arange(12)[None], clean_tokens(1, 12, seed=1)).mean().backward()
     gradient = model.embedding.weight.grad
     assert gradient[VOCABULARY.mask_id].abs().sum() > 0
     assert (gradient[VOCABULARY.size :] == 0).all()
@@ -201,7 +211,7 @@ def test_without_masks_card_trains_the_model_exactly_as_ar(build):
 
 def test_dropout_is_applied_to_the_embedding_and_both_branches(build):
     model = build(dropout=0.5)
-    tokens, positions = clean_tokens(2, 12), torch.arange(12)
+    tokens, positions = clean_tokens(2, 12), torch.arange(12).expand(2, -1)
     keys = torch.tensor([[1, 2], [3, 4]])
     plain = model(tokens, positions)
     dropped = model(tokens, positions, None, keys)
@@ -210,7 +220,7 @@ def test_dropout_is_applied_to_the_embedding_and_both_branches(build):
     assert not torch.equal(dropped, plain)
     assert not torch.equal(dropped, model(tokens, positions, None, keys + 1))
     # A sample's dropout does not depend on its neighbours.
-    alone = model(tokens[1:], positions, None, keys[1:])
+    alone = model(tokens[1:], positions[1:], None, keys[1:])
     torch.testing.assert_close(alone[:, 0], dropped[:, 1], rtol=1e-6, atol=1e-6)
 
 
@@ -222,14 +232,9 @@ def test_the_vocabulary_is_padded(vocabulary):
 
 
 def build_with_three_tensor_ranks():
-    process_groups.form(Topology(3, 1, 1), 60)
-    config = Config(
-        model=ModelConfig(layers=1, hidden=24, heads=3, ffn=48, length=12),
-        data=DataConfig(path="synthetic"),
-        parallel=ParallelConfig(tensor=3),
-        train=TrainConfig(steps=1),
-    )
-    GPT(config, VOCABULARY, AttentionKind("causal"))
+    dims = ParallelDims(3, 1, 1)
+    process_groups.initialize(dims, 60)
+    GPT(ModelConfig(layers=1, hidden=24, heads=3, ffn=48, length=12), VOCABULARY, Causal(), dims)
 
 
 def test_a_tensor_size_that_does_not_divide_the_vocabulary_is_refused():

@@ -6,10 +6,14 @@ import math
 import pytest
 import torch
 
-from card_scale.model.gpt import Vocabulary
-from card_scale.objectives import AttentionKind, BlockDiffusionObjective, MdlmObjective, weighted_loss
+from card_scale.model.vocabulary import Vocabulary
+from card_scale.objectives.attention import Bidirectional, BlockDiffusion
+from card_scale.objectives.batch import weighted_loss
+from card_scale.objectives.block_diffusion import BlockDiffusionObjective
+from card_scale.objectives.mdlm import MdlmObjective
 from tests.model import reference_gpt
 from tests.model.conftest import VOCABULARY
+from tests.model.test_gpt import float64_weights, named_weights
 from tests.objectives import oracles
 from tests.objectives.samples import samples_of
 
@@ -19,7 +23,7 @@ MASK_ID = VOCABULARY.mask_id
 
 
 def block_diffusion(block):
-    return AttentionKind("block_diffusion", block)
+    return BlockDiffusion(block)
 
 
 def clean_tokens(rows, length, seed=0, size=VOCABULARY.size):
@@ -29,7 +33,7 @@ def clean_tokens(rows, length, seed=0, size=VOCABULARY.size):
 
 def logits_of(model, inputs, positions):
     """Return [B, L, vocabulary]."""
-    return model(inputs, positions).transpose(0, 1)
+    return model(inputs, positions[None]).transpose(0, 1)
 
 
 def dependencies(model, inputs, positions, places):
@@ -69,7 +73,7 @@ def test_no_gradient_reaches_an_input_that_is_hidden(build, block):
     embedded = []
     model.embedding.register_forward_hook(lambda _m, _i, output: embedded.append(output.retain_grad() or output))
     inputs, positions = noisy_beside_clean()
-    losses = model(inputs[:1], positions, inputs[:1, LENGTH:])
+    losses = model(inputs[:1], positions[None], inputs[:1, LENGTH:])
     for number in range(LENGTH // block):
         losses[0, number * block : (number + 1) * block].sum().backward(retain_graph=True)
         reached = embedded[0].grad.abs().sum(-1)[0] > 0
@@ -78,7 +82,7 @@ def test_no_gradient_reaches_an_input_that_is_hidden(build, block):
 
 
 def test_mdlm_depends_on_every_input(build):
-    model = build(AttentionKind("bidirectional"))
+    model = build(Bidirectional())
     inputs, positions = noisy_beside_clean()
     assert dependencies(model, inputs[:, :LENGTH], positions[:LENGTH], range(LENGTH)).all()
 
@@ -108,17 +112,17 @@ def test_losses_and_gradients_of_the_float64_decoder_over_all_positions(build, b
     sees = torch.tensor(
         [[oracles.sees(query, key, LENGTH, block) for key in range(2 * LENGTH)] for query in range(2 * LENGTH)]
     )
-    weights = {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
+    weights = float64_weights(model)
     logits = reference_gpt.logits(weights, inputs, 3, 3, sees, positions)[:, :LENGTH]
     allowed = logits[..., : VOCABULARY.size].clone()
     allowed[..., MASK_ID] = -math.inf
     expected = torch.nn.functional.cross_entropy(allowed.transpose(1, 2), targets, reduction="none")
-    found = model(inputs, positions, targets)
+    found = model(inputs, positions[None], targets)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     direction = torch.rand(found.shape, generator=torch.Generator().manual_seed(1))
     (expected * direction).sum().backward()
     (found * direction).sum().backward()
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_weights(model):
         scale = weights[name].grad.abs().max().item()
         torch.testing.assert_close(parameter.grad.double(), weights[name].grad, rtol=0, atol=1e-5 * scale, msg=name)
 
@@ -148,9 +152,10 @@ def test_what_follows_a_block_may_be_cut_off(build, block):
     model = build(block_diffusion(block))
     inputs, positions = noisy_beside_clean()
     noisy, clean = inputs.split(LENGTH, dim=1)
-    whole = model(inputs, positions, clean)
+    whole = model(inputs, positions[None], clean)
     for end in range(block, LENGTH, block):
-        cut = model(torch.cat((noisy[:, :end], clean[:, :end]), dim=1), torch.arange(end).repeat(2), clean[:, :end])
+        both = torch.cat((noisy[:, :end], clean[:, :end]), dim=1)
+        cut = model(both, torch.arange(end).repeat(1, 2), clean[:, :end])
         torch.testing.assert_close(cut, whole[:, :end], rtol=1e-5, atol=1e-6)
 
 
@@ -176,7 +181,7 @@ def test_blocks_of_one_token_are_a_left_to_right_model_without_a_bound(build, pu
     assert (losses[:, 0] == 0).all()
 
 
-@pytest.mark.parametrize("attention", [AttentionKind("bidirectional"), block_diffusion(4)])
+@pytest.mark.parametrize("attention", [Bidirectional(), block_diffusion(4)])
 def test_the_mask_is_never_predicted(build, attention):
     """SUBS: however large its logit, [MASK] takes no probability, at masked positions neither."""
     model = build(attention)
@@ -185,11 +190,11 @@ def test_the_mask_is_never_predicted(build, attention):
     if attention.name == "bidirectional":
         inputs, positions = inputs[:, :LENGTH], positions[:LENGTH]
     with torch.no_grad():
-        before = model(inputs, positions, targets)
-        model.head.weight[MASK_ID] = 100.0 * model.head.weight[5]
-        after = model(inputs, positions, targets)
+        before = model(inputs, positions[None], targets)
+        model.head.projection.weight[MASK_ID] = 100.0 * model.head.projection.weight[5]
+        after = model(inputs, positions[None], targets)
         logits = logits_of(model, inputs, positions)
     assert (logits.argmax(-1) == MASK_ID).any()
     assert torch.equal(before, after)
-    model(inputs, positions, targets).sum().backward()
-    assert (model.head.weight.grad[MASK_ID] == 0).all()
+    model(inputs, positions[None], targets).sum().backward()
+    assert (model.head.projection.weight.grad[MASK_ID] == 0).all()

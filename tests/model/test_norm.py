@@ -8,10 +8,11 @@ from tests.model import reference_gpt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_is_torchs_norm(dtype):
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-2])
+def test_it_is_torchs_norm(dtype, epsilon):
     states = torch.randn(5, 2, 48).to(dtype)
-    ours = RMSNorm(48, sequence_parallel=False, dtype=dtype)
-    theirs = torch.nn.RMSNorm(48, eps=1e-5, dtype=dtype)
+    ours = RMSNorm(48, sequence_parallel=False, epsilon=epsilon).to(dtype)
+    theirs = torch.nn.RMSNorm(48, eps=epsilon, dtype=dtype)
     with torch.no_grad():
         ours.weight.copy_(torch.randn(48))
         theirs.weight.copy_(ours.weight)
@@ -19,7 +20,7 @@ def test_it_is_torchs_norm(dtype):
 
 
 def test_values_and_gradients_in_float64():
-    norm = RMSNorm(16, sequence_parallel=False)
+    norm = RMSNorm(16, sequence_parallel=False, epsilon=1e-5)
     with torch.no_grad():
         norm.weight.copy_(torch.randn(16))
     states = (0.01 * torch.randn(4, 3, 16)).requires_grad_()  # small: epsilon shows

@@ -6,18 +6,16 @@ import pytest
 import torch
 
 from card_scale.engine.base import WEIGHT
-from card_scale.engine.build import build_engine
 from card_scale.model.initialization import initial_weight
-from card_scale.objectives import AttentionKind
 from tests.layouts.processes import run_ranks
 from tests.layouts.test_parity import cell
-from tests.layouts.trajectory import VOCABULARY, form_groups
+from tests.layouts.trajectory import VOCABULARY, engine_of, form_groups
 
 
 def held_weights(config):
     """Return (place, float32 value) of each weight of this rank."""
     form_groups(config)
-    engine = build_engine(config, VOCABULARY, AttentionKind("causal"))
+    engine = engine_of(config)
     return [(where, engine.full_state(parameter, WEIGHT).clone()) for parameter, where in engine.weights()]
 
 
@@ -33,7 +31,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize("layout, engine, tied, parallel", CELLS, ids=lambda value: str(value).replace(" ", ""))
-def test_the_pieces_make_the_whole_initial_model(layout, engine, tied, parallel):
+def test_the_slices_make_the_whole_initial_model(layout, engine, tied, parallel):
     config = cell(layout, engine, tied, parallel=parallel)
     ranks = run_ranks(held_weights, math.prod(layout), config)
     wholes: dict[str, torch.Tensor] = {}
@@ -44,13 +42,13 @@ def test_the_pieces_make_the_whole_initial_model(layout, engine, tied, parallel)
             count = counts.setdefault(where.name, torch.zeros(where.global_shape))
             expected = initial_weight(where.name, where.global_shape, config.run.seed, config.model.layers)
             assert torch.equal(value, where.select(expected)), where.name
-            for piece in where.pieces:
+            for piece in where.slices:
                 target = [slice(None)] * value.dim()
                 target[piece.dimension] = piece.whole
                 source = [slice(None)] * value.dim()
                 source[piece.dimension] = piece.local
                 whole[tuple(target)] = value[tuple(source)]
-                count[tuple(target)] += where.counted
+                count[tuple(target)] += where.is_primary
     hidden, ffn, padded = config.model.hidden, config.model.ffn, VOCABULARY.padded
     shapes = {"embedding.weight": (padded, hidden), "final_norm.weight": (hidden,)}
     if not tied:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from card_scale.objectives import ObjectiveBatch
+from card_scale.objectives.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TableModel:
         logits = 1.5 * torch.randn(shape, generator=generator, dtype=torch.float64)
         return cls(letters, length, block, logits.log_softmax(-1))
 
-    def token_losses(self, batch: ObjectiveBatch) -> torch.Tensor:
+    def token_losses(self, batch: Batch) -> torch.Tensor:
         """float64 [B, L] cross-entropies of an objective's batch, from its inputs and targets alone."""
         noisy, clean = batch.inputs[:, : self.length], batch.inputs[:, -self.length :]
         places = (self.letters + 1) ** torch.arange(self.length)

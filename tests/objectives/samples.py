@@ -2,7 +2,8 @@
 
 import torch
 
-from card_scale.objectives import Samples
+from card_scale.data.samples import Samples
+from card_scale.objectives.batch import Batch
 
 
 def samples_of(
@@ -21,3 +22,8 @@ def samples_of(
         rows if global_positions is None else global_positions,
         len(tokens) if batch_size is None else batch_size,
     )
+
+
+def tensors_of(batch: Batch) -> list[torch.Tensor]:
+    """The tensors that an objective has made, in the order of the batch's fields."""
+    return [field for field in batch if isinstance(field, torch.Tensor)]

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from card_scale.errors import ConfigurationError
-from card_scale.objectives import ArObjective, AttentionKind, CardObjective, create_objective, weighted_loss
-from card_scale.objectives.card import context_weights, soft_tail_mask
+from card_scale.objectives import registry
+from card_scale.objectives.ar import ArObjective
+from card_scale.objectives.attention import Causal
+from card_scale.objectives.batch import weighted_loss
+from card_scale.objectives.card import CardObjective, context_weights, soft_tail_mask
 from card_scale.objectives.noise import Stream, uniforms
 from tests.objectives import oracles
-from tests.objectives.samples import samples_of
+from tests.objectives.samples import samples_of, tensors_of
 
 VOCABULARY = 11
 MASK_ID = 4
@@ -87,7 +90,7 @@ def test_without_masks_the_loss_is_exactly_that_of_ar():
     card, ar = CardObjective(), ArObjective()
     clean = card.likelihood(samples_of(tokens), 0)
     trained = ar.corrupt(samples_of(tokens, torch.arange(3), torch.zeros(3, dtype=torch.int64)), 0)
-    for ours, theirs in zip(clean, trained, strict=True):
+    for ours, theirs in zip(tensors_of(clean), tensors_of(trained), strict=True):
         assert torch.equal(ours, theirs)
     losses = cross_entropy(logits, clean.targets)
     unmasked = clean._replace(weights=context_weights(clean.masked, card.decay, card.beta))
@@ -98,7 +101,7 @@ def test_without_masks_the_loss_is_exactly_that_of_ar():
 
 def test_shapes_types_and_what_stays_clean():
     tokens, batch = batch_of(CardObjective(), rows=64, length=16)
-    assert [t.dtype for t in batch] == [
+    assert [t.dtype for t in tensors_of(batch)] == [
         torch.int64,
         torch.int64,
         torch.int64,
@@ -106,7 +109,7 @@ def test_shapes_types_and_what_stays_clean():
         torch.bool,
         torch.float32,
     ]
-    assert batch.positions.tolist() == list(range(16))
+    assert batch.positions.tolist() == [list(range(16))] * len(batch.inputs)
     assert torch.equal(batch.targets, tokens[:, 1:])
     assert not (batch.targets == MASK_ID).any()
     assert not batch.masked[:, 0].any()
@@ -208,20 +211,20 @@ def test_at_noise_level_masks_that_share_with_unit_weights():
     objective = CardObjective(beta=3.0)
     for level in (0.0, 0.25, 0.7, 1.0):
         levels = torch.full((50,), level, dtype=torch.float64)
-        batch = objective.at_noise_level(tokens, ids, levels, 9)
+        batch = objective.at_noise_level(samples_of(tokens, ids), levels, 9)
         assert (batch.masked.sum(1) == max(1, math.floor(40 * level))).all()
         assert torch.equal(batch.weights, torch.ones(50, 41))
-        again = objective.at_noise_level(tokens.flip(0), ids.flip(0), levels, 9)
+        again = objective.at_noise_level(samples_of(tokens.flip(0), ids.flip(0)), levels, 9)
         assert torch.equal(again.masked.flip(0), batch.masked)
     trained = objective.corrupt(samples_of(tokens, ids, torch.zeros(50, dtype=torch.int64)), 9)
-    same_levels = objective.at_noise_level(tokens, ids, trained.noise_level[:, 0], 9)
+    same_levels = objective.at_noise_level(samples_of(tokens, ids), trained.noise_level[:, 0], 9)
     assert not torch.equal(same_levels.masked, trained.masked)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 11])
 def test_masked_tail(count):
     tokens = clean_tokens(2, 12)
-    batch, outputs = CardObjective().masked_tail(tokens, count)
+    batch, outputs = CardObjective().masked_tail(samples_of(tokens), count)
     assert batch.masked.sum(1).tolist() == [count, count]
     assert not batch.masked[:, : 12 - count].any()
     assert torch.equal(batch.weights, torch.ones(2, 12))
@@ -235,7 +238,7 @@ def test_masked_tail(count):
 @pytest.mark.parametrize("count", [-1, 12])
 def test_masked_tail_leaves_the_first_token(count):
     with pytest.raises(ValueError, match="from 0 to 11"):
-        CardObjective().masked_tail(clean_tokens(2, 12), count)
+        CardObjective().masked_tail(samples_of(clean_tokens(2, 12)), count)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +261,7 @@ def test_masked_tail_leaves_the_first_token(count):
 )
 def test_bad_parameters_name_the_key(key, value):
     with pytest.raises(ConfigurationError, match=rf"objective\.{key} is .*valid"):
-        create_objective("card", **{key: value})
+        registry.create("card", **{key: value})
 
 
 def test_noise_range_in_the_wrong_order():
@@ -267,14 +270,15 @@ def test_noise_range_in_the_wrong_order():
 
 
 def test_registry():
-    assert create_objective("card", tail_factor=2, mask_id=9) == CardObjective(tail_factor=2.0, mask_id=9)
-    assert create_objective("ar") == ArObjective()
-    assert {create_objective(name).attention for name in ("card", "ar")} == {AttentionKind("causal")}
+    assert registry.create("card", tail_factor=2, mask_id=9) == CardObjective(tail_factor=2.0, mask_id=9)
+    assert registry.create("ar") == ArObjective()
+    assert {registry.create(name).attention for name in ("card", "ar")} == {Causal()}
     with pytest.raises(ConfigurationError, match=r"objective\.name is 'crad'; valid are card, ar, mdlm, bd3lm"):
-        create_objective("crad")
-    assert create_objective("ar", decay=0.5) == ArObjective()
-    with pytest.raises(ConfigurationError, match=r"objective\.dekay is unknown; valid are beta, block, decay"):
-        create_objective("ar", dekay=0.5)
+        registry.create("crad")
+    with pytest.raises(ConfigurationError, match=r"objective\.dekay is no key of objective\.name card; its keys: "):
+        registry.create("card", dekay=0.5)
+    with pytest.raises(ConfigurationError, match=r"objective\.decay is no key of objective\.name ar; its keys: none"):
+        registry.create("ar", decay=0.5)
 
 
 def test_one_input_position_is_too_short_for_card():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from card_scale.objectives import create_objective
+from card_scale.objectives import registry
 from tests.objectives.samples import samples_of
 
 OBJECTIVES = [
@@ -16,7 +16,7 @@ OBJECTIVES = [
 
 def corrupted(settings: dict, resample: bool, epoch: int, order: list[int]) -> dict[int, torch.Tensor]:
     """Return the masks by sample id of a batch of the samples in ``order``, in an epoch."""
-    objective = create_objective(**settings, resample=resample)
+    objective = registry.create(**settings, resample=resample)
     tokens = torch.randint(5, 100, (8, 33), generator=torch.Generator().manual_seed(1))
     ids = torch.tensor(order)
     rows = len(order)
@@ -45,7 +45,7 @@ def test_resampled_noise_differs_by_epoch(settings):
 
 
 def test_frozen_noise_still_covers_all_levels():
-    objective = create_objective("mdlm", resample=False)
+    objective = registry.create("mdlm", resample=False)
     rows = 4000
     samples = samples_of(torch.full((rows, 9), 7))
     levels = objective.corrupt(samples, 0).noise_level[:, 0].double().sort().values

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from card_scale.errors import ConfigurationError
-from card_scale.objectives import BlockDiffusionObjective
+from card_scale.objectives.block_diffusion import BlockDiffusionObjective
 from card_scale.objectives.mask_interval import MASK_RATE_BINS, cell_sums, least_variance
 from tests.objectives.samples import samples_of
 

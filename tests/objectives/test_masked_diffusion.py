@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from card_scale.data.samples import Samples
 from card_scale.errors import ConfigurationError
-from card_scale.objectives import Samples, masked_diffusion, noise
+from card_scale.objectives import masked_diffusion, noise
 from card_scale.objectives.noise import Stream
 from tests.objectives.samples import samples_of
 
@@ -152,10 +153,10 @@ def test_masks_inputs_and_weights_against_a_loop(rows, blocks, block, weighted, 
     ]
     if length == 1:
         with pytest.raises(ConfigurationError, match=r"model\.length is 1; masked diffusion needs at least 2"):
-            masked_diffusion.in_place_batch(tokens, masked, rates, MASK_ID, weighted=weighted)
+            masked_diffusion.in_place_batch(samples_of(tokens), masked, rates, MASK_ID, weighted=weighted)
         return
-    batch = masked_diffusion.in_place_batch(tokens, masked, rates, MASK_ID, weighted=weighted)
-    assert batch.positions.tolist() == list(range(length))
+    batch = masked_diffusion.in_place_batch(samples_of(tokens), masked, rates, MASK_ID, weighted=weighted)
+    assert batch.positions.tolist() == [list(range(length))] * len(tokens)
     assert torch.equal(batch.targets, tokens[:, :-1])
     assert (batch.weights.dtype, batch.noise_level.dtype) == (torch.float32, torch.float32)
     assert torch.equal(batch.noise_level, rates.float())

@@ -6,11 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from card_scale.data.samples import Samples
 from card_scale.errors import ConfigurationError
-from card_scale.objectives import AttentionKind, MdlmObjective, Samples, create_objective, weighted_loss
+from card_scale.objectives import registry
+from card_scale.objectives.attention import Bidirectional
+from card_scale.objectives.batch import weighted_loss
+from card_scale.objectives.mdlm import MdlmObjective
 from card_scale.objectives.noise import Stream, uniforms
 from tests.objectives import oracles
-from tests.objectives.samples import samples_of
+from tests.objectives.samples import samples_of, tensors_of
 
 VOCABULARY = 11
 MASK_ID = 4
@@ -66,7 +70,7 @@ def test_shapes_types_and_what_stays_clean():
     tokens = clean_tokens(64, 16)
     objective = MdlmObjective(mask_id=MASK_ID)
     batch = objective.corrupt(samples_of(tokens), 7)
-    assert [t.dtype for t in batch] == [
+    assert [t.dtype for t in tensors_of(batch)] == [
         torch.int64,
         torch.int64,
         torch.int64,
@@ -74,7 +78,7 @@ def test_shapes_types_and_what_stays_clean():
         torch.bool,
         torch.float32,
     ]
-    assert batch.positions.tolist() == list(range(16))
+    assert batch.positions.tolist() == [list(range(16))] * len(batch.inputs)
     assert torch.equal(batch.targets, tokens[:, :-1])
     assert not batch.masked[:, 0].any()
     assert torch.equal(batch.inputs == MASK_ID, batch.masked)
@@ -85,8 +89,8 @@ def test_shapes_types_and_what_stays_clean():
     assert objective.normaliser(batch).item() == 64 * 16
     assert objective.scored(16) == 15
     assert not objective.likelihood_is_exact
-    assert objective.attention == AttentionKind("bidirectional")
-    assert create_objective("mdlm", mask_id=MASK_ID, block=3) == objective
+    assert objective.attention == Bidirectional()
+    assert registry.create("mdlm", mask_id=MASK_ID) == objective
 
 
 @given(st.permutations(range(8)), st.integers(1, 7), st.sampled_from(["corrupt", "likelihood"]))

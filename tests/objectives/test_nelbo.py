@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from card_scale.objectives import BlockDiffusionObjective, MdlmObjective
+from card_scale.objectives.block_diffusion import BlockDiffusionObjective
 from card_scale.objectives.masked_diffusion import SMALLEST_MASK_RATE
+from card_scale.objectives.mdlm import MdlmObjective
 from tests.objectives import enumeration
 from tests.objectives.enumeration import TableModel
 from tests.objectives.samples import samples_of

@@ -11,16 +11,15 @@ import torch
 import torch.distributed as dist
 
 from card_scale.config import Config
-from card_scale.data.loader import Batch, ValidationBatches
-from card_scale.distributed import parallel_dims as topology
-from card_scale.distributed import process_groups
-from card_scale.engine.build import build_engine
+from card_scale.data.loader import ValidationBatches
+from card_scale.data.samples import Samples
+from card_scale.distributed import parallel_dims, process_groups
 from card_scale.model.initialization import initial_weight
-from card_scale.training.evaluation import Evaluation
+from card_scale.training.evaluator import Evaluator
 from tests.layouts.masked_diffusion_loops import evaluation_batch
 from tests.layouts.processes import run_ranks
 from tests.layouts.test_one_rank import weight_shapes
-from tests.layouts.trajectory import VOCABULARY, objective_of, small_config
+from tests.layouts.trajectory import VOCABULARY, engine_of, small_config
 from tests.model import reference_gpt
 from tests.training.test_evaluation import SAMPLES, FixedStream
 
@@ -51,11 +50,10 @@ def configs_on(**layout) -> list[Config]:
 
 def evaluate(configs: list[Config], seeds: list[list[int]]) -> list[list[dict]]:
     """Return by configuration the results of an evaluation with the noise of each of its seeds."""
-    process_groups.form(topology.plan(configs[0], dist.get_world_size()), 60)
+    process_groups.initialize(parallel_dims.plan(configs[0], dist.get_world_size()), 60)
     found = []
     for config, own_seeds in zip(configs, seeds, strict=True):
-        objective = objective_of(config)
-        engine = build_engine(config, VOCABULARY, objective.attention)
+        engine = engine_of(config)
         batches = ValidationBatches(
             FixedStream(config.model.length),
             global_batch=config.train.global_batch,
@@ -64,7 +62,7 @@ def evaluate(configs: list[Config], seeds: list[list[int]]) -> list[list[dict]]:
             data_parallel_size=dist.get_world_size(process_groups.data_group()),
         )
         noisy = [dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed)) for seed in own_seeds]
-        found.append([Evaluation(engine, objective, one, batches)() for one in noisy])
+        found.append([Evaluator(engine, one, batches)(one.objective) for one in noisy])
     return found
 
 
@@ -105,7 +103,7 @@ def draws_by_hand(config: Config) -> tuple[list[list[float]], list[Block]]:
     ids = torch.arange(SAMPLES)
     bounds, blocks = [], []
     for draw in range(DRAWS):
-        batch = Batch(ids, torch.full_like(ids, draw), tokens, draw * SAMPLES + ids)
+        batch = Samples(tokens, ids, torch.full_like(ids, draw), draw * SAMPLES + ids, SAMPLES)
         made = evaluation_batch(config, batch, SAMPLES)
         logits = reference_gpt.logits(
             weights,

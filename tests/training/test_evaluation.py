@@ -1,18 +1,14 @@
 """Evaluation against a plain loop over the model's own logits, padding rows and layouts included."""
 
-import dataclasses
-
 import pytest
 import torch
 import torch.distributed as dist
 
 from card_scale.data.loader import ValidationBatches
-from card_scale.distributed import parallel_dims as topology
-from card_scale.distributed import process_groups
-from card_scale.engine.build import build_engine
-from card_scale.training.evaluation import Evaluation
+from card_scale.distributed import parallel_dims, process_groups
+from card_scale.training.evaluator import Evaluator
 from tests.layouts.processes import run_ranks
-from tests.layouts.trajectory import VOCABULARY, objective_of, small_config
+from tests.layouts.trajectory import VOCABULARY, engine_of, small_config
 
 SAMPLES = 11  # no multiple of the batch of 8
 
@@ -31,10 +27,9 @@ class FixedStream:
 
 
 def evaluate(config):
-    """Return (results of Evaluation, mean clean loss of every position by a plain loop; None beside one rank)."""
-    process_groups.form(topology.plan(config, dist.get_world_size()), 60)
-    objective = objective_of(config)
-    engine = build_engine(config, VOCABULARY, objective.attention)
+    """Return (results of Evaluator, mean clean loss of every position by a plain loop; None beside one rank)."""
+    process_groups.initialize(parallel_dims.plan(config, dist.get_world_size()), 60)
+    engine = engine_of(config)
     stream = FixedStream(config.model.length)
     batches = ValidationBatches(
         stream,
@@ -43,7 +38,7 @@ def evaluate(config):
         data_parallel_rank=process_groups.data_rank(),
         data_parallel_size=dist.get_world_size(process_groups.data_group()),
     )
-    results = Evaluation(engine, objective, config, batches)()
+    results = Evaluator(engine, config, batches)(config.objective)
     if dist.get_world_size() > 1:
         return results, None
     return results, by_hand(engine.chunks[0], stream, config.model.length)
@@ -58,7 +53,7 @@ def by_hand(model, stream, length):
             inputs = row[:-1].clone()
             if block:
                 inputs[-7:] = VOCABULARY.mask_id
-            logits = model(inputs[None], torch.arange(length))[:, 0].double()
+            logits = model(inputs[None], torch.arange(length)[None])[:, 0].double()
             logits[:, VOCABULARY.mask_id] = -torch.inf
             logits[:, VOCABULARY.size :] = -torch.inf
             for position in range(length):
@@ -88,7 +83,6 @@ def test_every_rank_of_another_layout_gets_the_same(one_rank):
 
 
 def test_ar_has_no_denoising_losses():
-    config = small_config(parallel=dict(zero=0))
-    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, name="ar"))
+    config = small_config(parallel=dict(zero=0), objective=dict(name="ar"))
     results, _ = run_ranks(evaluate, 1, config, deadline=60)[0]
     assert results.keys() == {"validation_nll", "validation_perplexity"}

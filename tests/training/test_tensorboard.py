@@ -15,7 +15,12 @@ GLOBAL_BATCH = 8
 
 
 def recorder(directory, **resume):
-    return TensorBoardRecorder(directory, config=CONFIG, config_text="run:\n  dir: runs/x", **resume)
+    return TensorBoardRecorder(
+        directory, config=CONFIG, config_text="run:\n  dir: runs/x", objective_charts=CHARTS, **resume
+    )
+
+
+CHARTS = {"card": {"masks": [r"card/mask_ratio$"]}, "without charts": {}}
 
 
 def training_record(step, loss=1.0):
@@ -112,7 +117,9 @@ def test_layout_names_tags_that_exist(tmp_path):
     layout = Layout()
     layout.ParseFromString(accumulator.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     titles = [category.title for category in layout.category]
-    assert titles == ["learning", "CARD", "masked diffusion", "repetition", "speed", "data"]
+    assert titles == ["learning", "repetition", "speed", "data", "card"]
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[-1].chart}
+    assert charts == CHARTS["card"]
 
 
 def test_hyperparameters_and_config_text(tmp_path):

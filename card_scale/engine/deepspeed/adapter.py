@@ -1,6 +1,7 @@
 """Everything this project needs from DeepSpeed beyond its public interface, with the reason. Seen in 0.19.8."""
 
 import logging
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import deepspeed
@@ -13,7 +14,8 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.utils import safe_set_full_grad, safe_set_local_grad
 from torch import nn
 
-from card_scale.distributed import cpu_backend, process_groups
+from card_scale.distributed import process_groups
+from card_scale.distributed.device import current_device
 from card_scale.model.gpt import GPT
 from card_scale.model.layer import DecoderLayer
 from card_scale.model.weights import LogicalWeight
@@ -61,17 +63,42 @@ def model_parallel_unit() -> SimpleNamespace:
     return unit
 
 
-def mark_counted(weights: list[tuple[nn.Parameter, LogicalWeight]]) -> None:
+def mark_primary(weights: list[tuple[nn.Parameter, LogicalWeight]]) -> None:
     """Tell DeepSpeed's norm which parameters this rank counts.
 
     DeepSpeed counts a parameter where it is marked model-parallel or on model-parallel rank 0, which at stage 3 is the
     rank in the whole TP x PP group (replicated parameters of later stages are missed) and at stages 1 and 2 the
     tensor-parallel rank (the second copy of a tied embedding is counted, unless it is marked as a pipeline replica).
     """
-    for parameter, where in weights:
-        parameter.model_parallel = where.counted
+    for parameter, logical in weights:
+        parameter.model_parallel = logical.is_primary
         parameter.tensor_model_parallel = False
-        parameter.ds_pipe_replicated = not where.counted
+        parameter.ds_pipe_replicated = not logical.is_primary
+
+
+class _Parameters(nn.Module):
+    """A module that has the given parameters, each as it is asked for."""
+
+    def __init__(self, parameters: Iterator[nn.Parameter]):
+        super().__init__()
+        self._made = (parameters,)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:  # noqa: ARG002 - there is no recursion
+        return self._made[0]
+
+
+def partition_as_made(parameters: Iterator[nn.Parameter], settings: dict, mpu: SimpleNamespace) -> None:
+    """Partition parameters for ZeRO-3 one by one, so that no rank ever holds a whole stage.
+
+    ``zero.Init`` partitions a module's parameters in a loop over ``module.parameters()``; made on the meta device they
+    cannot stand there, so they get their memory in that loop.
+    """
+    deepspeed.zero.Init(
+        module=_Parameters(parameters),
+        data_parallel_group=process_groups.data_group(),
+        config_dict_or_path=settings,
+        mpu=mpu,
+    )
 
 
 def gather_layer_by_layer(chunks: list[GPT]) -> None:
@@ -107,7 +134,7 @@ def reduce_norm_once(optimizer) -> None:
         optimizer._model_parallel_all_reduce = lambda **_: None
         norms = torch.stack(norms_of_sub_groups())
         optimizer._model_parallel_all_reduce = sum_over_model
-        square = torch.where(norms < 0, torch.nan, norms).square().sum().to(cpu_backend.device())
+        square = torch.where(norms < 0, torch.nan, norms).square().sum().to(current_device())
         torch.distributed.all_reduce(square, group=process_groups.model_group())
         norm = square.sqrt().to(norms.device)
         return [torch.where(norm.isfinite(), norm, -1.0)]
@@ -151,7 +178,7 @@ def set_full_gradient(optimizer, stage: int, parameter: nn.Parameter, whole: tor
         optimizer.norm_for_param_grads[optimizer.get_param_id(parameter)] = torch.linalg.vector_norm(part)
 
 
-def masters(optimizer, stage: int) -> list[torch.Tensor]:
+def master_weights(optimizer, stage: int) -> list[torch.Tensor]:
     """Return the flat float32 partitions that ZeRO stages 1-3 update."""
     if stage == 3:
         return optimizer.fp32_partitioned_groups_flat
@@ -171,7 +198,7 @@ def link_optimizer_state(optimizer, stage: int) -> None:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def publish_masters(optimizer, stage: int) -> None:
+def publish_weights(optimizer, stage: int) -> None:
     """Copy the float32 partitions into the parameters of the forward pass."""
     if stage == 3:
         for sub_group in range(len(optimizer.fp16_groups)):

@@ -4,6 +4,7 @@ DeepSpeed's own pipeline engine refuses ZeRO-2 and ZeRO-3. Here an ordinary engi
 data-parallel group and knows nothing of the pipeline; the schedule outside moves activations between stages.
 """
 
+import collections
 from collections.abc import Iterator
 
 import deepspeed
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 
 from card_scale.config import Config
 from card_scale.distributed import process_groups
+from card_scale.distributed.device import current_device
 from card_scale.engine import gradients
 from card_scale.engine.base import WEIGHT, ShardingEngine, Stage, parameter_groups
-from card_scale.engine.deepspeed import adapter as adapter
-from card_scale.engine.deepspeed import settings as deepspeed_json
+from card_scale.engine.deepspeed import adapter, settings
+from card_scale.engine.materialize import materialized_parameters
 from card_scale.engine.optimizer import AdamW
 from card_scale.model.gpt import GPT
 from card_scale.model.weights import LogicalWeight, logical_weights
@@ -45,29 +47,35 @@ class _Chunks(nn.Module):
 class DeepSpeedEngine(ShardingEngine):
     """The sharding engine on DeepSpeed ZeRO."""
 
-    def __init__(self, chunks: list[GPT], config: Config):
-        super().__init__(chunks, config)
+    def __init__(self, chunks: list[GPT], config: Config, compute_dtype: torch.dtype):
+        super().__init__(chunks, config, compute_dtype)
         adapter.prepare()
-        self.zero_stage = deepspeed_json.zero_stage(config)
-        self._weights = list(logical_weights(chunks))
-        adapter.mark_counted(self._weights)
+        self.zero_stage = settings.zero_stage(config)
         module = _Chunks(chunks)
-        self.optimizer = AdamW(parameter_groups(self._weights, config.optimizer.weight_decay), config.optimizer)
-        settings = deepspeed_json.resolve(
+        logical = [place for _, place in logical_weights(chunks)]
+        resolved = settings.resolve(
             config,
             dist.get_world_size(process_groups.data_group()),
-            sum(parameter.numel() for parameter, _ in self._weights),
+            sum(parameter.numel() for parameter in module.parameters()),
         )
         if self.zero_stage == 0:
-            settings["gradient_clipping"] = 0.0  # stage 0 leaves norm and clipping to us
+            resolved["gradient_clipping"] = 0.0  # stage 0 leaves norm and clipping to us
+        mpu = adapter.model_parallel_unit()
+        made = materialized_parameters(module, current_device(), compute_dtype)
+        if self.zero_stage == 3:
+            adapter.partition_as_made(made, resolved, mpu)
+        collections.deque(made, maxlen=0)  # what stage 3 has left, which is nothing
+        self._weights = list(zip(module.parameters(), logical, strict=True))
+        adapter.mark_primary(self._weights)
+        self.optimizer = AdamW(parameter_groups(self._weights, config.optimizer.weight_decay), config.optimizer)
         if self.zero_stage == 3 and config.train.compile:
             adapter.gather_layer_by_layer(chunks)
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,
-            mpu=adapter.model_parallel_unit(),
+            mpu=mpu,
             dist_init_required=False,
-            config=settings,
+            config=resolved,
         )
         if self.zero_stage == 3:
             adapter.reduce_norm_once(self.engine.optimizer)
@@ -120,7 +128,7 @@ class DeepSpeedEngine(ShardingEngine):
                 adapter.set_full_gradient(self.engine.optimizer, self.zero_stage, parameter, gradient)
 
     def _clip_unsharded(self) -> Tensor:
-        held = [(parameter.grad, where) for parameter, where in self._weights]
+        held = [(parameter.grad, logical) for parameter, logical in self._weights]
         norm = gradients.global_norm(held, [process_groups.model_group()])
         gradients.clip([gradient for gradient, _ in held], norm, self.config.optimizer.clip)
         return norm
@@ -158,11 +166,11 @@ class DeepSpeedEngine(ShardingEngine):
             adapter.link_optimizer_state(self.engine.optimizer, self.zero_stage)
             self._state_linked = True
 
-    def masters(self) -> list[Tensor]:
+    def master_weights(self) -> list[Tensor]:
         if self.zero_stage == 0:
             return [parameter for parameter, _ in self._weights]
-        return adapter.masters(self.engine.optimizer, self.zero_stage)
+        return adapter.master_weights(self.engine.optimizer, self.zero_stage)
 
-    def publish_masters(self) -> None:
+    def publish_weights(self) -> None:
         if self.zero_stage > 0:
-            adapter.publish_masters(self.engine.optimizer, self.zero_stage)
+            adapter.publish_weights(self.engine.optimizer, self.zero_stage)

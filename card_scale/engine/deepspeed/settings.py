@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from card_scale.config import Config, nearest
+from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.errors import ConfigurationError
 
 ALLOWED_KEYS = {
@@ -162,6 +163,20 @@ def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[s
     return resolved
 
 
-def check(config: Config, data_parallel: int) -> None:
-    """Raise what :func:`resolve` would raise, before there is a model whose parameters could be counted."""
-    resolve(config, data_parallel, stage_parameters=1)
+def check(config: Config, dims: ParallelDims) -> None:
+    """Raise ConfigurationError for what DeepSpeed cannot do, and what :func:`resolve` would raise.
+
+    That is before there is a model whose parameters could be counted.
+    """
+    stage = zero_stage(config)
+    if config.parallel.virtual_pipeline > 1 and stage == 3:
+        raise ConfigurationError(
+            f"parallel.virtual_pipeline {config.parallel.virtual_pipeline} with ZeRO stage 3 is not supported (its "
+            "gradients would be silently wrong); use parallel.zero 0, 1 or 2, or parallel.engine fsdp2"
+        )
+    if config.train.precision == "bf16" and stage == 0:
+        raise ConfigurationError(
+            "train.precision bf16 with ZeRO stage 0 is not supported (DeepSpeed keeps no float32 gradients there); "
+            "use parallel.zero 1, 2 or 3, or parallel.engine fsdp2"
+        )
+    resolve(config, dims.data, stage_parameters=1)

@@ -5,13 +5,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from card_scale.objectives import AttentionKind
-from card_scale.training.throughput import (
-    block_diffusion_flops_per_token,
-    flops_per_token,
-    parameter_counts,
-)
-from tests.model.conftest import VOCABULARY
+from card_scale.config import ModelConfig
+from card_scale.cost.flops import flops_per_token
+from card_scale.objectives.attention import Bidirectional, BlockDiffusion, Causal
+from tests.model.conftest import VOCABULARY, build, one_rank
+
+__all__ = ["build", "one_rank"]
 
 LENGTH, SIZES = 12, {"layers": 2, "hidden": 24, "ffn": 40}
 
@@ -22,24 +21,28 @@ def counted(model, positions):
     # Torch counts the attention only where it is made of plain products.
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
-            loss = model(inputs, positions, inputs[:, :LENGTH]).sum()
+            loss = model(inputs, positions[None], inputs[:, :LENGTH]).sum()
         with FlopCounterMode(display=False) as backward:
             loss.backward()
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["causal", "bidirectional"])
-def test_causal_and_bidirectional_models(build, name):
-    forward, backward = counted(build(AttentionKind(name), **SIZES), torch.arange(LENGTH))
-    weights = parameter_counts(**SIZES, vocabulary=VOCABULARY.padded, tied=False).multiplied
-    expected = flops_per_token(multiplied=weights, layers=2, hidden=24, length=LENGTH).full * LENGTH
-    assert (forward + backward, backward) == (expected, 2 * forward)
+def formula(kind, **sizes):
+    model = ModelConfig(**SIZES, heads=3, length=LENGTH, **sizes)
+    return flops_per_token(model, kind, VOCABULARY.padded).full * LENGTH
+
+
+@pytest.mark.parametrize("kind", [Causal(), Bidirectional()])
+@pytest.mark.parametrize("kv_heads", [None, 1])
+def test_causal_and_bidirectional_models(build, kind, kv_heads):
+    forward, backward = counted(build(kind, **SIZES, kv_heads=kv_heads), torch.arange(LENGTH))
+    assert (forward + backward, backward) == (formula(kind, kv_heads=kv_heads), 2 * forward)
 
 
 def test_block_diffusion(build):
     """The queries of the last layer's clean half come with its keys and values: run, but not counted as progress."""
-    model = build(AttentionKind("block_diffusion", 4), attention_backend="dense", **SIZES)
+    kind = BlockDiffusion(4)
+    model = build(kind, attention_backend="dense", **SIZES)
     forward, backward = counted(model, torch.arange(LENGTH).repeat(2))
-    formula = block_diffusion_flops_per_token(**SIZES, vocabulary=VOCABULARY.padded, length=LENGTH, block=4)
-    assert forward + backward == formula.full * LENGTH + 3 * 2 * LENGTH * 24**2
+    assert forward + backward == formula(kind) + 3 * 2 * LENGTH * 24**2
     assert backward == 2 * forward

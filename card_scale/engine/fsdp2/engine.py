@@ -10,7 +10,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from card_scale.config import Config
-from card_scale.distributed import cpu_backend, process_groups
+from card_scale.distributed import process_groups
+from card_scale.distributed.device import current_device
 from card_scale.engine import gradients
 from card_scale.engine.base import WEIGHT, ShardingEngine, Stage, parameter_groups
 from card_scale.engine.optimizer import AdamW
@@ -26,31 +27,27 @@ class Fsdp2Engine(ShardingEngine):
     compute precision.
     """
 
-    def __init__(self, chunks: list[GPT], config: Config):
-        super().__init__(chunks, config)
+    def __init__(self, chunks: list[GPT], config: Config, compute_dtype: torch.dtype):
+        super().__init__(chunks, config, compute_dtype)
         group = process_groups.data_group()
-        device = cpu_backend.device()
-        mesh = DeviceMesh.from_group(group, device.type)
+        mesh = DeviceMesh.from_group(group, current_device().type)
         per_rank = config.train.global_batch // dist.get_world_size(group)
         self.keep_gathered = per_rank > config.train.micro_batch
-        # fully_shard replaces the parameters, so their places are kept by name.
-        places = {where.name: where for _, where in logical_weights(chunks)}
-        bf16 = config.train.precision == "bf16"
+        logical = [place for _, place in logical_weights(chunks)]
+        narrow = compute_dtype != torch.float32
         policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if bf16 else None,
-            reduce_dtype=torch.float32 if bf16 else None,
+            param_dtype=compute_dtype if narrow else None,
+            reduce_dtype=torch.float32 if narrow else None,
             # Rotary angles must reach the layers in float32.
             cast_forward_inputs=False,
         )
         for chunk in chunks:
-            chunk.to(device)
             for module in (*chunk.layers.values(), chunk):
                 fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not self.keep_gathered)
-        self._weights = [
-            (parameter, places["embedding.weight" if name == "head.weight" and chunk.tied else name])
-            for chunk in chunks
-            for name, parameter in chunk.named_parameters()
-        ]
+            # Still on the meta device: only now memory is taken, for the shards alone.
+            chunk.to_empty(device=current_device())
+        parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
+        self._weights = list(zip(parameters, logical, strict=True))
         self.optimizer = AdamW(parameter_groups(self._weights, config.optimizer.weight_decay), config.optimizer)
         two_copies = config.model.tie_embeddings and config.parallel.pipeline > 1
         self._tied = gradients.tied_embeddings(self._weights) if two_copies else []
@@ -65,7 +62,7 @@ class Fsdp2Engine(ShardingEngine):
     def step(self, learning_rate: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        held = [(_local(parameter.grad), where) for parameter, where in self._weights]
+        held = [(_local(parameter.grad), logical) for parameter, logical in self._weights]
         for parameter in self._tied:
             # Both copies have one shape and one sharding: their shards correspond.
             gradients.sum_over_tied_copies(_local(parameter.grad))
@@ -73,7 +70,7 @@ class Fsdp2Engine(ShardingEngine):
         gradients.clip([gradient for gradient, _ in held], norm, self.config.optimizer.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.publish_masters()
+        self.publish_weights()
         return norm
 
     def full_state(self, parameter: nn.Parameter, key: str) -> Tensor:
@@ -87,10 +84,10 @@ class Fsdp2Engine(ShardingEngine):
         # Every rank holds the whole value: src_data_rank None shards it without communication.
         state.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None))
 
-    def masters(self) -> list[Tensor]:
+    def master_weights(self) -> list[Tensor]:
         return [parameter for parameter, _ in self._weights]
 
-    def publish_masters(self) -> None:
+    def publish_weights(self) -> None:
         # Gathered copies are of the weights before the update; drop them.
         for module in self._sharded_modules():
             module.reshard()

@@ -1,4 +1,4 @@
-"""Whether a training step fits into memory, estimated before anything is allocated."""
+"""Whether an arm's step fits into memory, asked before anything is allocated."""
 
 import os
 
@@ -7,25 +7,10 @@ import torch
 
 from card_scale.benchmark.arms import Arm, config_of, with_sizes
 from card_scale.config import Config
-from card_scale.distributed import parallel_dims as topology
+from card_scale.cost.memory import step_memory
+from card_scale.distributed.parallel_dims import ParallelDims
+from card_scale.engine.selection import engine_kind
 from card_scale.errors import ConfigurationError
-from card_scale.training.dry_run import activation_bytes, state_bytes
-from card_scale.training.throughput import counts_of
-
-
-def step_bytes(config: Config, layout: topology.Topology, vocabulary_rows: int) -> float:
-    """Return an estimate of the bytes that a step of ``config`` holds at its peak on the rank that holds most.
-
-    Model states and the layers' activations as ``--dry-run`` estimates them; a micro-batch's logits and their gradient;
-    with the dense backend the mask [2L, 2L], boolean and in the compute type, which is what torch makes of it in front
-    of its fused kernels (none of them keeps the scores).
-    """
-    model, train = config.model, config.train
-    item = 2 if train.precision == "bf16" else 4
-    states = state_bytes(config, layout, counts_of(model, vocabulary_rows).total)
-    logits = 2 * train.micro_batch * model.length * vocabulary_rows * item / layout.tensor
-    mask = (1 + item) * (2 * model.length) ** 2 if model.attention_backend == "dense" else 0
-    return states + activation_bytes(config, layout) + logits + mask
 
 
 def available_bytes() -> int:
@@ -37,10 +22,10 @@ def available_bytes() -> int:
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def check_fits(arm: Arm, base: Config, layout: topology.Topology, vocabulary_rows: int, available: int) -> None:
+def check_fits(arm: Arm, base: Config, layout: ParallelDims, vocabulary_rows: int, available: int) -> None:
     """Raise ConfigurationError if a step of ``arm`` would not fit into ``available`` bytes, saying what would."""
     model, train = base.model, base.train
-    needed = step_bytes(config_of(arm, base), layout, vocabulary_rows)
+    needed = _needed(config_of(arm, base), layout, vocabulary_rows)
     if needed > available:
         raise ConfigurationError(
             f"arm {arm.name} at model.length {model.length} and train.micro_batch {train.micro_batch} needs about "
@@ -49,7 +34,11 @@ def check_fits(arm: Arm, base: Config, layout: topology.Topology, vocabulary_row
         )
 
 
-def _what_fits(arm: Arm, base: Config, layout: topology.Topology, vocabulary_rows: int, available: int) -> str:
+def _needed(config: Config, layout: ParallelDims, vocabulary_rows: int) -> float:
+    return step_memory(config, layout, engine_kind(config).zero_stage(config), vocabulary_rows).total
+
+
+def _what_fits(arm: Arm, base: Config, layout: ParallelDims, vocabulary_rows: int, available: int) -> str:
     """Say the largest micro-batch that fits at this length, or else the largest length, by halving either."""
     length, micro_batch = base.model.length, base.train.micro_batch
     while True:
@@ -61,5 +50,5 @@ def _what_fits(arm: Arm, base: Config, layout: topology.Topology, vocabulary_row
             return "no length would fit with one sequence at a time; take a smaller model or shard it further"
         in_flight = micro_batch * layout.data * layout.pipeline
         sizes = with_sizes(base, length=length, micro_batch=micro_batch, global_batch=in_flight)
-        if step_bytes(config_of(arm, sizes), layout, vocabulary_rows) <= available:
+        if _needed(config_of(arm, sizes), layout, vocabulary_rows) <= available:
             return f"model.length {length} with train.micro_batch {micro_batch} would fit"

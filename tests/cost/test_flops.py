@@ -7,21 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from card_scale.config import Config, DataConfig, ModelConfig, ObjectiveConfig, TrainConfig
-from card_scale.training.throughput import (
-    block_diffusion_flops_per_token,
-    flops_of,
-    flops_per_token,
-    parameter_counts,
-    peak_flops,
-    throughput_fields,
-)
+from card_scale.config import ModelConfig
+from card_scale.cost.devices import peak_flops, throughput_fields
+from card_scale.cost.flops import ModelFlops, flops_per_token
+from card_scale.cost.parameters import parameter_counts
+from card_scale.objectives import registry
+from card_scale.objectives.attention import AttentionKind
 from tests.objectives import oracles
 
 H100 = 989.4e12
-# Llama-3 8B: grouped-query attention with 8 of 32 heads, hence N_mm written out; head included, input embedding not.
-LLAMA_8B = {"layers": 32, "hidden": 4096, "length": 8192}
-LLAMA_8B_MULTIPLIED = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
+# 8 of 32 heads for keys and values; head included, input embedding not.
+LLAMA3_8B = ModelConfig(layers=32, hidden=4096, heads=32, kv_heads=8, ffn=14336, length=8192)
 
 
 def test_parameters_equal_those_of_a_model_that_is_built():
@@ -30,23 +26,25 @@ def test_parameters_equal_those_of_a_model_that_is_built():
     for _ in range(layers):
         shapes += [(hidden,), (3 * hidden, hidden), (hidden, hidden), (hidden,), (2 * ffn, hidden), (hidden, ffn)]
     built = sum(torch.empty(shape).numel() for shape in shapes)
-    untied = parameter_counts(layers=layers, hidden=hidden, ffn=ffn, vocabulary=vocabulary, tied=False)
+    sizes = ModelConfig(layers=layers, hidden=hidden, heads=2, ffn=ffn)
+    untied = parameter_counts(sizes, vocabulary)
     assert untied.total == built
-    tied = parameter_counts(layers=layers, hidden=hidden, ffn=ffn, vocabulary=vocabulary, tied=True)
+    tied = parameter_counts(dataclasses.replace(sizes, tie_embeddings=True), vocabulary)
     assert tied.total == built - vocabulary * hidden
     assert tied.multiplied == untied.multiplied == built - vocabulary * hidden - (2 * layers + 1) * hidden
 
 
 def test_published_sizes():
-    paper = parameter_counts(layers=33, hidden=1536, ffn=4096, vocabulary=50368, tied=True)
-    assert paper.total == pytest.approx(1.01e9, rel=0.005)
-    llama2_7b = parameter_counts(layers=32, hidden=4096, ffn=11008, vocabulary=32000, tied=False)
-    assert llama2_7b.total == 6_738_415_616
+    paper = ModelConfig(layers=33, hidden=1536, heads=16, ffn=4096, tie_embeddings=True)
+    assert parameter_counts(paper, 50368).total == pytest.approx(1.01e9, rel=0.005)
+    llama2_7b = ModelConfig(layers=32, hidden=4096, heads=32, ffn=11008)
+    assert parameter_counts(llama2_7b, 32000).total == 6_738_415_616
+    assert parameter_counts(LLAMA3_8B, 128256).total == 8_030_261_248
 
 
 def test_llama_8b_throughput_under_both_conventions():
-    assert round(LLAMA_8B_MULTIPLIED / 1e9, 3) == 7.505
-    flops = flops_per_token(multiplied=LLAMA_8B_MULTIPLIED, **LLAMA_8B)
+    assert round(parameter_counts(LLAMA3_8B, 128256).multiplied / 1e9, 3) == 7.505
+    flops = flops_per_token(LLAMA3_8B, kind_of("ar"), 128256)
     fields = throughput_fields(flops, tokens_per_second=8 * 6667, devices=8, peak=H100)
     assert fields["mfu_causal"] == pytest.approx(0.347, abs=5e-4)
     assert fields["mfu_full"] == pytest.approx(0.390, abs=5e-4)
@@ -55,22 +53,14 @@ def test_llama_8b_throughput_under_both_conventions():
     assert fields == {"tflops_per_device": pytest.approx(743.8, abs=0.1)}
 
 
-def test_flops_count_pairs_of_a_causal_mask():
-    # Attention of one layer and one head of size h over L tokens: scores and values are 2 * 2 * h FLOPs per pair
-    # forward, three times that with backward.
-    length, hidden = 64, 16
-    flops = flops_per_token(multiplied=0, layers=1, hidden=hidden, length=length)
-    assert flops.full * length == 3 * 2 * 2 * hidden * length**2
-    assert flops.causal * length == 3 * 2 * 2 * hidden * length**2 / 2
+def kind_of(name, block=1) -> AttentionKind:
+    """Return the kind of attention of an objective."""
+    return registry.create(name, **({"block": block} if name == "bd3lm" else {})).attention
 
 
-def config_of(name, *, layers, hidden, ffn, length, block=1, heads=1):
-    return Config(
-        model=ModelConfig(layers=layers, hidden=hidden, heads=heads, ffn=ffn, length=length),
-        objective=ObjectiveConfig(name=name, block=block),
-        data=DataConfig(path="synthetic"),
-        train=TrainConfig(steps=1),
-    )
+def flops_of(name, *, vocabulary, layers, hidden, ffn, length, block=1, heads=1, kv_heads=None) -> ModelFlops:
+    model = ModelConfig(layers=layers, hidden=hidden, heads=heads, kv_heads=kv_heads, ffn=ffn, length=length)
+    return flops_per_token(model, kind_of(name, block), vocabulary)
 
 
 def sees(name, query, key, length, block):
@@ -79,7 +69,7 @@ def sees(name, query, key, length, block):
     return name == "mdlm" or key <= query
 
 
-def products(name, *, layers, hidden, ffn, length, block, vocabulary):
+def products(name, *, layers, hidden, ffn, length, block, vocabulary, key_value_width=None):
     """Return the forward FLOPs of one sample, matrix product by matrix product: (of visible pairs, of all pairs).
 
     A product of [m, k] and [k, n] is 2 m n k. Only what the losses need is computed.
@@ -90,8 +80,8 @@ def products(name, *, layers, hidden, ffn, length, block, vocabulary):
         asked = length if layer == layers - 1 else positions
         matrices = [
             (asked, hidden, hidden),  # queries
-            (positions, hidden, hidden),  # keys
-            (positions, hidden, hidden),  # values
+            (positions, hidden, key_value_width or hidden),  # keys
+            (positions, hidden, key_value_width or hidden),  # values
             (asked, hidden, hidden),  # projection
             (asked, hidden, 2 * ffn),  # gate and factor
             (asked, ffn, hidden),
@@ -108,17 +98,19 @@ def products(name, *, layers, hidden, ffn, length, block, vocabulary):
 @given(
     name=st.sampled_from(["mdlm", "bd3lm"]),
     layers=st.integers(1, 3),
-    heads=st.integers(1, 3),
+    key_value_heads=st.integers(1, 3),
+    group=st.integers(1, 2),
     head_size=st.sampled_from([2, 4]),
     ffn=st.integers(1, 20),
     blocks=st.integers(1, 4),
     block=st.integers(1, 4),
 )
 @settings(max_examples=60, deadline=None)
-def test_flops_are_those_of_every_product(name, layers, heads, head_size, ffn, blocks, block):
+def test_flops_are_those_of_every_product(name, layers, key_value_heads, group, head_size, ffn, blocks, block):
+    heads = key_value_heads * group
     sizes = {"layers": layers, "hidden": heads * head_size, "ffn": ffn, "length": blocks * block, "block": block}
-    visible, whole = products(name, **sizes, vocabulary=64)
-    flops = flops_of(config_of(name, **sizes, heads=heads), 64)
+    visible, whole = products(name, **sizes, vocabulary=64, key_value_width=key_value_heads * head_size)
+    flops = flops_of(name, **sizes, heads=heads, kv_heads=key_value_heads, vocabulary=64)
     # The backward pass has two products for each of the forward pass's.
     assert flops.causal * blocks * block == pytest.approx(3 * visible, rel=1e-12)
     assert flops.full * blocks * block == pytest.approx(3 * whole, rel=1e-12)
@@ -128,7 +120,7 @@ def test_flops_are_those_of_every_product(name, layers, heads, head_size, ffn, b
 def test_flops_of_causal_objectives(name):
     sizes = {"layers": 3, "hidden": 8, "ffn": 20, "length": 12, "block": 1}
     visible, whole = products("ar", **sizes, vocabulary=64)
-    flops = flops_of(config_of(name, **sizes), 64)
+    flops = flops_of(name, **sizes, vocabulary=64)
     assert flops.full * 12 == pytest.approx(3 * whole, rel=1e-12)
     # By convention half of the square, without half of its diagonal.
     assert flops.causal * 12 == pytest.approx(3 * (visible - 3 * 2 * 2 * 8 * 12 / 2), rel=1e-12)
@@ -140,12 +132,7 @@ CARD_1B = {"layers": 33, "hidden": 1536, "ffn": 4096, "vocabulary": 50368}
 
 def ratios(sizes, length, block):
     """Return (MDLM/AR, BD3-LM/AR, BD3-LM/AR if its last layer took all 2L positions too)."""
-    sizes = dict(sizes)
-    vocabulary = sizes.pop("vocabulary")
-    ar, mdlm, blocks = (
-        flops_of(config_of(name, **sizes, length=length, block=block), vocabulary).causal
-        for name in ("ar", "mdlm", "bd3lm")
-    )
+    ar, mdlm, blocks = (flops_of(name, **sizes, length=length, block=block).causal for name in ("ar", "mdlm", "bd3lm"))
     hidden, ffn = sizes["hidden"], sizes["ffn"]
     # Of the last layer's clean half: queries, projection, feed-forward network; and half of its pairs.
     saved = 6 * (2 * hidden**2 + 3 * hidden * ffn) + 12 * hidden * (length + block) / 2
@@ -180,15 +167,13 @@ def test_the_ratio_of_an_8b_model(length, grouped):
 
 def test_the_limits_of_block_diffusion():
     sizes = {"layers": 4, "hidden": 32, "ffn": 64, "length": 16}
-    smallest, largest = (block_diffusion_flops_per_token(**sizes, vocabulary=64, block=block) for block in (1, 16))
+    smallest, largest = (flops_of("bd3lm", **sizes, vocabulary=64, block=block) for block in (1, 16))
     # The larger the block, the more it sees of itself; the full square has no blocks.
     assert largest.causal - smallest.causal == 12 * 32 * 3.5 * 15
     assert largest.full == smallest.full > largest.causal
-    config = config_of("bd3lm", **sizes, block=16)
-    assert flops_of(config, 64) == largest
-    # Neither the objective's other keys nor tying change the count.
-    tied = dataclasses.replace(config, model=dataclasses.replace(config.model, tie_embeddings=True))
-    assert flops_of(tied, 64) == largest
+    # Tying does not change the count.
+    tied = ModelConfig(heads=1, tie_embeddings=True, **sizes)
+    assert flops_per_token(tied, kind_of("bd3lm", 16), 64) == largest
 
 
 @pytest.mark.parametrize(

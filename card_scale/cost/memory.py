@@ -1,0 +1,76 @@
+"""Memory of a training step by what it is for, and of a checkpoint, estimated before anything is allocated."""
+
+from typing import NamedTuple
+
+from card_scale.config import Config
+from card_scale.cost.parameters import parameter_counts
+from card_scale.distributed.parallel_dims import ParallelDims
+
+_MASTER_AND_MOMENTS = 12
+"""Bytes of a float32 weight and both Adam moments."""
+
+_AVERAGE = 4
+"""Bytes of a weight's moving average."""
+
+
+class MemoryByCause(NamedTuple):
+    """Bytes on the rank that holds most, at the peak of a step."""
+
+    weights: float
+    """In the compute precision."""
+    gradients: float
+    optimizer: float
+    """Float32 master weights, both moments, the moving average."""
+    activations: float
+    """Kept by the layers for the backward pass."""
+    logits: float
+    """Of a micro-batch, and their gradient."""
+    attention_mask: float
+
+    @property
+    def states(self) -> float:
+        """What stays between steps."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> float:
+        """All causes together."""
+        return sum(self)
+
+
+def step_memory(config: Config, dims: ParallelDims, zero_stage: int, vocabulary_rows: int) -> MemoryByCause:
+    """Estimate the memory of a training step.
+
+    Model states: per parameter (ZeRO paper, table 1) the compute weight (fp32: the master itself), a float32 gradient,
+    and float32 master and moments; each divided by the data-parallel size once ``zero_stage`` shards it. The largest
+    layer, gathered for use under full sharding, is left out, as are the libraries and the CUDA context.
+
+    Activations: per position and layer about 10 hidden-sized and 4 ffn-sized tensors (flash attention, no dropout), or
+    the layer's input alone with recomputation; as many micro-batches as there are stages are in flight under 1F1B.
+
+    The dense attention backend holds its mask [positions, positions], boolean and in the compute type, which is what
+    torch makes of it in front of its fused kernels (none of them keeps the scores).
+    """
+    model, train = config.model, config.train
+    item = 2 if train.precision == "bf16" else 4
+    share = parameter_counts(model, vocabulary_rows).total / (dims.tensor * dims.pipeline)
+    compute_weight = 2 if train.precision == "bf16" else 4 if zero_stage in (1, 2, 3) else 0
+    optimizer = _MASTER_AND_MOMENTS + (_AVERAGE if config.optimizer.ema else 0)
+    positions = config.objective.attention.inputs_per_token * model.length
+    per_layer = model.hidden if config.parallel.recompute == "full" else 10 * model.hidden + 4 * model.ffn
+    in_flight = min(dims.pipeline, train.global_batch // (train.micro_batch * dims.data))
+    kept = train.micro_batch * positions * in_flight * per_layer * model.layers / dims.pipeline
+    return MemoryByCause(
+        weights=share * compute_weight / (dims.data if zero_stage == 3 else 1),
+        gradients=share * 4 / (dims.data if zero_stage >= 2 else 1),
+        optimizer=share * optimizer / (dims.data if zero_stage >= 1 else 1),
+        activations=kept * item / (dims.tensor if dims.sequence else 1),
+        logits=2 * train.micro_batch * model.length * vocabulary_rows * item / dims.tensor,
+        attention_mask=(1 + item) * positions**2 if model.attention_backend == "dense" else 0.0,
+    )
+
+
+def checkpoint_bytes(config: Config, vocabulary_rows: int) -> int:
+    """Return the bytes of a checkpoint: float32 weights, moments and moving average."""
+    per_parameter = _MASTER_AND_MOMENTS + (_AVERAGE if config.optimizer.ema else 0)
+    return parameter_counts(config.model, vocabulary_rows).total * per_parameter

@@ -1,0 +1,45 @@
+"""Samples: clean tokens with what their noise and their place in the run are a function of."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Samples(NamedTuple):
+    """Rows of clean tokens, on the CPU as they are read, on the device as they are trained on."""
+
+    tokens: torch.Tensor
+    """int64 [B, L + 1]"""
+    sample_ids: torch.Tensor
+    """int64 [B]"""
+    epochs: torch.Tensor
+    """int64 [B]"""
+    global_positions: torch.Tensor
+    """int64 [B]: place of each sample in the whole run, update * batch_size + place in the global batch. In an
+    evaluation a draw over the whole validation set counts as one batch."""
+    batch_size: int
+    """Samples of the global batch over all ranks: those that share the strata of the noise levels."""
+    valid: torch.Tensor | None = None
+    """bool [B]: false for rows that only fill up the last batch of an evaluation and must not be counted; None where
+    all count."""
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The tensors by which two ranks' samples are compared."""
+        return self.tokens, self.sample_ids, self.epochs, self.global_positions
+
+    def to(self, device: torch.device) -> "Samples":
+        """The same samples on a device."""
+        moved = [tensor.to(device, non_blocking=True) for tensor in self.tensors()]
+        valid = None if self.valid is None else self.valid.to(device, non_blocking=True)
+        return Samples(*moved, self.batch_size, valid)
+
+    def rows(self, rows: slice) -> "Samples":
+        """Some of the rows; they still belong to the whole global batch."""
+        picked = [tensor[rows] for tensor in self.tensors()]
+        return Samples(*picked, self.batch_size, None if self.valid is None else self.valid[rows])
+
+    def resampled(self, resample: bool) -> "Samples":
+        """The same samples, or unless ``resample`` ones whose noise depends on their id, not on epoch and batch."""
+        if resample:
+            return self
+        return self._replace(epochs=torch.zeros_like(self.epochs), global_positions=self.sample_ids, batch_size=1)

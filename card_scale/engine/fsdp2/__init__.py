@@ -1,0 +1,1 @@
+"""The sharding engine on torch's FSDP2."""

@@ -1,0 +1,148 @@
+"""Evaluation: likelihood of held-out text, exact or bounded, and whatever else the objective probes."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from card_scale.config import Config
+from card_scale.data.loader import ValidationBatches
+from card_scale.data.samples import Samples
+from card_scale.distributed.device import current_device
+from card_scale.engine import schedule
+from card_scale.engine.base import ShardingEngine
+from card_scale.objectives.base import Objective, Probe
+from card_scale.objectives.batch import Batch
+from card_scale.objectives.evaluation import DRAWS
+from card_scale.training.metric_sums import global_sums
+
+Summary = Callable[[Tensor, Batch, Tensor], dict[str, Tensor]]
+"""(token losses [B, L], the batch they are of, float64 [B]: 1 for rows that count) -> what is kept of them."""
+
+
+class Evaluator:
+    """Evaluates the model on fixed sets of samples. Collective over all ranks."""
+
+    def __init__(self, engine: ShardingEngine, config: Config, batches: ValidationBatches):
+        self.engine, self.config, self.batches = engine, config, batches
+        self.device = current_device()
+
+    def __call__(self, objective: Objective) -> dict[str, Any]:
+        """Return :meth:`likelihood` and the results of the objective's probes."""
+        results = self.likelihood(objective)
+        for probe in objective.probes(self.config.model.length):
+            results |= probe.results(self._by_position(probe))
+        return results
+
+    def likelihood(self, objective: Objective) -> dict[str, Any]:
+        """Return ``validation_nll`` (nats per predicted token) and ``validation_perplexity``.
+
+        Where the objective's likelihood is not exact it is an estimate of an upper bound, marked ``"bound": True``,
+        with ``validation_nll_standard_error`` and what the objective learns from the draws.
+        """
+        results = self._exact(objective) if objective.likelihood_is_exact else self._bound(objective)
+        return results | {"validation_perplexity": math.exp(min(results["validation_nll"], 700.0))}
+
+    def _exact(self, objective: Objective) -> dict[str, Any]:
+        def summarise(token_losses: Tensor, batch: Batch, valid: Tensor) -> dict[str, Tensor]:
+            per_sample = (token_losses.double() * batch.weights).sum(1)
+            return {"sums": torch.stack(((per_sample * valid).sum(), valid.sum()))}
+
+        reports = self._reports(objective.likelihood, summarise)
+        total, count = self._sum("sums", (2,), reports).tolist()
+        return {"validation_nll": total / (count * objective.scored(self.config.model.length))}
+
+    def _bound(self, objective: Objective) -> dict[str, Any]:
+        """The mean over samples and draws, in nats per token.
+
+        The standard error is that of the noise: how far other draws over the same samples would lie apart. It is taken
+        from the scatter of each sample's draws, which is unbiased for the variance but for what stratifying the noise
+        levels over the samples gains. Rare low mask rates have large weights, so with few samples most single values
+        are too small and a few too large.
+        """
+        observer, scored = objective.observer, objective.scored(self.config.model.length)
+
+        def summarise(token_losses: Tensor, batch: Batch, valid: Tensor) -> dict[str, Tensor]:
+            per_sample = (token_losses.double() * batch.weights).sum(1) / scored
+            summary = {"per_sample": per_sample * valid, "valid": valid}
+            if observer is not None:
+                summary["observed"] = observer.observe(token_losses, batch, valid)
+            return summary
+
+        draws = [list(self._reports(objective.likelihood, summarise, draw)) for draw in range(DRAWS)]
+        # Pipeline stages before the last have no reports: nothing of theirs enters the sums.
+        nothing = torch.zeros(0, dtype=torch.float64, device=self.device)
+        per_sample = torch.stack([torch.cat([nothing, *(report["per_sample"] for report in draw)]) for draw in draws])
+        count = torch.cat([nothing, *(report["valid"] for report in draws[0])]).sum()
+        local = torch.stack((per_sample.mean(0).sum(), per_sample.var(0).sum() / DRAWS, count))
+        total, variance, samples = global_sums(local).tolist()
+        results: dict[str, Any] = {
+            "validation_nll": total / samples,
+            "validation_nll_standard_error": math.sqrt(variance) / samples,
+            "bound": True,
+        }
+        if observer is not None:
+            reports = (report for draw in draws for report in draw)
+            results |= observer.conclude(self._sum("observed", observer.shape, reports))
+        return results
+
+    def _by_position(self, probe: Probe) -> Tensor:
+        """Return the mean cross-entropy at each position over the samples, float64 [L] on every rank."""
+
+        def summarise(token_losses: Tensor, _: Batch, valid: Tensor) -> dict[str, Tensor]:
+            return {"sums": torch.cat(((token_losses.double() * valid[:, None]).sum(0), valid.sum()[None]))}
+
+        sums = self._sum("sums", (self.config.model.length + 1,), self._reports(probe.corrupt, summarise))
+        return sums[:-1] / sums[-1]
+
+    def _sum(self, key: str, shape: tuple[int, ...], reports: Iterator[dict[str, Tensor]]) -> Tensor:
+        """Return the reports' ``key``, float64 of ``shape``, summed over the validation set, on every rank."""
+        local = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        for report in reports:
+            local += report[key]
+        return global_sums(local)
+
+    def _reports(
+        self, corrupt: Callable[[Samples, int], Batch], summarise: Summary, draw: int = 0
+    ) -> Iterator[dict[str, Tensor]]:
+        """Run this rank's samples, with the noise of a draw; on the last stage yield their summaries."""
+
+        def report(token_losses: Tensor, micro_batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            return token_losses.sum(), summarise(token_losses, micro_batch, micro_batch.samples.valid.double())
+
+        count = self.batches.sample_count
+        self.engine.train(False)
+        for read in self.batches:
+            samples = read.to(self.device)
+            samples = samples._replace(
+                epochs=torch.full_like(samples.sample_ids, draw), global_positions=draw * count + samples.sample_ids
+            )
+            batch = corrupt(samples, self.config.run.seed)
+            micro_batches = batch.micro_batches(self.config.train.micro_batch)
+            with torch.no_grad():
+                reports = schedule.run(self.engine, micro_batches, report, forward_only=True)
+            yield from reports
+        self.engine.train()
+
+
+class RunEvaluator:
+    """All that a run evaluates: held-out samples, training samples where asked for, and the averaged weights."""
+
+    def __init__(self, engine: ShardingEngine, config: Config, validation: ValidationBatches, train: ValidationBatches):
+        self.engine, self.config = engine, config
+        self.held_out = Evaluator(engine, config, validation)
+        self.train_samples = Evaluator(engine, config, train)
+
+    def __call__(self, objective: Objective, *, trained: bool) -> Mapping[str, Any]:
+        """Return the record of an evaluation; ``trained`` is false before the first update. Collective."""
+        results = self.held_out(objective)
+        if self.config.data.train_samples:
+            train_nll = self.train_samples.likelihood(objective)["validation_nll"]
+            results |= {"train_nll": train_nll, "repetition/gap": results["validation_nll"] - train_nll}
+        if self.config.optimizer.ema and trained:
+            self.engine.swap_averaged()
+            results["ema/validation_nll"] = self.held_out.likelihood(objective)["validation_nll"]
+            self.engine.swap_averaged()
+        return results

@@ -1,0 +1,107 @@
+"""A run's checkpoints: what is kept of it besides the weights, and where it goes on from."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+from card_scale.checkpoint import directory as directories
+from card_scale.checkpoint.format import CheckpointManifest
+from card_scale.checkpoint.load import load
+from card_scale.checkpoint.save import save
+from card_scale.config import Config
+from card_scale.distributed.parallel_dims import ParallelDims
+from card_scale.engine.base import ShardingEngine
+from card_scale.environment import library_versions
+from card_scale.errors import CheckpointError, DataError
+from card_scale.objectives.base import Objective
+from card_scale.training.run_data import RunData
+
+
+class Start(NamedTuple):
+    """Where a run begins."""
+
+    step: int
+    """Updates already made."""
+    is_new: bool
+    """Whether nothing of it was done before."""
+    objective: Objective
+    """The configured objective, with what the run has found for it."""
+    opening: str
+    """What to tell the user."""
+
+
+class RunCheckpoints:
+    """Saves and resumes one run. Its methods are collective."""
+
+    def __init__(self, engine: ShardingEngine, config: Config, dims: ParallelDims, data: RunData, directory: Path):
+        self.engine, self.config, self.dims, self.data, self.directory = engine, config, dims, data, directory
+        self.saved_step: int | None = None
+        """Of the newest checkpoint, None where there is none."""
+
+    def resume(self) -> Start:
+        """Load the run's latest complete checkpoint, if there is one."""
+        objective = self.config.objective
+        found = self._latest()
+        if found is None:
+            return Start(0, True, objective, f"starting a new run in {self.config.run.dir}")
+        path, manifest, passed_over, state = found
+        self._check_same_data(path, manifest)
+        load(self.engine, path, manifest)
+        self.saved_step = manifest.step
+        problems = "".join(f"\nwarning: passed over: {problem}" for problem in passed_over)
+        opening = f"resuming from {path} ({manifest.layout}, {manifest.engine}){problems}"
+        return Start(manifest.step, False, objective.with_state(state), opening)
+
+    def _latest(self) -> tuple | None:
+        # One rank decides, so that a file system that shows ranks different states cannot split the job.
+        found: list = [None]
+        if dist.get_rank() == 0:
+            try:
+                latest = directories.find_latest(self.directory)
+                found = [latest and (*latest, directories.read_state(latest[0]))]
+            except CheckpointError as error:
+                found = [error]
+        dist.broadcast_object_list(found, src=0)
+        if isinstance(found[0], CheckpointError):
+            raise found[0]
+        return found[0]
+
+    def _check_same_data(self, path: Path, manifest: CheckpointManifest) -> None:
+        if manifest.tokenizer_sha256 != self.data.tokenizer_sha256:
+            raise DataError(
+                f"checkpoint {path} was trained with tokenizer {manifest.tokenizer_sha256[:12]}, the data has "
+                f"{self.data.tokenizer_sha256[:12]}"
+            )
+        if manifest.data_digest != self.data.train.manifest.digest:
+            raise DataError(
+                f"checkpoint {path} was trained on data {manifest.data_digest}, data.path holds "
+                f"{self.data.train.manifest.digest}: other documents, or others left out of validation since "
+                "(tools/data.py decontaminate). Train on the former data, or start a new run.dir"
+            )
+
+    def save(self, step: int, objective: Objective) -> None:
+        """Save after ``step`` updates."""
+        description = CheckpointManifest(
+            step=step,
+            state_keys=list(self.engine.state_keys()),
+            layout=self.dims.describe(),
+            engine=self.config.parallel.engine,
+            tokenizer_sha256=self.data.tokenizer_sha256,
+            data_digest=self.data.train.manifest.digest,
+            versions=library_versions(),
+            tensors={},
+            files={},
+        )
+        samples = step * self.config.train.global_batch
+        state = {
+            "step": step,
+            "samples": samples,
+            "tokens": samples * self.config.model.length,
+            "epoch": samples // self.data.train.sample_count,
+            "cursor": samples % self.data.train.sample_count,
+            "seed": self.config.run.seed,
+            **objective.state(),
+        }
+        save(self.engine, self.directory, description, state, self.config.to_yaml(), self.data.train.tokenizer_path)
+        self.saved_step = step

@@ -1,0 +1,38 @@
+"""How many updates a run makes, and at which of them something is due. Imports nothing heavy."""
+
+from card_scale.config import Config
+from card_scale.errors import ConfigurationError
+
+MOST_TOKENS = 2**53
+"""Of a run: beyond it float64 does not count tokens exactly."""
+
+
+def total_steps(config: Config, samples_per_epoch: int) -> int:
+    """Return the updates to make. ``data.epochs`` counts whole batches within the budget: the last part is dropped."""
+    steps, epochs = config.train.steps, config.data.epochs
+    if epochs is None:
+        assert steps is not None  # Config.check
+        return steps
+    tokens = epochs * samples_per_epoch * config.model.length
+    if tokens > MOST_TOKENS:
+        raise ConfigurationError(
+            f"data.epochs {epochs:g} of {samples_per_epoch} samples of {config.model.length} tokens are {tokens:.3g} "
+            "tokens; a run has at most 2^53"
+        )
+    from_epochs = int(epochs * samples_per_epoch) // config.train.global_batch
+    if from_epochs == 0:
+        raise ConfigurationError(
+            f"data.epochs {epochs} of {samples_per_epoch} samples are less than one train.global_batch of "
+            f"{config.train.global_batch}"
+        )
+    if steps is not None and steps != from_epochs:
+        raise ConfigurationError(
+            f"train.steps is {steps}, but data.epochs {epochs} of {samples_per_epoch} samples in batches of "
+            f"{config.train.global_batch} are {from_epochs} steps; give one of the two, or make them equal"
+        )
+    return from_epochs
+
+
+def is_due(step: int, every: int, total_steps: int) -> bool:
+    """Whether what happens ``every`` so many updates (0: only at the end) happens after update ``step``."""
+    return step == total_steps or (every > 0 and step % every == 0)
