@@ -59,6 +59,7 @@ def train(config: Config, stop: StopRequest) -> str:
     process_groups.form(layout, config.run.timeout_seconds)
     is_main = dist.get_rank() == 0
     engine = build_engine(config, data.vocabulary, objective.attention)
+    checkpointer = job.open_checkpointer(config, directory)
     done, objective, opening = job.resume(engine, directory, data, objective)
     if is_main:
         directory.start(config)
@@ -109,7 +110,9 @@ def train(config: Config, stop: StopRequest) -> str:
                     # No log line need have looked at the last update; a checkpoint must not hold what it ruined.
                     local_sums, gradient_norm = last_update
                     check_finite(step - 1, update.report(local_sums).loss, float(gradient_norm))
-                    job.save_checkpoint(engine, update.objective, directory, config, data, step - 1, layout.describe())
+                    job.save_checkpoint(
+                        checkpointer, engine, update.objective, config, data, step - 1, layout.describe()
+                    )
                 raise StopRequested(
                     f"stopped after {step - 1} of {steps} steps on {stop.reason or 'the request of another rank'}; "
                     "run the same command to go on"
@@ -148,7 +151,7 @@ def train(config: Config, stop: StopRequest) -> str:
             if evaluates:
                 evaluate_and_record(step)
             if saves:
-                job.save_checkpoint(engine, update.objective, directory, config, data, step, layout.describe())
+                job.save_checkpoint(checkpointer, engine, update.objective, config, data, step, layout.describe())
                 saved_at = step
                 if recorder:
                     recorder.restart_clock(step)

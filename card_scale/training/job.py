@@ -9,9 +9,13 @@ import torch
 import torch.distributed as dist
 
 from card_scale.checkpoint import directory as directories
+from card_scale.checkpoint.checkpointer import Checkpointer
+from card_scale.checkpoint.commit import form_commit_group
 from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.checkpoint.load import load
-from card_scale.checkpoint.save import save
+from card_scale.checkpoint.reader import CheckpointReader
+from card_scale.checkpoint.retention import Retention
+from card_scale.checkpoint.run_files import RunFiles
 from card_scale.config import Config
 from card_scale.data.digest import batch_digest
 from card_scale.data.loader import Batch, GlobalBatchLoader, ValidationBatches
@@ -150,7 +154,7 @@ def resume(engine: ShardingEngine, directory: RunDirectory, data: Data, objectiv
     if dist.get_rank() == 0:
         try:
             latest = directories.find_latest(directory.checkpoints)
-            found = [latest and (*latest, directories.read_state(latest[0]))]
+            found = [latest and (*latest, CheckpointReader(latest[0], latest[1]).state)]
         except CheckpointError as error:
             found = [error]
     dist.broadcast_object_list(found, src=0)
@@ -170,7 +174,8 @@ def resume(engine: ShardingEngine, directory: RunDirectory, data: Data, objectiv
             f"{data.train.manifest.digest}: other documents, or others left out of validation since "
             "(tools/data.py decontaminate). Train on the former data, or start a new run.dir"
         )
-    load(engine, path, manifest)
+    with CheckpointReader(path, manifest) as reader:
+        load(engine, reader)
     problems = "".join(f"\nwarning: passed over: {problem}" for problem in passed_over)
     opening = f"resuming from {path} ({manifest.layout}, {manifest.engine}){problems}"
     return Start(manifest.step, adopt_interval(objective, state), opening)
@@ -186,10 +191,16 @@ def adopt_interval(objective: Objective, found: Mapping[str, Any]) -> Objective:
     return dataclasses.replace(objective, min_mask=found["bd3lm/min_mask"], max_mask=found["bd3lm/max_mask"])
 
 
+def open_checkpointer(config: Config, directory: RunDirectory) -> Checkpointer:
+    """Return what saves the run's checkpoints. Collective: once a job."""
+    retention = Retention(config.train.keep_last, config.train.keep_every)
+    return Checkpointer(directory.checkpoints, retention, form_commit_group(config.run.timeout_seconds))
+
+
 def save_checkpoint(
+    checkpointer: Checkpointer,
     engine: ShardingEngine,
     objective: Objective,
-    directory: RunDirectory,
     config: Config,
     data: Data,
     step: int,
@@ -218,7 +229,7 @@ def save_checkpoint(
     }
     if isinstance(objective, BlockDiffusionObjective):
         state |= {"bd3lm/min_mask": objective.min_mask, "bd3lm/max_mask": objective.max_mask}
-    return save(engine, directory.checkpoints, description, state, config.to_yaml(), data.train.tokenizer_path)
+    return checkpointer.save(engine, description, RunFiles(state, config.to_yaml(), data.train.tokenizer_path))
 
 
 def check_same_batch(batch: Batch, step: int) -> None:
