@@ -27,7 +27,10 @@ def write(snapshot: Snapshot, temporary: Path) -> RankShare:
         name = tensor_file(folder, snapshot.stem)
         path = temporary / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        files.partial_path(path).touch()
+        readable = files.partial_path(path).stat().st_mode
         save_file(tensors, files.partial_path(path))
+        files.partial_path(path).chmod(readable)  # safetensors lets nobody but the user read it, whatever the umask
         written[name] = StoredFile.synced(files.partial_path(path))
         files.commit(path)
         files.sync_directory(path.parent)

@@ -152,6 +152,9 @@ def test_every_megatron_alias_names_a_key():
         (["train.steps=0"], ["train.steps is 0", "at least 1"]),
         (["train.log_every=0"], ["train.log_every is 0", "at least 1"]),
         (["train.save_every=-1"], ["train.save_every is -1", "0 or more"]),
+        (["train.keep_last=-1"], ["train.keep_last is -1", "0 (all) or at least 2"]),
+        (["train.keep_last=1"], ["train.keep_last is 1", "at least 2", "newest checkpoint may turn out damaged"]),
+        (["train.keep_every=-1"], ["train.keep_every is -1", "0 (none) or more"]),
         # Combinations: both keys and both values.
         (["model.hidden=100", "model.heads=7"], ["model.hidden 100", "model.heads 7"]),
         (["model.hidden=21", "model.heads=7"], ["head size", "3"]),
@@ -168,6 +171,7 @@ def test_every_megatron_alias_names_a_key():
         (["parallel.engine=fsdp2", "parallel.zero=2"], ["parallel.zero is 2", "fsdp2"]),
         (["parallel.engine=fsdp2", "parallel.deepspeed=x.json"], ["parallel.deepspeed is 'x.json'", "fsdp2"]),
         (["objective.min_noise=0.6", "objective.max_noise=0.5"], ["min_noise 0.6", "max_noise 0.5"]),
+        (["train.save_every=20", "train.keep_every=50"], ["train.keep_every 50", "train.save_every 20", "multiple"]),
         (["train.steps=null"], ["train.steps", "data.epochs"]),
         (["train.global_batch=10", "train.micro_batch=4"], ["train.global_batch 10", "train.micro_batch 4"]),
     ],
@@ -230,6 +234,7 @@ def configs(draw) -> Config:
     objective = draw(st.sampled_from(["card", "ar", "mdlm", "bd3lm"]))
     backends = ["auto", "flex", "split", "dense"] if objective == "bd3lm" else ["auto", "flex", "sdpa"]
     fewest, most = sorted((draw(UNIT), draw(st.floats(0.0, 1.0, exclude_min=True))))
+    save_every = draw(st.integers(0, 100))
     return Config(
         run=RunConfig(draw(TEXT), draw(st.integers(0, 2**63 - 1)), draw(st.integers(1, 10**6))),
         model=ModelConfig(
@@ -292,7 +297,9 @@ def configs(draw) -> Config:
             micro_batch=micro_batch,
             log_every=draw(st.integers(1, 100)),
             eval_every=draw(st.integers(0, 100)),
-            save_every=draw(st.integers(0, 100)),
+            save_every=save_every,
+            keep_last=draw(st.sampled_from([0, 2, 100])),
+            keep_every=save_every * draw(st.integers(0, 100)),
             precision=draw(st.sampled_from(["fp32", "bf16"])),
         ),
     )
