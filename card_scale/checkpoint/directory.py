@@ -1,10 +1,8 @@
 """The checkpoints of a run directory: naming, the pointer to the latest, and which one to resume from."""
 
-import json
 import re
 import uuid
 from pathlib import Path
-from typing import Any
 
 from card_scale.checkpoint import format as checkpoint_format
 from card_scale.checkpoint.format import CheckpointManifest
@@ -13,6 +11,8 @@ from card_scale.files import sync_directory, write_atomically
 
 POINTER = "latest_checkpointed_iteration.txt"
 _NAME = re.compile(r"iter_(\d{7,})")
+_TEMPORARY_NAME = re.compile(r"iter_(\d{7,})\.tmp-[0-9a-f]{8}")
+_PRUNED_NAME = re.compile(r"iter_\d{7,}\.pruned-[0-9a-f]{8}")
 
 
 def name_of(step: int) -> str:
@@ -23,6 +23,35 @@ def name_of(step: int) -> str:
 def temporary_name(step: int) -> str:
     """Return a fresh name under which a checkpoint is written before it is published."""
     return f"{name_of(step)}.tmp-{uuid.uuid4().hex[:8]}"
+
+
+def pruned_name(step: int) -> str:
+    """Return a fresh name under which a checkpoint is deleted: one that no resume looks at."""
+    return f"{name_of(step)}.pruned-{uuid.uuid4().hex[:8]}"
+
+
+def published_steps(root: Path) -> list[int]:
+    """Return the steps of the checkpoints that have their name, newest first."""
+    return sorted(
+        (int(match[1]) for path in root.glob("iter_*") if (match := _NAME.fullmatch(path.name))), reverse=True
+    )
+
+
+def pointed_step(root: Path) -> int | None:
+    """Return the step that the pointer names, None where it is missing or names none."""
+    pointer = root / POINTER
+    text = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
+    return int(text) if text.isdecimal() else None
+
+
+def leftovers(root: Path, step: int) -> list[Path]:
+    """Return what killed processes left: writes of steps up to ``step`` never published, deletions never finished."""
+    found = []
+    for path in sorted(root.glob("iter_*")):
+        written = _TEMPORARY_NAME.fullmatch(path.name)
+        if (written and int(written[1]) <= step) or _PRUNED_NAME.fullmatch(path.name):
+            found.append(path)
+    return found
 
 
 def publish(temporary: Path, step: int) -> Path:
@@ -38,40 +67,29 @@ def publish(temporary: Path, step: int) -> Path:
     return final
 
 
+def complete_manifest(root: Path, step: int) -> CheckpointManifest:
+    """Return the manifest of a published checkpoint; CheckpointError where it is not complete or of another step."""
+    path = root / name_of(step)
+    manifest = checkpoint_format.read_manifest(path)
+    if manifest.step != step:
+        raise CheckpointError(f"checkpoint {path}: its manifest is of step {manifest.step}")
+    return manifest
+
+
 def find_latest(root: Path) -> tuple[Path, CheckpointManifest, list[str]] | None:
     """Return the checkpoint to resume from, its manifest and what was passed over; None where there is none at all.
 
     The pointer's checkpoint if it is complete, else the newest complete one. Raises CheckpointError where checkpoints
     exist but none is complete: starting from random weights would hide the loss.
     """
-    steps = sorted(
-        (int(match[1]) for path in root.glob("iter_*") if (match := _NAME.fullmatch(path.name))), reverse=True
-    )
-    pointed = _pointed_step(root)
+    steps, pointed = published_steps(root), pointed_step(root)
     candidates = [pointed, *(s for s in steps if s != pointed)] if pointed is not None else steps
-    problems = []
+    problems: list[str] = []
     for step in candidates:
-        path = root / name_of(step)
         try:
-            manifest = checkpoint_format.read_manifest(path)
+            return root / name_of(step), complete_manifest(root, step), problems
         except CheckpointError as error:
             problems.append(str(error))
-            continue
-        if manifest.step != step:
-            problems.append(f"checkpoint {path}: its manifest is of step {manifest.step}")
-            continue
-        return path, manifest, problems
     if problems:
         raise CheckpointError("no complete checkpoint is left:\n  " + "\n  ".join(problems))
     return None
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """Return the small state (step, cursor, ...) of a complete checkpoint."""
-    return json.loads((path / "state.json").read_text(encoding="utf-8"))
-
-
-def _pointed_step(root: Path) -> int | None:
-    pointer = root / POINTER
-    text = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
-    return int(text) if text.isdecimal() else None

@@ -1,16 +1,39 @@
-"""The manifest of a checkpoint: whole-model tensors, the pieces they are stored in, and the files that hold them.
+"""The format of a checkpoint: the names of its files and entries, and the manifest that says where each tensor lies.
 
-Nothing in it depends on the layout that will read it. It is written last, so a directory with a manifest is complete.
+Nothing in it depends on the layout that will read it. The manifest is written last: a directory with one is complete.
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from card_scale.errors import CheckpointError
+from card_scale.files import sha256_file
 
 FORMAT = 1
 MANIFEST_NAME = "manifest.json"
+STATE_NAME = "state.json"
+CONFIG_NAME = "config.yaml"
+TOKENIZER_NAME = "tokenizer.model"
+
+WEIGHT = "weight"
+"""State key of the float32 weights; the others are the optimizer's. As engine.base.WEIGHT, which imports Megatron."""
+
+
+def folder_of(key: str) -> str:
+    """Return the folder of a state key: weights apart from optimizer states."""
+    return "model" if key == WEIGHT else "optimizer"
+
+
+def tensor_file(folder: str, stem: str) -> str:
+    """Return the path, inside the checkpoint, of the tensors that one rank wrote into a folder."""
+    return f"{folder}/{stem}.safetensors"
+
+
+def entry_name(key: str, name: str, start: int, stop: int) -> str:
+    """Return the name of one piece of one state inside its safetensors file."""
+    return f"{key}/{name}[{start}:{stop}]"
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,13 @@ class StoredTensor:
 class StoredFile:
     bytes: int
     sha256: str
+
+    @classmethod
+    def synced(cls, path: Path) -> "StoredFile":
+        """Force a file to disk and return its size and hash."""
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        return cls(path.stat().st_size, sha256_file(path))
 
 
 @dataclass

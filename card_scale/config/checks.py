@@ -54,6 +54,12 @@ def _check_ranges(config: "Config") -> None:
     require("train.steps", config.train.steps is None or config.train.steps >= 1, "at least 1")
     require("train.eval_every", config.train.eval_every >= 0, "0 or more")
     require("train.save_every", config.train.save_every >= 0, "0 or more")
+    require(
+        "train.keep_last",
+        config.train.keep_last == 0 or config.train.keep_last >= 2,
+        "0 (all) or at least 2: the newest checkpoint may turn out damaged, and a resume needs one before it",
+    )
+    require("train.keep_every", config.train.keep_every >= 0, "0 (none) or more")
 
 
 def _check_combinations(config: "Config") -> None:
@@ -98,4 +104,9 @@ def _check_combinations(config: "Config") -> None:
     if train.global_batch % train.micro_batch:
         raise ConfigurationError(
             f"train.global_batch {train.global_batch} is not divisible by train.micro_batch {train.micro_batch}"
+        )
+    if train.keep_every and train.save_every and train.keep_every % train.save_every:
+        raise ConfigurationError(
+            f"train.keep_every {train.keep_every} is not a multiple of train.save_every {train.save_every}: "
+            "no checkpoint would be written at most of its multiples"
         )

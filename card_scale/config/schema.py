@@ -134,6 +134,10 @@ class TrainConfig:
     """Steps between evaluations; 0 evaluates before the first and after the last step."""
     save_every: int = 0
     """Steps between checkpoints; 0 saves at the end only."""
+    keep_last: int = 0
+    """Checkpoints to keep, the newest so many; 0 keeps all, 1 is refused."""
+    keep_every: int = 0
+    """Checkpoints at multiples of so many steps, itself a multiple of save_every, are kept as well; 0 none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward pass; the optimizer always holds fp32 weights."""
     compile: bool = False

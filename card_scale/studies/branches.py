@@ -6,22 +6,29 @@ from pathlib import Path
 
 from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint import format as checkpoint_format
+from card_scale.errors import CheckpointError
 from card_scale.studies.tasks import BranchPoint
 from card_scale.training.run_directory import RunDirectory
 
 
 def seed(directory: Path, branch: BranchPoint) -> None:
-    """Give a branch's run directory the trunk's checkpoint at the branching point, unless it is there already.
+    """Give a branch's run directory the trunk's checkpoint at the branching point, unless it has a checkpoint already.
 
     Files are hard links where the file system allows it, else copies; a checkpoint is never written to. The trunk's
     metrics come along, so that the branch's records are those of a whole run; the run drops what was recorded after
-    the branching point. Raises CheckpointError for an incomplete checkpoint of the trunk.
+    the branching point. Raises CheckpointError for a checkpoint of the trunk that is missing or incomplete.
     """
     run, trunk = RunDirectory(directory), RunDirectory(branch.trunk)
-    name = directories.name_of(branch.step)
-    if (run.checkpoints / name / checkpoint_format.MANIFEST_NAME).is_file():
+    # Any will do: a branch that has gone on may have pruned the one it began with.
+    published = (run.checkpoints / directories.name_of(step) for step in directories.published_steps(run.checkpoints))
+    if any((path / checkpoint_format.MANIFEST_NAME).is_file() for path in published):
         return
-    source = trunk.checkpoints / name
+    source = trunk.checkpoints / directories.name_of(branch.step)
+    if not source.is_dir():
+        raise CheckpointError(
+            f"checkpoint {source} is missing: the trunk has not come to the branching point, or has pruned it "
+            "(a trunk needs train.keep_last 0)"
+        )
     checkpoint_format.read_manifest(source)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(trunk.metrics, run.metrics)

@@ -343,7 +343,7 @@ class _Reader:
             rate = self.number("hardware.flops_per_second", tree["flops_per_second"], "")
         elif "device" in tree and "mfu" in tree:
             # Only here: the table of peaks stands beside code that reads model shapes.
-            from card_scale.training.throughput import peak_flops
+            from card_scale.cost.devices import peak_flops
 
             peak = peak_flops(str(tree["device"]))
             if peak is None:

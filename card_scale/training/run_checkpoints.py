@@ -6,9 +6,13 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from card_scale.checkpoint import directory as directories
+from card_scale.checkpoint.checkpointer import Checkpointer
+from card_scale.checkpoint.commit import form_commit_group
 from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.checkpoint.load import load
-from card_scale.checkpoint.save import save
+from card_scale.checkpoint.reader import CheckpointReader
+from card_scale.checkpoint.retention import Retention
+from card_scale.checkpoint.run_files import RunFiles
 from card_scale.config import Config
 from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.engine.base import ShardingEngine
@@ -35,7 +39,10 @@ class RunCheckpoints:
     """Saves and resumes one run. Its methods are collective."""
 
     def __init__(self, engine: ShardingEngine, config: Config, dims: ParallelDims, data: RunData, directory: Path):
+        """Collective: the commits get a process group of their own."""
         self.engine, self.config, self.dims, self.data, self.directory = engine, config, dims, data, directory
+        retention = Retention(config.train.keep_last, config.train.keep_every)
+        self.checkpointer = Checkpointer(directory, retention, form_commit_group(config.run.timeout_seconds))
         self.saved_step: int | None = None
         """Of the newest checkpoint, None where there is none."""
 
@@ -47,7 +54,8 @@ class RunCheckpoints:
             return Start(0, True, objective, f"starting a new run in {self.config.run.dir}")
         path, manifest, passed_over, state = found
         self._check_same_data(path, manifest)
-        load(self.engine, path, manifest)
+        with CheckpointReader(path, manifest) as reader:
+            load(self.engine, reader)
         self.saved_step = manifest.step
         problems = "".join(f"\nwarning: passed over: {problem}" for problem in passed_over)
         opening = f"resuming from {path} ({manifest.layout}, {manifest.engine}){problems}"
@@ -59,7 +67,7 @@ class RunCheckpoints:
         if dist.get_rank() == 0:
             try:
                 latest = directories.find_latest(self.directory)
-                found = [latest and (*latest, directories.read_state(latest[0]))]
+                found = [latest and (*latest, CheckpointReader(latest[0], latest[1]).state)]
             except CheckpointError as error:
                 found = [error]
         dist.broadcast_object_list(found, src=0)
@@ -103,5 +111,6 @@ class RunCheckpoints:
             "seed": self.config.run.seed,
             **objective.state(),
         }
-        save(self.engine, self.directory, description, state, self.config.to_yaml(), self.data.train.tokenizer_path)
+        run_files = RunFiles(state, self.config.to_yaml(), self.data.train.tokenizer_path)
+        self.checkpointer.save(self.engine, description, run_files)
         self.saved_step = step

@@ -21,6 +21,8 @@ MAY_CHANGE = {
     "train.log_every",
     "train.eval_every",
     "train.save_every",
+    "train.keep_last",
+    "train.keep_every",
     "train.compile",
     "parallel.tensor",
     "parallel.pipeline",

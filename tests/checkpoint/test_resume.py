@@ -6,9 +6,13 @@ import pytest
 import torch.distributed as dist
 
 from card_scale.checkpoint import directory as directories
+from card_scale.checkpoint.checkpointer import Checkpointer
+from card_scale.checkpoint.commit import form_commit_group
 from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.checkpoint.load import load
-from card_scale.checkpoint.save import save
+from card_scale.checkpoint.reader import CheckpointReader
+from card_scale.checkpoint.retention import Retention
+from card_scale.checkpoint.run_files import RunFiles
 from card_scale.distributed import parallel_dims, process_groups
 from card_scale.training.train_step import TrainStep
 from tests.layouts.processes import run_ranks
@@ -57,7 +61,8 @@ def updates(config, variant: str, layout: str, first: int, last: int, resume_fro
     if resume_from:
         path, manifest, problems = directories.find_latest(resume_from / variant)
         assert (manifest.step, problems) == (first, [])
-        load(engine, path, manifest)
+        with CheckpointReader(path, manifest) as reader:
+            load(engine, reader)
     train_step = TrainStep(engine, config.objective, config)
     trajectory = []
     for step in range(first, last):
@@ -67,8 +72,8 @@ def updates(config, variant: str, layout: str, first: int, last: int, resume_fro
         description = CheckpointManifest(
             last, list(engine.state_keys()), layout, config.parallel.engine, "t", "d", {}, {}, {}
         )
-        root = save_to / variant
-        save(engine, root, description, {"step": last}, config.to_yaml(), save_to / "tokenizer.model")
+        run_files = RunFiles({"step": last}, config.to_yaml(), save_to / "tokenizer.model")
+        Checkpointer(save_to / variant, Retention(), form_commit_group(60)).save(engine, description, run_files)
     return trajectory
 
 

@@ -157,6 +157,9 @@ def test_every_megatron_alias_names_a_key():
         (["train.steps=0"], ["train.steps is 0", "at least 1"]),
         (["train.log_every=0"], ["train.log_every is 0", "at least 1"]),
         (["train.save_every=-1"], ["train.save_every is -1", "0 or more"]),
+        (["train.keep_last=-1"], ["train.keep_last is -1", "0 (all) or at least 2"]),
+        (["train.keep_last=1"], ["train.keep_last is 1", "at least 2", "newest checkpoint may turn out damaged"]),
+        (["train.keep_every=-1"], ["train.keep_every is -1", "0 (none) or more"]),
         # Combinations: both keys and both values.
         (["model.hidden=100", "model.heads=7"], ["model.hidden 100", "model.heads 7"]),
         (["model.hidden=21", "model.heads=7"], ["head size", "3"]),
@@ -176,6 +179,7 @@ def test_every_megatron_alias_names_a_key():
         (["objective.block=8"], ["objective.block is 8", "a key of bd3lm", "objective.name is card"]),
         (["objective.name=ar", "objective.resample=false"], ["objective.resample", "card and mdlm and bd3lm"]),
         (["objective.min_noise=0.6", "objective.max_noise=0.5"], ["objective.max_noise is 0.5", "from 0.6 to 1"]),
+        (["train.save_every=20", "train.keep_every=50"], ["train.keep_every 50", "train.save_every 20", "multiple"]),
         (["train.steps=null"], ["train.steps", "data.epochs"]),
         (["train.global_batch=10", "train.micro_batch=4"], ["train.global_batch 10", "train.micro_batch 4"]),
     ],
@@ -271,7 +275,7 @@ def configs(draw) -> Config:
     """A valid configuration."""
     tensor, pipeline = draw(SIZE), draw(SIZE)
     virtual = draw(SIZE) if pipeline > 1 else 1
-    micro_batch, lr = draw(SIZE), draw(st.floats(1e-12, 10.0))
+    micro_batch, lr, save_every = draw(SIZE), draw(st.floats(1e-12, 10.0)), draw(st.integers(0, 100))
     model = model_configs(draw, pipeline * virtual, tensor, draw(SIZE))
     return Config(
         run=RunConfig(draw(TEXT), draw(st.integers(0, 2**63 - 1)), draw(st.integers(1, 10**6))),
@@ -312,7 +316,9 @@ def configs(draw) -> Config:
             micro_batch=micro_batch,
             log_every=draw(st.integers(1, 100)),
             eval_every=draw(st.integers(0, 100)),
-            save_every=draw(st.integers(0, 100)),
+            save_every=save_every,
+            keep_last=draw(st.sampled_from([0, 2, 100])),
+            keep_every=save_every * draw(st.integers(0, 100)),
             precision=draw(st.sampled_from(["fp32", "bf16"])),
         ),
     )

@@ -121,9 +121,11 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_elsewhere(tmp_path, 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)
 def test_another_layout_makes_the_same_run(tmp_path, whole_run, layout):
     path, whole = whole_run
-    arguments = [str(path), f"run.dir={tmp_path / 'run'}", *OTHER_LAYOUTS[layout]]
+    arguments = [str(path), f"run.dir={tmp_path / 'run'}", "train.keep_last=2", *OTHER_LAYOUTS[layout]]
     assert run_ranks(train, 4, arguments, deadline=90) == [0] * 4
     assert_same_trajectory(tmp_path / "run", whole)
+    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("iter_*"))
+    assert kept == ["iter_0000004", "iter_0000006"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path, config_file):
@@ -167,10 +169,10 @@ def test_ranks_of_one_replica_with_different_data_stop(tmp_path, config_file):
 
 def train_and_stop_after_three_steps(arguments: list[str]) -> int:
     """Let the first evaluation and three steps pass, then ask for a stop."""
-    from card_scale.training import job
+    from card_scale.training import agreement
 
     answers = iter([False, False, False, False, True])
-    job.agree_to_stop = lambda requested: next(answers)  # noqa: ARG005
+    agreement.agree_to_stop = lambda requested: next(answers)  # noqa: ARG005
     return train(arguments)
 
 

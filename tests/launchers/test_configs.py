@@ -72,6 +72,23 @@ def test_tokens_are_as_stated(name):
     assert round(config.train.steps * config.train.global_batch * config.model.length / 1e9) == int(billions)
 
 
+@pytest.mark.parametrize("name", ["card-1b", "card-3b", "card-7b", "card-13b"])
+def test_checkpoints_take_the_stated_space(name):
+    _, config = preset(name)
+    train = config.train
+    page = (REPOSITORY / "docs/checkpoints.md").read_text(encoding="utf-8")
+    row = rf"^\| {name} \| ([\d.]+) GB \| (\d+): ([\d.]+) TB \| (\d+): (\d+) GB \|$"
+    one, saves, every, most, kept = map(float, re.search(row, page, re.M).groups())
+    gigabytes = 12 * parameters(config.model) / 1e9
+    assert train.keep_last == 3
+    assert (saves, most) == (train.steps / train.save_every, train.keep_last + train.steps // train.keep_every + 1)
+    assert (one, every, kept) == (
+        round(gigabytes, 1),
+        round(gigabytes * saves / 1e3, 1),
+        round(gigabytes * most),
+    )
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_shapes_suit_the_hardware(name):
     _, config = preset(name)

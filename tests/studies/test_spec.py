@@ -8,16 +8,16 @@ from card_scale import config as configs
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.studies.grid import load
 from card_scale.studies.spec import specs
+from card_scale.training.run_data import open_data
+from card_scale.training.steps import total_steps
 from tests.studies.conftest import BATCH, LENGTH, SAMPLES
 
 
 def test_lengths_are_those_of_the_job(write_grid, tmp_path):
-    from card_scale.training import job
-
     for spec in specs(load(write_grid(epochs=[1, 2.5, 4])), tmp_path):
-        data = job.open_data(spec.config)
+        data = open_data(spec.config)
         assert spec.samples_per_epoch == data.train.sample_count == SAMPLES
-        assert spec.steps == job.total_steps(spec.config, data.train.sample_count)
+        assert spec.steps == total_steps(spec.config, data.train.sample_count)
         assert spec.tokens == spec.steps * BATCH * LENGTH
         assert spec.corpus.vocabulary_size == data.vocabulary.size
         assert spec.held_out.validation_tokens == data.validation.token_count

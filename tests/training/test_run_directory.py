@@ -26,6 +26,7 @@ def test_the_same_configuration_continues(directory):
     [
         {"parallel": dict(tensor=2, pipeline=2, engine="fsdp2")},
         {"train": dict(micro_batch=2, log_every=7)},
+        {"train": dict(save_every=3, keep_last=2, keep_every=6)},
         {"train": dict(steps=99)},  # the schedule is constant
         {"data": dict(path="elsewhere")},
     ],

@@ -1,0 +1,170 @@
+"""The phases of a save: a snapshot stays as it is, writing is local, and a commit publishes last."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from card_scale.checkpoint import commit as commits
+from card_scale.checkpoint import directory as directories
+from card_scale.checkpoint.commit import begin, commit, form_commit_group
+from card_scale.checkpoint.format import StoredFile, StoredPiece
+from card_scale.checkpoint.reader import CheckpointReader
+from card_scale.checkpoint.retention import Retention
+from card_scale.checkpoint.snapshot import snapshot
+from card_scale.checkpoint.write import write
+from card_scale.errors import CheckpointError
+from card_scale.training.train_step import TrainStep
+from tests.checkpoint import handmade
+from tests.layouts.processes import run_ranks
+from tests.layouts.trajectory import engine_of, form_groups, rank_batch, small_config
+
+WEIGHT = torch.arange(8.0).view(4, 2)
+
+
+def entries_around_an_update(parallel):
+    """Take a snapshot before and after an update; return what the first held then and later, and the second."""
+    config = small_config(parallel=parallel, optimizer=dict(ema=0.9))
+    form_groups(config)
+    engine = engine_of(config)
+    update = TrainStep(engine, config.objective, config)
+    update(rank_batch(config, 0), config.optimizer.lr)
+    taken = snapshot(engine)
+    at_once = {folder: {entry: t.clone() for entry, t in held.items()} for folder, held in taken.entries.items()}
+    update(rank_batch(config, 1), config.optimizer.lr)
+    return at_once, taken.entries, snapshot(engine).entries
+
+
+@pytest.mark.parametrize(
+    "ranks, parallel", [(1, dict(zero=0)), (1, dict(engine="fsdp2")), (2, dict(zero=1)), (2, dict(zero=3))]
+)
+def test_a_snapshot_is_independent_of_the_engine(ranks, parallel):
+    for at_once, later, after in run_ranks(entries_around_an_update, ranks, parallel):
+        assert at_once.keys() == later.keys() == {"model", "optimizer"}
+        for folder, held in at_once.items():
+            assert held
+            for entry, tensor in held.items():
+                assert tensor.dtype == torch.float32
+                assert torch.equal(tensor, later[folder][entry]), entry
+                assert not torch.equal(tensor, after[folder][entry]), entry
+
+
+WRITE = """
+import json, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from card_scale.checkpoint.snapshot import Snapshot
+from card_scale.checkpoint.write import write
+taken = Snapshot("tp00", {"model": {"weight/w[0:4]": torch.arange(8.0).view(4, 2)}, "optimizer": {}}, {})
+share = write(taken, Path(sys.argv[1]))
+assert not dist.is_initialized()
+print(json.dumps({name: [file.bytes, file.sha256] for name, file in share.files.items()}))
+"""
+
+
+def test_writing_needs_no_process_group(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WRITE, tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    files = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(files) == ["model/tp00.safetensors", "optimizer/tp00.safetensors"]
+    for name, (size, sha256) in files.items():
+        assert StoredFile.synced(tmp_path / name) == StoredFile(size, sha256)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(files)
+
+
+def test_who_may_read_the_tensors_is_left_to_the_umask(tmp_path):
+    (taken,) = handmade.snapshots({"weight": {"w": WEIGHT}}, {"w": (0, [StoredPiece("a", 0, 4)])})
+    write(taken, tmp_path)
+    (tmp_path / "other").touch()
+    assert (tmp_path / "model/a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def save(root: Path, step: int, group: dist.ProcessGroup, retention: Retention, rows: int = 4) -> Path:
+    """Save one tensor, of which each of two ranks writes a half (of ``rows`` in all); a single rank writes both."""
+    pieces = [StoredPiece("rank0", 0, 2), StoredPiece("rank1" if dist.get_world_size() == 2 else "rank0", 2, rows)]
+    taken = handmade.snapshots({"weight": {"w": WEIGHT + step}}, {"w": (0, pieces)})[dist.get_rank()]
+    temporary = begin(root, step, group)
+    description, run_files = handmade.description(step, ["weight"]), handmade.run_files(step)
+    return commit(write(taken, temporary), temporary, description, run_files, retention, group)
+
+
+def save_some(root: Path, steps: list[int], retention: Retention) -> list[str]:
+    group = form_commit_group(60)
+    return [save(root, step, group, retention).name for step in steps]
+
+
+def test_commits_gather_what_all_ranks_wrote_and_prune(tmp_path):
+    root = tmp_path / "checkpoints"
+    (root / directories.temporary_name(3) / "model").mkdir(parents=True)
+    steps = list(range(1, 8))
+    for published in run_ranks(save_some, 2, root, steps, Retention(keep_last=2, keep_every=3)):
+        assert published == [directories.name_of(step) for step in steps]
+    assert sorted(path.name for path in root.glob("iter_*")) == [directories.name_of(step) for step in (3, 6, 7)]
+    assert (root / directories.POINTER).read_text() == "7\n"
+    for step in (3, 6, 7):
+        with CheckpointReader(root / directories.name_of(step)) as reader:
+            assert reader.state == {"step": step}
+            assert torch.equal(reader.read("w"), WEIGHT + step)
+            assert reader.manifest.tensors["w"].pieces == [StoredPiece("rank0", 0, 2), StoredPiece("rank1", 2, 4)]
+
+
+def fail(*_arguments, **_keywords):
+    raise OSError("the disk is gone")
+
+
+def save_and_fail(root: Path, stage: str) -> None:
+    """Save 10 and 20, then 30 with a failure at a stage of the commit."""
+    group, retention = form_commit_group(60), Retention(keep_last=2)
+    for step in (10, 20):
+        save(root, step, group, retention)
+    if stage == "manifest":
+        commits.write_atomically = fail
+    elif stage == "name":
+        Path.rename = fail
+    elif stage == "pointer":
+        directories.write_atomically = fail
+    else:
+        shutil.rmtree = fail
+    save(root, 30, group, retention)
+
+
+@pytest.mark.parametrize(
+    "stage, names, manifests_of_the_unpublished, resumed",
+    [
+        ("manifest", [20, 10], 0, 20),
+        ("name", [20, 10], 1, 20),
+        # It is complete, but nobody was told: the pointer decides.
+        ("pointer", [30, 20, 10], 0, 20),
+        ("deletion", [30, 20], 0, 30),
+    ],
+)
+def test_a_failure_at_each_stage_of_a_commit(tmp_path, stage, names, manifests_of_the_unpublished, resumed):
+    root = tmp_path / "checkpoints"
+    (error,) = run_ranks(save_and_fail, 1, root, stage, expect_failure=True)
+    assert "the disk is gone" in error
+    assert directories.published_steps(root) == names
+    assert len(list(root.glob("*.tmp-*/manifest.json"))) == manifests_of_the_unpublished
+    assert (root / directories.POINTER).read_text() == f"{resumed}\n"
+    assert directories.find_latest(root)[1].step == resumed
+
+
+def save_with_a_gap(root: Path) -> str:
+    group = form_commit_group(60)
+    save(root, 10, group, Retention())
+    with pytest.raises(CheckpointError) as caught:
+        save(root, 20, group, Retention(), rows=3)
+    return str(caught.value)
+
+
+def test_what_was_not_written_completely_is_not_published(tmp_path):
+    root = tmp_path / "checkpoints"
+    (message,) = run_ranks(save_with_a_gap, 1, root)
+    assert "tensor w is not stored completely" in message
+    assert directories.published_steps(root) == [10]
+    assert directories.find_latest(root)[1].step == 10
