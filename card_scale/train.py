@@ -43,6 +43,7 @@ def train(config: Config, stop: StopRequest) -> str:
     from card_scale.training.learning_rate import learning_rate
     from card_scale.training.recorder import Recorder
     from card_scale.training.run_directory import RunDirectory
+    from card_scale.training.steps import total_steps
     from card_scale.training.update import Update
 
     # Everything that can be refused is refused before a process group forms.
@@ -52,7 +53,7 @@ def train(config: Config, stop: StopRequest) -> str:
     directory = RunDirectory(config.run.dir)
     directory.check_same_run(config)
     data = job.open_data(config)
-    steps = job.total_steps(config, data.train.sample_count)
+    steps = total_steps(config, data.train.sample_count)
     objective = job.objective_of(config)
     resolve_backend(objective.attention, config.model.attention_backend, cpu_backend.device().type)
 

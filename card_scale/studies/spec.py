@@ -17,6 +17,7 @@ from card_scale.studies import datasets as corpora
 from card_scale.studies.datasets import Corpus
 from card_scale.studies.grid import KEY_OF_AXIS, Cell, Grid, cells
 from card_scale.training.run_directory import EVALUATION, MAY_CHANGE
+from card_scale.training.steps import total_steps
 
 # Data enters by its digests.
 _NOT_HASHED = (MAY_CHANGE - EVALUATION) | {"data.validation"}
@@ -205,11 +206,8 @@ def _check_whole_batches(config: Config, cell: Cell, steps: int, samples_per_epo
 
 
 def _steps(config: Config, epochs: float, samples_per_epoch: int) -> int:
-    # Only here: the job's module imports torch and Megatron, which takes seconds.
-    from card_scale.training import job
-
     with_epochs = dataclasses.replace(config, data=dataclasses.replace(config.data, epochs=epochs))
-    return job.total_steps(with_epochs, samples_per_epoch)
+    return total_steps(with_epochs, samples_per_epoch)
 
 
 def digest(config: Config, corpus: Corpus, held_out: Corpus) -> str:

@@ -10,6 +10,7 @@ from card_scale.model.attention import resolve_backend
 from card_scale.model.gpt import padded_vocabulary
 from card_scale.training import job
 from card_scale.training.run_directory import RunDirectory
+from card_scale.training.steps import total_steps
 from card_scale.training.throughput import counts_of, flops_of
 from card_scale.versions import check_versions
 
@@ -31,7 +32,7 @@ def dry_run(config: Config) -> None:
         deepspeed_json.check(config, layout.data)
     RunDirectory(config.run.dir).check_same_run(config)
     data = job.open_data(config)
-    steps = job.total_steps(config, data.train.sample_count)
+    steps = total_steps(config, data.train.sample_count)
     model = config.model
     vocabulary_rows = padded_vocabulary(data.vocabulary.size)
     counts, flops = counts_of(model, vocabulary_rows), flops_of(config, vocabulary_rows)

@@ -20,13 +20,10 @@ from card_scale.data.tokenizer import MASK_ID
 from card_scale.distributed import process_groups
 from card_scale.engine.base import ShardingEngine
 from card_scale.environment import library_versions
-from card_scale.errors import CheckpointError, ConfigurationError, DataError
+from card_scale.errors import CheckpointError, DataError
 from card_scale.model.gpt import Vocabulary
 from card_scale.objectives import BlockDiffusionObjective, Objective, create_objective
 from card_scale.training.run_directory import RunDirectory
-
-MOST_TOKENS = 2**53
-"""Of a run: beyond it float64 does not count tokens exactly."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,32 +62,6 @@ def open_data(config: Config) -> Data:
             f"({train.manifest.tokenizer.sha256[:12]})"
         )
     return Data(train, validation)
-
-
-def total_steps(config: Config, samples_per_epoch: int) -> int:
-    """Return the updates to make. ``data.epochs`` counts whole batches within the budget: the last part is dropped."""
-    steps, epochs = config.train.steps, config.data.epochs
-    if epochs is None:
-        assert steps is not None  # Config.check
-        return steps
-    tokens = epochs * samples_per_epoch * config.model.length
-    if tokens > MOST_TOKENS:
-        raise ConfigurationError(
-            f"data.epochs {epochs:g} of {samples_per_epoch} samples of {config.model.length} tokens are {tokens:.3g} "
-            "tokens; a run has at most 2^53"
-        )
-    from_epochs = int(epochs * samples_per_epoch) // config.train.global_batch
-    if from_epochs == 0:
-        raise ConfigurationError(
-            f"data.epochs {epochs} of {samples_per_epoch} samples are less than one train.global_batch of "
-            f"{config.train.global_batch}"
-        )
-    if steps is not None and steps != from_epochs:
-        raise ConfigurationError(
-            f"train.steps is {steps}, but data.epochs {epochs} of {samples_per_epoch} samples in batches of "
-            f"{config.train.global_batch} are {from_epochs} steps; give one of the two, or make them equal"
-        )
-    return from_epochs
 
 
 def objective_of(config: Config) -> Objective:

@@ -13,11 +13,12 @@ from tests.studies.conftest import BATCH, LENGTH, SAMPLES
 
 def test_lengths_are_those_of_the_job(write_grid, tmp_path):
     from card_scale.training import job
+    from card_scale.training.steps import total_steps
 
     for spec in specs(load(write_grid(epochs=[1, 2.5, 4])), tmp_path):
         data = job.open_data(spec.config)
         assert spec.samples_per_epoch == data.train.sample_count == SAMPLES
-        assert spec.steps == job.total_steps(spec.config, data.train.sample_count)
+        assert spec.steps == total_steps(spec.config, data.train.sample_count)
         assert spec.tokens == spec.steps * BATCH * LENGTH
         assert spec.corpus.vocabulary_size == data.vocabulary.size
         assert spec.held_out.validation_tokens == data.validation.token_count

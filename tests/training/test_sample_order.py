@@ -8,6 +8,7 @@ import torch
 from card_scale import config as configs
 from card_scale.errors import ConfigurationError
 from card_scale.training import job
+from card_scale.training.steps import total_steps
 from tests.end_to_end.conftest import make_dataset, write_config
 
 ARMS = {
@@ -38,7 +39,7 @@ def one_rank(monkeypatch):
 def batches(config_path, overrides):
     config = configs.load(config_path, [*REPETITION, *overrides])
     data = job.open_data(config)
-    steps = job.total_steps(config, data.train.sample_count)
+    steps = total_steps(config, data.train.sample_count)
     with job.open_loader(config, data) as loader:
         return [loader.rank_batch(step) for step in range(steps)]
 

@@ -1,0 +1,44 @@
+"""How many updates a run makes: pure arithmetic, which a plan of hundreds of runs does without torch."""
+
+from fractions import Fraction
+
+from card_scale.config import Config
+from card_scale.errors import ConfigurationError
+
+MOST_TOKENS = 2**53
+"""Of a run: beyond it float64 does not count tokens exactly."""
+
+
+def total_steps(config: Config, samples_per_epoch: int) -> int:
+    """Return the updates to make.
+
+    ``data.epochs`` counts whole batches within the budget: the last part is dropped. It is the decimal number that was
+    written, not the nearest float64: 0.29 epochs of 100 samples are 29 samples.
+
+    Raises:
+        ConfigurationError: less than one batch, more than MOST_TOKENS, or ``train.steps`` says otherwise.
+    """
+    steps, epochs = config.train.steps, config.data.epochs
+    if epochs is None:
+        assert steps is not None  # Config.check
+        return steps
+    # The shortest decimal that reads as this float is what a person wrote.
+    samples = int(Fraction(repr(epochs)) * samples_per_epoch)
+    if samples * config.model.length > MOST_TOKENS:
+        tokens = epochs * samples_per_epoch * config.model.length
+        raise ConfigurationError(
+            f"data.epochs {epochs:g} of {samples_per_epoch} samples of {config.model.length} tokens are {tokens:.3g} "
+            "tokens; a run has at most 2^53"
+        )
+    from_epochs = samples // config.train.global_batch
+    if from_epochs == 0:
+        raise ConfigurationError(
+            f"data.epochs {epochs} of {samples_per_epoch} samples are less than one train.global_batch of "
+            f"{config.train.global_batch}"
+        )
+    if steps is not None and steps != from_epochs:
+        raise ConfigurationError(
+            f"train.steps is {steps}, but data.epochs {epochs} of {samples_per_epoch} samples in batches of "
+            f"{config.train.global_batch} are {from_epochs} steps; give one of the two, or make them equal"
+        )
+    return from_epochs
