@@ -216,6 +216,45 @@ BELOW_ONE = st.floats(0.0, 1.0, exclude_max=True)
 
 
 @st.composite
+def objectives(draw, length: int) -> ObjectiveConfig:
+    """A valid objective for samples of so many tokens."""
+    low, high = sorted((draw(UNIT), draw(UNIT)))
+    fewest, most = sorted((draw(UNIT), draw(st.floats(0.0, 1.0, exclude_min=True))))
+    return ObjectiveConfig(
+        name=draw(st.sampled_from(["card", "ar", "mdlm", "bd3lm"])),
+        tail_factor=draw(st.floats(1.0, 1e6)),
+        decay=draw(UNIT),
+        beta=draw(st.floats(1e-6, 1e6)),
+        reweight=draw(st.booleans()),
+        masking=draw(st.sampled_from(["soft_tail", "uniform"])),
+        min_noise=low,
+        max_noise=high,
+        block=draw(st.sampled_from([block for block in range(1, length + 1) if length % block == 0])),
+        min_mask=fewest,
+        max_mask=most,
+        search_interval=draw(st.booleans()),
+        resample=draw(st.booleans()),
+    )
+
+
+@st.composite
+def optimizers(draw) -> OptimizerConfig:
+    """A valid optimizer."""
+    lr = draw(st.floats(1e-12, 10.0))
+    return OptimizerConfig(
+        lr=lr,
+        min_lr=draw(st.floats(0.0, lr)),
+        schedule=draw(st.sampled_from(["cosine", "wsd", "constant"])),
+        warmup_steps=draw(st.integers(0, 10**6)),
+        weight_decay=draw(st.floats(0.0, 10.0)),
+        betas=(draw(BELOW_ONE), draw(BELOW_ONE)),
+        eps=draw(st.floats(1e-30, 1.0)),
+        clip=draw(st.floats(0.0, 1e6)),
+        ema=draw(BELOW_ONE),
+    )
+
+
+@st.composite
 def configs(draw) -> Config:
     """A valid configuration."""
     size = st.integers(1, 4)
@@ -225,11 +264,8 @@ def configs(draw) -> Config:
     fsdp2 = draw(st.booleans())
     micro_batch = draw(size)
     length = tensor * draw(st.integers(2, 50))
-    lr = draw(st.floats(1e-12, 10.0))
-    low, high = sorted((draw(UNIT), draw(UNIT)))
-    objective = draw(st.sampled_from(["card", "ar", "mdlm", "bd3lm"]))
-    backends = ["auto", "flex", "split", "dense"] if objective == "bd3lm" else ["auto", "flex", "sdpa"]
-    fewest, most = sorted((draw(UNIT), draw(st.floats(0.0, 1.0, exclude_min=True))))
+    objective = draw(objectives(length))
+    backends = ["auto", "flex", "split", "dense"] if objective.name == "bd3lm" else ["auto", "flex", "sdpa"]
     return Config(
         run=RunConfig(draw(TEXT), draw(st.integers(0, 2**63 - 1)), draw(st.integers(1, 10**6))),
         model=ModelConfig(
@@ -242,21 +278,7 @@ def configs(draw) -> Config:
             dropout=draw(BELOW_ONE),
             attention_backend=draw(st.sampled_from(backends)),
         ),
-        objective=ObjectiveConfig(
-            name=objective,
-            tail_factor=draw(st.floats(1.0, 1e6)),
-            decay=draw(UNIT),
-            beta=draw(st.floats(1e-6, 1e6)),
-            reweight=draw(st.booleans()),
-            masking=draw(st.sampled_from(["soft_tail", "uniform"])),
-            min_noise=low,
-            max_noise=high,
-            block=draw(st.sampled_from([block for block in range(1, length + 1) if length % block == 0])),
-            min_mask=fewest,
-            max_mask=most,
-            search_interval=draw(st.booleans()),
-            resample=draw(st.booleans()),
-        ),
+        objective=objective,
         data=DataConfig(
             path=draw(TEXT),
             validation=draw(st.none() | TEXT),
@@ -275,17 +297,7 @@ def configs(draw) -> Config:
             deepspeed=None if fsdp2 else draw(st.none() | TEXT),
             recompute=draw(st.sampled_from(["none", "full"])),
         ),
-        optimizer=OptimizerConfig(
-            lr=lr,
-            min_lr=draw(st.floats(0.0, lr)),
-            schedule=draw(st.sampled_from(["cosine", "wsd", "constant"])),
-            warmup_steps=draw(st.integers(0, 10**6)),
-            weight_decay=draw(st.floats(0.0, 10.0)),
-            betas=(draw(BELOW_ONE), draw(BELOW_ONE)),
-            eps=draw(st.floats(1e-30, 1.0)),
-            clip=draw(st.floats(0.0, 1e6)),
-            ema=draw(BELOW_ONE),
-        ),
+        optimizer=draw(optimizers()),
         train=TrainConfig(
             steps=draw(st.integers(1, 10**9)),
             global_batch=micro_batch * draw(st.integers(1, 100)),
