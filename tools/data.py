@@ -18,101 +18,111 @@ def parse() -> argparse.Namespace:
         epilog="Exit codes: 0 done, 2 command line, 4 data, 75 stopped, start the same command again.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_build, _add_verify, _add_decontaminate, _add_report, _add_inspect):
+        add(commands)
+    arguments = parser.parse_args()
+    if arguments.command == "build" and arguments.decontaminate and not arguments.validation_fraction:
+        parser.error("--decontaminate needs held-out documents, --validation-fraction above 0")
+    return arguments
 
-    build = commands.add_parser(
+
+def _add_build(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
         "build",
         help="tokenise text into a dataset directory",
         description="Tokenise text into a dataset directory. Stopped or killed at any moment, the same command goes on "
         "and ends with the same bytes, whatever --workers is.",
     )
-    add_input_arguments(build)
-    build.add_argument("--output", required=True, type=Path, help="dataset directory")
-    build.add_argument("--tokenizer", required=True, type=Path, help="model file of tools/tokenizer.py")
-    build.add_argument(
+    add_input_arguments(parser)
+    parser.add_argument("--output", required=True, type=Path, help="dataset directory")
+    parser.add_argument("--tokenizer", required=True, type=Path, help="model file of tools/tokenizer.py")
+    parser.add_argument(
         "--validation-fraction",
         type=fraction,
         default=0.01,
         help="share of documents held out, chosen by a hash of their text (default: 0.01)",
     )
-    build.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
-    build.add_argument("--unit-bytes", type=positive, help="input of one unit of work (default: by the corpus's size)")
-    build.add_argument("--shard-bytes", type=positive, default=1 << 29, help="largest shard (default: 536870912)")
-    build.add_argument(
+    parser.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
+    parser.add_argument("--unit-bytes", type=positive, help="input of one unit of work (default: by the corpus's size)")
+    parser.add_argument("--shard-bytes", type=positive, default=1 << 29, help="largest shard (default: 536870912)")
+    parser.add_argument(
         "--decontaminate",
         action="store_true",
         help="afterwards do what 'decontaminate' does by default (default: leave all held-out documents in)",
     )
 
-    verify = commands.add_parser(
+
+def _add_verify(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
         "verify",
         help="check every byte of a dataset",
         description="Check every byte of a dataset; all problems are listed.",
     )
-    verify.add_argument("dataset", type=Path, help="dataset directory")
-    verify.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
+    parser.add_argument("dataset", type=Path, help="dataset directory")
+    parser.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
 
-    decontaminate = commands.add_parser(
+
+def _add_decontaminate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
         "decontaminate",
         help="exclude validation documents that stand in train",
         description="Find the validation documents that equal a train document but for case and white space, or share "
         "many of their token n-grams with train, and exclude them from evaluation. Train is left as it is; no shard is "
         "changed. The result replaces that of an earlier call.",
     )
-    decontaminate.add_argument("dataset", type=Path, help="dataset directory whose validation split is checked")
-    decontaminate.add_argument(
+    parser.add_argument("dataset", type=Path, help="dataset directory whose validation split is checked")
+    parser.add_argument(
         "--against",
         type=Path,
         action="append",
         metavar="DATASET",
         help="dataset whose train split it is compared with, may be repeated (default: the dataset itself)",
     )
-    decontaminate.add_argument("--ngram", type=positive, default=13, help="tokens of an n-gram (default: 13)")
-    decontaminate.add_argument(
+    parser.add_argument("--ngram", type=positive, default=13, help="tokens of an n-gram (default: 13)")
+    parser.add_argument(
         "--threshold",
         type=positive_share,
         default=0.5,
         help="share of a document's n-grams in train from which it is excluded (default: 0.5)",
     )
-    decontaminate.add_argument(
-        "--workers", type=positive, default=available_cores(), help="processes (default: all cores)"
-    )
+    parser.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
 
-    report = commands.add_parser(
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
         "report",
         help="show whether validation is clean and how much nearly repeats",
         description="Show a dataset's sizes, its decontamination, and its near-duplicate rates: the share of train "
         "documents that nearly repeat an earlier one, and of validation documents that nearly repeat one of train, by "
         "MinHash over token 5-grams.",
     )
-    report.add_argument("dataset", type=Path, help="dataset directory")
-    report.add_argument(
+    parser.add_argument("dataset", type=Path, help="dataset directory")
+    parser.add_argument(
         "--against",
         type=Path,
         metavar="DATASET",
         help="compare validation with this dataset's train split, and nothing else (default: its own, and train "
         "within itself)",
     )
-    report.add_argument(
+    parser.add_argument(
         "--sample", type=positive, default=20_000, help="documents of a split asked about, at most (default: 20000)"
     )
-    report.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
-    report.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
-    inspect = commands.add_parser(
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
         "inspect", help="show what a dataset holds", description="Show a dataset's sizes, documents and packed samples."
     )
-    inspect.add_argument("dataset", type=Path, help="dataset directory")
-    inspect.add_argument("--split", choices=("train", "validation"), default="train", help="default: train")
-    inspect.add_argument("--documents", type=not_negative, default=0, metavar="N", help="show N documents")
-    inspect.add_argument("--samples", type=not_negative, default=0, metavar="N", help="show N packed samples")
-    inspect.add_argument("--first", type=not_negative, default=0, help="number of the first one shown (default: 0)")
-    inspect.add_argument("--characters", type=positive, default=400, help="shown of each document (default: 400)")
-    inspect.add_argument("--length", type=positive, default=256, help="tokens of a sample (default: 256)")
-    inspect.add_argument("--seed", type=not_negative, default=0, help="decides the train stream's order (default: 0)")
-    arguments = parser.parse_args()
-    if arguments.command == "build" and arguments.decontaminate and not arguments.validation_fraction:
-        parser.error("--decontaminate needs held-out documents, --validation-fraction above 0")
-    return arguments
+    parser.add_argument("dataset", type=Path, help="dataset directory")
+    parser.add_argument("--split", choices=("train", "validation"), default="train", help="default: train")
+    parser.add_argument("--documents", type=not_negative, default=0, metavar="N", help="show N documents")
+    parser.add_argument("--samples", type=not_negative, default=0, metavar="N", help="show N packed samples")
+    parser.add_argument("--first", type=not_negative, default=0, help="number of the first one shown (default: 0)")
+    parser.add_argument("--characters", type=positive, default=400, help="shown of each document (default: 400)")
+    parser.add_argument("--length", type=positive, default=256, help="tokens of a sample (default: 256)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="decides the train stream's order (default: 0)")
 
 
 def build(arguments: argparse.Namespace) -> None:

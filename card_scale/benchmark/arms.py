@@ -71,10 +71,11 @@ def config_of(arm: Arm, base: Config) -> Config:
     values: dict[str, Any] = {key: getattr(base.objective, key) for key in kept}
     if arm.block:
         values["block"] = arm.block
+    backend: dict[str, Any] = {"attention_backend": arm.backend}
     config = dataclasses.replace(
         base,
         objective=registry.create(arm.objective, **values),
-        model=dataclasses.replace(base.model, attention_backend=arm.backend),
+        model=dataclasses.replace(base.model, **backend),
     )
     config.check()
     return config

@@ -11,6 +11,7 @@ import sentencepiece
 
 from card_scale.corpus import sources
 from card_scale.corpus.build import BuildSettings, build_dataset
+from card_scale.corpus.source_documents import documents
 from card_scale.data.loader import GlobalBatchLoader
 from card_scale.data.stream import PackedStream
 from card_scale.environment import environment
@@ -57,7 +58,7 @@ def measure_build(settings: BuildSettings, tokenizer_path: Path, workers: int, r
     """
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
     scan = sources.scan(settings.inputs)
-    texts = [document.text for piece in scan.pieces for document in sources.documents(piece, settings.inputs)]
+    texts = [document.text for piece in scan.pieces for document in documents(piece, settings.inputs)]
     texts = [text for text in texts if text]
     bare, build = [], []
     for _ in range(rounds):

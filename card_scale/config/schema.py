@@ -158,7 +158,7 @@ class Config:
 
     def flat(self) -> dict[str, Any]:
         """Return the value of every key by ``group.key``; of the objective's the ones that it has."""
-        values = {}
+        values: dict[str, Any] = {}
         for group in dataclasses.fields(self):
             held = getattr(self, group.name)
             names = [key.name for key in dataclasses.fields(held) if key.metadata.get("key", True)]

@@ -99,9 +99,27 @@ def decontaminate(
             "written; hold out other documents"
         )
     tokens = load_index(directory, manifest.splits["validation"])["tokens"]
+    excluded = _write_excluded(directory, np.flatnonzero(contaminated).astype(np.int64))
+    record = _record(settings, trains, overlap, tokens, excluded)
+    dataclasses.replace(manifest, decontamination=record).save(directory)
+    old = manifest.decontamination
+    if old is not None and old.excluded.name != record.excluded.name:
+        (directory / old.excluded.name).unlink(missing_ok=True)
+    return record
+
+
+def _record(
+    settings: DecontaminationSettings,
+    trains: Sequence[TrainSplit],
+    overlap: Overlap,
+    tokens: np.ndarray,
+    excluded: FileRecord,
+) -> Decontamination:
+    """Return what the manifest says of a comparison; ``tokens`` int64 [D] are the documents' lengths."""
+    contaminated = overlap.contaminated(settings.threshold)
     share = overlap.shared[overlap.ngrams > 0] / overlap.ngrams[overlap.ngrams > 0]
     by_share = {f"{limit:g}": int((share >= limit).sum()) for limit in _SHOWN_SHARES}
-    record = Decontamination(
+    return Decontamination(
         ngram=settings.ngram,
         threshold=settings.threshold,
         against=tuple(trains),
@@ -112,13 +130,8 @@ def decontaminate(
         documents_by_share={"any": int((share > 0).sum())} | by_share,
         excluded_documents=int(contaminated.sum()),
         excluded_tokens=int(tokens[contaminated].sum()),
-        excluded=_write_excluded(directory, np.flatnonzero(contaminated).astype(np.int64)),
+        excluded=excluded,
     )
-    dataclasses.replace(manifest, decontamination=record).save(directory)
-    old = manifest.decontamination
-    if old is not None and old.excluded.name != record.excluded.name:
-        (directory / old.excluded.name).unlink(missing_ok=True)
-    return record
 
 
 def _write_excluded(directory: Path, excluded: np.ndarray) -> FileRecord:

@@ -10,6 +10,7 @@ from pathlib import Path
 import sentencepiece
 
 from card_scale.corpus import sources
+from card_scale.corpus.source_documents import documents
 from card_scale.data.tokenizer import BOS_ID, EOS_ID, MASK_PIECE, PAD_ID, UNK_ID, Tokenizer
 from card_scale.errors import DataError
 from card_scale.files import write_atomically
@@ -116,7 +117,7 @@ def sample_corpus(settings: TokenizerSettings, scan: sources.Scan) -> Iterator[s
     """
     limit = int(min(1.0, settings.sample_bytes / max(1, scan.bytes)) * 2**64)
     for piece in scan.pieces:
-        for document in sources.documents(piece, settings.inputs):
+        for document in documents(piece, settings.inputs):
             for chunk in _chunks([document.text.decode()]):
                 if int.from_bytes(hashlib.blake2b(chunk.encode(), digest_size=8).digest(), "big") < limit:
                     yield chunk

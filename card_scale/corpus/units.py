@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from card_scale.corpus import sources
+from card_scale.corpus.source_documents import Document, documents
 from card_scale.corpus.sources import InputSettings, Piece
 from card_scale.data.manifest import SPLITS, token_dtype
 from card_scale.data.shards import INDEX_DTYPE, ShardRecord, ShardWriter
@@ -150,11 +151,11 @@ class SplitWriter:
             self._writer.__exit__()
 
 
-def _batches(unit: Unit, settings: InputSettings, counts: dict[str, int]) -> Iterator[list[sources.Document]]:
-    batch: list[sources.Document] = []
+def _batches(unit: Unit, settings: InputSettings, counts: dict[str, int]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
     size = 0
     for piece in unit.pieces:
-        for document in sources.documents(piece, settings):
+        for document in documents(piece, settings):
             if not document.text:
                 counts["empty_dropped" if document.valid else "invalid_skipped"] += 1
                 continue

@@ -104,7 +104,11 @@ class GlobalBatchLoader:
             sample_ids[rows] = self._order(epoch)[places[rows]]
         tokens = self._stream.samples(sample_ids)
         return Samples(
-            *map(torch.from_numpy, (tokens, sample_ids, epochs, global_positions)), batch_size=self._global_batch
+            tokens=torch.from_numpy(tokens),
+            sample_ids=torch.from_numpy(sample_ids),
+            epochs=torch.from_numpy(epochs),
+            global_positions=torch.from_numpy(global_positions),
+            batch_size=self._global_batch,
         )
 
     def _order(self, epoch: int) -> np.ndarray:

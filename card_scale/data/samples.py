@@ -1,5 +1,6 @@
 """Samples: clean tokens with what their noise and their place in the run are a function of."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,14 +30,16 @@ class Samples(NamedTuple):
 
     def to(self, device: torch.device) -> "Samples":
         """The same samples on a device."""
-        moved = [tensor.to(device, non_blocking=True) for tensor in self.tensors()]
-        valid = None if self.valid is None else self.valid.to(device, non_blocking=True)
-        return Samples(*moved, self.batch_size, valid)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def rows(self, rows: slice) -> "Samples":
         """Some of the rows; they still belong to the whole global batch."""
-        picked = [tensor[rows] for tensor in self.tensors()]
-        return Samples(*picked, self.batch_size, None if self.valid is None else self.valid[rows])
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Samples":
+        tokens, sample_ids, epochs, global_positions = map(change, self.tensors())
+        valid = None if self.valid is None else change(self.valid)
+        return Samples(tokens, sample_ids, epochs, global_positions, self.batch_size, valid)
 
     def resampled(self, resample: bool) -> "Samples":
         """The same samples, or unless ``resample`` ones whose noise depends on their id, not on epoch and batch."""

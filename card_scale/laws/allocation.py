@@ -7,9 +7,9 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
 from card_scale.laws import formulas as laws
+from card_scale.laws.compute import FLOPS_PER_PARAMETER_AND_TOKEN
 from card_scale.laws.formulas import Array, Params
 
-FLOPS_PER_PARAMETER_AND_TOKEN = 6.0
 SEARCH_STEPS = 2000
 """Sizes tried before the best one is refined."""
 
@@ -20,11 +20,6 @@ class Allocation(NamedTuple):
     parameters: float
     tokens: float
     loss: float
-
-
-def flops(N: npt.ArrayLike, D: npt.ArrayLike) -> Array:  # noqa: N803
-    """Return 6 N D, the usual count of a training run's floating-point operations."""
-    return FLOPS_PER_PARAMETER_AND_TOKEN * np.asarray(N, np.float64) * np.asarray(D, np.float64)
 
 
 def compute_optimal(params: Params, budget: float) -> Allocation:

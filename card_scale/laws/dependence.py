@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from card_scale.laws.formulas import Array
 from card_scale.laws.runs import Runs
@@ -60,4 +60,4 @@ def dependence(runs: Runs, residuals: Array) -> Dependence:
     together = ladder[order][1:] == ladder[order][:-1]
     pairs = int(together.sum())
     agreeing = int(np.sum((signs[1:] * signs[:-1] > 0.0) & together))
-    return Dependence(pairs, agreeing, float(binom.sf(agreeing - 1, pairs, 0.5)) if pairs else 1.0)
+    return Dependence(pairs, agreeing, float(bdtrc(agreeing - 1, pairs, 0.5)) if pairs else 1.0)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from card_scale.errors import DataError
-from card_scale.laws.allocation import FLOPS_PER_PARAMETER_AND_TOKEN
+from card_scale.laws.compute import FLOPS_PER_PARAMETER_AND_TOKEN
 from card_scale.laws.power_law import PowerLaw, fit_power_law
 from card_scale.laws.runs import Runs
 

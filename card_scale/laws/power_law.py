@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from card_scale.errors import DataError
 from card_scale.laws.formulas import Array
@@ -100,4 +100,4 @@ def _reach(errors: Array, constants: int, level: float) -> float:
     left = len(errors) - constants
     if not left:
         return np.inf
-    return float(np.sqrt(errors @ errors / left) * student.ppf(0.5 + level / 2.0, left))
+    return float(np.sqrt(errors @ errors / left) * stdtrit(left, 0.5 + level / 2.0))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from card_scale.laws.allocation import flops
+from card_scale.laws.compute import flops
 from card_scale.laws.formulas import Array
 
 
@@ -19,12 +19,12 @@ class Runs(NamedTuple):
     """Unique tokens among them."""
     loss: Array
     """Validation loss in nats per token."""
-    counted: Array | None = None
+    counted_flops: Array | None = None
     """Training FLOPs as the trainer counted them, if it did."""
 
     def take(self, rows: np.ndarray) -> "Runs":
         """Return the runs that a bool mask [n] or an index array picks."""
-        counted = None if self.counted is None else self.counted[rows]
+        counted = None if self.counted_flops is None else self.counted_flops[rows]
         return Runs(self.N[rows], self.D[rows], self.U[rows], self.loss[rows], counted)
 
     def mean_over_seeds(self) -> "Runs":
@@ -42,4 +42,4 @@ class Runs(NamedTuple):
 
     def cost(self) -> Array:
         """Return the FLOPs that were counted, or 6 N D: objectives differ in what a token costs."""
-        return self.flops() if self.counted is None else self.counted
+        return self.flops() if self.counted_flops is None else self.counted_flops

@@ -1,7 +1,7 @@
 """How far above its minimum the objective may be before a constant's value is rejected."""
 
 import numpy as np
-from scipy.stats import f as f_distribution
+from scipy.special import fdtri
 
 from card_scale.laws.formulas import Array
 from card_scale.laws.huber import DELTA, influence
@@ -23,7 +23,7 @@ def rise(residuals: Array, free: int, level: float) -> float:
     """
     left = len(residuals) - free
     power = float(np.sum(influence(residuals) ** 2)) / left
-    quantile = float(f_distribution.ppf(level, 1, left))
+    quantile = float(fdtri(1, left, level))
     slope = shift_slope(residuals, free)
     # No residual within a bandwidth of 0: the law passes by the runs, and their noise rejects nothing.
     return 0.5 * quantile * power / slope if slope > 0.0 else np.inf

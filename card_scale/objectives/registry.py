@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from card_scale.errors import ConfigurationError
 
@@ -47,7 +47,7 @@ def keys(kind: "type[Objective]") -> dict[str, dataclasses.Field]:
     return {field.name: field for field in dataclasses.fields(kind) if field.metadata.get("key", True)}
 
 
-def create(name: str, **values: object) -> "Objective":
+def create(name: str, **values: Any) -> "Objective":
     """The objective called ``name`` with the given values of its fields.
 
     Raises ConfigurationError for an unknown name or key, or a value outside its range.

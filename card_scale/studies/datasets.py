@@ -14,8 +14,8 @@ STATED = "stated"
 """Digest of a corpus that is stated in the grid and does not exist yet."""
 
 
-class Corpus(NamedTuple):
-    """Sizes and identities of a dataset."""
+class DatasetFacts(NamedTuple):
+    """What a manifest says of a dataset: its sizes and identities."""
 
     vocabulary_size: int
     train_tokens: int
@@ -32,7 +32,7 @@ class Corpus(NamedTuple):
         """Whether the dataset is on disk."""
         return self.digest != STATED
 
-    def held_out_from(self, train: "Corpus") -> bool:
+    def held_out_from(self, train: "DatasetFacts") -> bool:
         """Whether the validation split was decontaminated against the train split of ``train``."""
         return bool(self.manifest and train.manifest and self.manifest.held_out_from(train.manifest))
 
@@ -50,19 +50,19 @@ class Corpus(NamedTuple):
         return hashlib.sha256(f"{self.validation_split} {length} {scored}".encode()).hexdigest()[:16]
 
 
-def read(path: str, stated: StatedCorpus | None) -> Corpus:
+def read(path: str, stated: StatedCorpus | None) -> DatasetFacts:
     """Return the facts of the dataset at ``path``, or the stated ones where nothing is there.
 
     Raises DataError where there is neither, or the manifest is damaged.
     """
     if stated is not None and not (Path(path) / MANIFEST_NAME).is_file():
         sizes = (stated.vocabulary_size, stated.train_tokens, stated.validation_tokens)
-        return Corpus(*sizes, digest=STATED, tokenizer_sha256=STATED, validation_split=STATED, manifest=None)
+        return DatasetFacts(*sizes, digest=STATED, tokenizer_sha256=STATED, validation_split=STATED, manifest=None)
     manifest = Manifest.load(path)
     validation = manifest.splits["validation"]
     excluded = manifest.decontamination
     parts = [dataclasses.asdict(validation), manifest.tokenizer.sha256, excluded and excluded.excluded.sha256]
-    return Corpus(
+    return DatasetFacts(
         vocabulary_size=manifest.vocabulary_size,
         train_tokens=manifest.splits["train"].tokens,
         validation_tokens=validation.tokens - (excluded.excluded_tokens if excluded else 0),
@@ -73,7 +73,7 @@ def read(path: str, stated: StatedCorpus | None) -> Corpus:
     )
 
 
-def pair(path: str, validation: str | None, stated: StatedCorpus | None) -> tuple[Corpus, Corpus]:
+def pair(path: str, validation: str | None, stated: StatedCorpus | None) -> tuple[DatasetFacts, DatasetFacts]:
     """Return the facts of ``data.path`` and of ``data.validation``.
 
     Raises DataError, as the run would, where their tokenizers differ.

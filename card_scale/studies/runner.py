@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from card_scale.errors import ConfigurationError, StopRequested
 from card_scale.studies.plan import Cost
 from card_scale.studies.state import Outcome, Status, StudyDirectory
-from card_scale.studies.task_process import Attempt, command_line, conclude, start
+from card_scale.studies.task_process import TaskProcess, command_line, conclude, start
 from card_scale.studies.tasks import Task
 from card_scale.training.stop import StopRequest
 
@@ -87,7 +87,7 @@ class LocalRunner:
         self.waiting = sorted(tasks, key=lambda task: (not task.is_leg, -seconds[task.id]))
         self.count, self.ended = len(tasks), 0
         self.free_gpus = list(range(machine.gpus))
-        self.running: dict[str, tuple[Attempt, list[int]]] = {}
+        self.running: dict[str, tuple[TaskProcess, list[int]]] = {}
         self.outcomes: dict[str, Outcome] = {}
 
     def run(self, stop: StopRequest) -> dict[str, Outcome]:
@@ -106,8 +106,8 @@ class LocalRunner:
                     break  # what is left waits for tasks that failed, or that somebody else runs
                 time.sleep(_POLL_SECONDS)
         except BaseException:
-            for attempt, _ in self.running.values():
-                attempt.kill()
+            for running, _ in self.running.values():
+                running.kill()
             while self.running:
                 self._reap()
                 time.sleep(_POLL_SECONDS)
@@ -116,7 +116,7 @@ class LocalRunner:
 
     def _startable(self) -> Task | None:
         """Return the next task whose predecessor is done and whose trunk is not in use."""
-        in_use = {attempt.task.directory for attempt, _ in self.running.values()}
+        in_use = {running.task.directory for running, _ in self.running.values()}
         for task in self.waiting:
             if task.directory not in in_use and (task.after is None or self._is_done(task.after)):
                 return task
@@ -134,7 +134,7 @@ class LocalRunner:
             self.waiting.remove(task)
             gpus = [self.free_gpus.pop(0) for _ in range(task.ranks)] if self.machine.gpus else []
             begun = start(self.study, task, command_line(task), self._environment(task, gpus))
-            if isinstance(begun, Attempt):
+            if isinstance(begun, TaskProcess):
                 self.running[task.id] = (begun, gpus)
                 self.say(f"started   {task.id}")
                 continue
@@ -154,11 +154,11 @@ class LocalRunner:
         return variables
 
     def _reap(self) -> None:
-        for attempt, gpus in list(self.running.values()):
-            if attempt.process.poll() is not None:
-                del self.running[attempt.task.id]
+        for running, gpus in list(self.running.values()):
+            if running.process.poll() is not None:
+                del self.running[running.task.id]
                 self.free_gpus += gpus
-                self._ended(attempt.task, conclude(self.study, attempt))
+                self._ended(running.task, conclude(self.study, running))
 
     def _ended(self, task: Task, outcome: Outcome) -> None:
         self.outcomes[task.id] = outcome
@@ -170,8 +170,8 @@ class LocalRunner:
     def _stop_all(self, reason: str) -> None:
         """Ask everything that runs to save and end, wait for it, and raise StopRequested."""
         self.say(f"{reason}: asked {len(self.running)} runs to save and stop")
-        for attempt, _ in self.running.values():
-            attempt.ask_to_stop()
+        for running, _ in self.running.values():
+            running.ask_to_stop()
         while self.running:
             self._reap()
             time.sleep(_POLL_SECONDS)

@@ -15,10 +15,10 @@ from typing import Any, Literal, NamedTuple
 
 from card_scale.errors import ConfigurationError
 from card_scale.files import write_atomically
-from card_scale.studies import task_process as attempts
+from card_scale.studies import task_process
 from card_scale.studies.grid import Slurm
 from card_scale.studies.state import Outcome, StudyDirectory
-from card_scale.studies.task_process import LAUNCHERS, Attempt, command_line
+from card_scale.studies.task_process import LAUNCHERS, TaskProcess, command_line
 from card_scale.studies.tasks import Task
 
 Cluster = Literal["slurm", "local", "debug"]
@@ -145,7 +145,7 @@ class ArrayTask:
     task: Task
     after: Task | None
     array: Array
-    attempt: Attempt | None = None
+    running: TaskProcess | None = None
 
     def __call__(self) -> str:
         """Run the task; return how it ended in words. Its outcome is on record in the study's directory."""
@@ -158,32 +158,32 @@ class ArrayTask:
         if job.node:
             # The first node keeps the records.
             return f"ended with {subprocess.run(self._command(job), env=environment, check=False).returncode}"
-        begun = attempts.start(self.study, self.task, self._command(job), environment)
+        begun = task_process.start(self.study, self.task, self._command(job), environment)
         if begun is None:
             return "not begun: a process of this task is still alive"
         if isinstance(begun, Outcome):
             return begun.reason
-        self.attempt = begun
+        self.running = begun
         self._wait()
-        return attempts.conclude(self.study, begun).reason
+        return task_process.conclude(self.study, begun).reason
 
     def checkpoint(self) -> Any:
         """Save and stop before the time limit or a preemption; submitit then puts the job back into the queue."""
         import submitit
 
-        if self.attempt is not None:
-            self.attempt.ask_to_stop()
+        if self.running is not None:
+            self.running.ask_to_stop()
             self._wait()
-            attempts.conclude(self.study, self.attempt)
-            self.attempt = None
+            task_process.conclude(self.study, self.running)
+            self.running = None
         return submitit.helpers.DelayedSubmission(self)
 
     def _wait(self) -> None:
         """Wait until the process has ended, without the locks of Popen.wait: a signal handler waits here too."""
-        assert self.attempt is not None
-        while os.waitid(os.P_PID, self.attempt.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        assert self.running is not None
+        while os.waitid(os.P_PID, self.running.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             time.sleep(_POLL_SECONDS)
-        self.attempt.process.wait()
+        self.running.process.wait()
 
     def _command(self, job: Any) -> list[str]:
         if self.array.nodes == 1:

@@ -13,8 +13,8 @@ from card_scale import config as configs
 from card_scale.config import Config
 from card_scale.errors import CardScaleError, ConfigurationError
 from card_scale.laws.table import EPOCHS_TOLERANCE
-from card_scale.studies import datasets as corpora
-from card_scale.studies.datasets import Corpus
+from card_scale.studies import datasets
+from card_scale.studies.datasets import DatasetFacts
 from card_scale.studies.grid import KEY_OF_AXIS, Cell, Grid, cells
 from card_scale.training.run_directory import EVALUATION, MAY_CHANGE
 from card_scale.training.steps import total_steps
@@ -39,8 +39,8 @@ class RunSpec:
     overrides: tuple[str, ...]
     """Configuration file and ``group.key=value`` that make ``config``."""
     ranks: int
-    corpus: Corpus
-    held_out: Corpus
+    corpus: DatasetFacts
+    held_out: DatasetFacts
     samples_per_epoch: int
     steps: int
 
@@ -70,7 +70,7 @@ def specs(grid: Grid, directory: Path) -> list[RunSpec]:
 
     Raises ConfigurationError or DataError naming the cells that cannot be run and why, and cells that are the same run.
     """
-    known: dict[tuple[str, str | None], tuple[Corpus, Corpus]] = {}
+    known: dict[tuple[str, str | None], tuple[DatasetFacts, DatasetFacts]] = {}
     found: list[RunSpec] = []
     problems: list[tuple[Cell, CardScaleError]] = []
     wanted = cells(grid)
@@ -107,7 +107,7 @@ def _spec(
     grid: Grid,
     cell: Cell,
     directory: Path,
-    known: dict[tuple[str, str | None], tuple[Corpus, Corpus]],
+    known: dict[tuple[str, str | None], tuple[DatasetFacts, DatasetFacts]],
     shortest: Mapping[tuple[str, int | None], float],
 ) -> RunSpec:
     keys = {**grid.overrides, **_size_and_arm(grid, cell)}
@@ -118,7 +118,7 @@ def _spec(
     draft = configs.load(grid.config, _overrides(keys) + ["train.steps=null"])
     where = (draft.data.path, draft.data.validation)
     if where not in known:
-        known[where] = corpora.pair(*where, grid.corpus)
+        known[where] = datasets.pair(*where, grid.corpus)
     corpus, held_out = known[where]
     samples = _samples_per_epoch(draft, corpus)
     steps = _steps(draft, cell.epochs, samples)
@@ -176,7 +176,7 @@ def _overrides(keys: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
 
 
-def _samples_per_epoch(config: Config, corpus: Corpus) -> int:
+def _samples_per_epoch(config: Config, corpus: DatasetFacts) -> int:
     """Return the samples of an epoch; the arithmetic of the packed stream, without opening it."""
     tokens = config.data.unique_tokens
     if tokens is not None and tokens > corpus.train_tokens:
@@ -210,7 +210,7 @@ def _steps(config: Config, epochs: float, samples_per_epoch: int) -> int:
     return total_steps(with_epochs, samples_per_epoch)
 
 
-def digest(config: Config, corpus: Corpus, held_out: Corpus) -> str:
+def digest(config: Config, corpus: DatasetFacts, held_out: DatasetFacts) -> str:
     """Return the hash of what is trained and evaluated.
 
     Only keys that differ from their defaults enter: a key that a later version adds does not rename old runs.

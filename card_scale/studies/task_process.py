@@ -1,4 +1,4 @@
-"""One attempt at a task: its process is started, asked to stop, and its end is put on record."""
+"""The process that runs a task: started, asked to stop, and its end put on record."""
 
 import os
 import signal
@@ -27,8 +27,8 @@ def command_line(task: Task) -> list[str]:
 
 
 @dataclass
-class Attempt:
-    """A running task."""
+class TaskProcess:
+    """The process that runs a task, or did until it is concluded."""
 
     task: Task
     process: subprocess.Popen
@@ -52,11 +52,11 @@ class Attempt:
 
 def start(
     study: StudyDirectory, task: Task, command: list[str], environment: Mapping[str, str]
-) -> Attempt | Outcome | None:
+) -> TaskProcess | Outcome | None:
     """Start a task's process in a process group of its own, its output appended to the task's log.
 
     Returns:
-        The attempt; None while an earlier process of the task is still alive; the outcome, already on record, where
+        The process; None while an earlier process of the task is still alive; the outcome, already on record, where
         the task cannot start.
     """
     lock = study.lock(task)
@@ -86,26 +86,26 @@ def start(
             start_new_session=True,
             pass_fds=(lock.descriptor,),
         )
-    return Attempt(task, process, lock, before, time.monotonic())
+    return TaskProcess(task, process, lock, before, time.monotonic())
 
 
-def conclude(study: StudyDirectory, attempt: Attempt) -> Outcome:
-    """Record the end of an attempt whose process has ended."""
-    code, reason = _ending(attempt)
-    seconds = attempt.before.seconds + time.monotonic() - attempt.began
-    outcome = Outcome(code, reason, attempt.before.attempts + 1, seconds)
-    study.record(attempt.task, outcome)
-    attempt.lock.release()
+def conclude(study: StudyDirectory, running: TaskProcess) -> Outcome:
+    """Put on record how a task that was running has ended."""
+    code, reason = _ending(running)
+    seconds = running.before.seconds + time.monotonic() - running.began
+    outcome = Outcome(code, reason, running.before.attempts + 1, seconds)
+    study.record(running.task, outcome)
+    running.lock.release()
     return outcome
 
 
-def _ending(attempt: Attempt) -> tuple[int, str]:
+def _ending(running: TaskProcess) -> tuple[int, str]:
     """Return exit code and reason of an ended process; the run's own record knows best."""
-    returned = attempt.process.returncode
-    recorded = read_exit(attempt.task.directory)
+    returned = running.process.returncode
+    recorded = read_exit(running.task.directory)
     if recorded is not None and (recorded[0] == 0) == (returned == 0):
         return recorded
-    if attempt.stopping:
+    if running.stopping:
         return ExitCode.STOPPED, "stopped before it could save; its last checkpoint is intact"
     if returned < 0:
         return returned, f"killed by {signal.Signals(-returned).name}"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from card_scale import config as configs
 from card_scale.config import Config
 from card_scale.studies.spec import RunSpec, digest
-from card_scale.training.learning_rate import DECAY_SHARE
+from card_scale.training.learning_rate import decay_start
 
 
 class BranchPoint(NamedTuple):
@@ -48,11 +48,6 @@ class Task:
     after: str | None = None
     """Task that must be done before."""
     branch: BranchPoint | None = None
-
-
-def branching_step(config: Config, steps: int) -> int:
-    """Return the updates of a wsd run of so many steps before its decay begins, as learning_rate does."""
-    return min(steps, max(config.optimizer.warmup_steps, steps - round(DECAY_SHARE * steps)))
 
 
 def tasks_of(specs: Sequence[RunSpec], directory: Path, *, branching: bool) -> list[Task]:
@@ -103,7 +98,7 @@ def _trunk_name(spec: RunSpec) -> str:
 
 def _branches(name: str, directory: Path, members: Sequence[RunSpec]) -> list[Task]:
     """Return a trunk's legs and the runs that branch off them."""
-    points = {spec.id: branching_step(spec.config, spec.steps) for spec in members}
+    points = {spec.id: decay_start(spec.steps, spec.config.optimizer.warmup_steps) for spec in members}
     tasks: list[Task] = []
     before: Task | None = None
     longest = max(members, key=lambda spec: spec.steps)

@@ -31,7 +31,16 @@ def learning_rate(step: int, *, schedule: str, lr: float, min_lr: float, warmup_
         return lr
     if step >= total_steps:
         return min_lr
-    start = warmup_steps if schedule == "cosine" else max(warmup_steps, total_steps - round(DECAY_SHARE * total_steps))
+    start = warmup_steps if schedule == "cosine" else decay_start(total_steps, warmup_steps)
     progress = max(0, step - start) / max(1, total_steps - start)
     fallen = (1 - math.cos(math.pi * progress)) / 2 if schedule == "cosine" else math.sqrt(progress)
     return lr - (lr - min_lr) * fallen
+
+
+def decay_start(total_steps: int, warmup_steps: int) -> int:
+    """Return the update, counted from 0, from which the rate of a ``wsd`` run falls; before it are as many updates.
+
+    Up to there the run is that of ``constant``: a study's trunk, which the runs of other lengths branch off too. It is
+    ``total_steps`` where warm-up leaves nothing to decay in.
+    """
+    return min(total_steps, max(warmup_steps, total_steps - round(DECAY_SHARE * total_steps)))

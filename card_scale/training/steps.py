@@ -1,4 +1,6 @@
-"""How many updates a run makes, and at which of them something is due. Imports nothing heavy."""
+"""How many updates a run makes, and when something is due: pure arithmetic, without torch for plans of many runs."""
+
+from fractions import Fraction
 
 from card_scale.config import Config
 from card_scale.errors import ConfigurationError
@@ -8,18 +10,27 @@ MOST_TOKENS = 2**53
 
 
 def total_steps(config: Config, samples_per_epoch: int) -> int:
-    """Return the updates to make. ``data.epochs`` counts whole batches within the budget: the last part is dropped."""
+    """Return the updates to make.
+
+    ``data.epochs`` counts whole batches within the budget: the last part is dropped. It is the decimal number that was
+    written, not the nearest float64: 0.29 epochs of 100 samples are 29 samples.
+
+    Raises:
+        ConfigurationError: less than one batch, more than MOST_TOKENS, or ``train.steps`` says otherwise.
+    """
     steps, epochs = config.train.steps, config.data.epochs
     if epochs is None:
         assert steps is not None  # Config.check
         return steps
-    tokens = epochs * samples_per_epoch * config.model.length
-    if tokens > MOST_TOKENS:
+    # The shortest decimal that reads as this float is what a person wrote.
+    samples = int(Fraction(repr(epochs)) * samples_per_epoch)
+    if samples * config.model.length > MOST_TOKENS:
+        tokens = epochs * samples_per_epoch * config.model.length
         raise ConfigurationError(
             f"data.epochs {epochs:g} of {samples_per_epoch} samples of {config.model.length} tokens are {tokens:.3g} "
             "tokens; a run has at most 2^53"
         )
-    from_epochs = int(epochs * samples_per_epoch) // config.train.global_batch
+    from_epochs = samples // config.train.global_batch
     if from_epochs == 0:
         raise ConfigurationError(
             f"data.epochs {epochs} of {samples_per_epoch} samples are less than one train.global_batch of "

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from card_scale.corpus.sources import InputSettings, documents, scan, split_piece
+from card_scale.corpus.source_documents import documents
+from card_scale.corpus.sources import InputSettings, scan, split_piece
 from card_scale.errors import DataError
 
 TEXTS = ["one", "", "zwei\nLinien\r\n", "漢字 🧿 [MASK]", "x" * 3000, "end"]

@@ -226,7 +226,7 @@ def test_no_crossover_is_said_to_lie_outside():
 def test_crossover_counts_the_flops_of_the_table():
     compute = np.logspace(17, 21, 17)
     twice = arm(4.3, 0.25, compute)
-    twice = twice._replace(counted=2 * twice.flops())
+    twice = twice._replace(counted_flops=2 * twice.flops())
     found = crossover(arm(4.0, 0.1, compute), twice, samples=0)
     # The same losses at twice the cost: 4.3 - 0.25 (x - log10 2) = 4 - 0.1 x, x over 1e18.
     assert math.log10(found.compute) == pytest.approx(18 + (0.3 + 0.25 * math.log10(2)) / 0.15, rel=1e-9)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from card_scale.laws import formulas as laws
-from card_scale.laws.allocation import compute_optimal, data_constrained_optimal, flops
+from card_scale.laws.allocation import compute_optimal, data_constrained_optimal
+from card_scale.laws.compute import flops
 from card_scale.laws.forms import DATA_CONSTRAINED, DECAYING_EXPONENTS, GEOMETRIC
 from card_scale.laws.huber import objective, r_squared
 from card_scale.laws.published import CONSTANTS, PRABHUDESAI_CRITICAL_COMPUTE

@@ -57,7 +57,7 @@ def test_the_public_table():
     assert len(table.rows) == 308
     for name in ("N", "D", "U", "loss"):
         np.testing.assert_array_equal(getattr(table.runs, name), getattr(expected, name))
-    assert table.runs.counted is None
+    assert table.runs.counted_flops is None
     kept = select(read_rows(datablations.PATH, {}), {"in_published_182_fit": ["1"], "note": [""]})
     assert len(kept) == 182
 

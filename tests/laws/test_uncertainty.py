@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import chi2
+from scipy.stats import f as f_distribution
 
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.laws import formulas as laws
@@ -49,6 +50,16 @@ def test_rise_is_that_of_median_regression_for_large_errors():
 def test_rise_grows_with_the_constants_fitted():
     errors = 3e-3 * np.random.default_rng(2).standard_normal(30)
     assert rise(errors, 7, 0.95) > 1.2 * rise(errors, 1, 0.95)
+
+
+# 95 % quantiles of F at (1, 1), (1, 2), (1, 4) and (1, 9), from a printed table.
+@pytest.mark.parametrize("count, free, quantile", [(8, 7, 161.4476), (8, 6, 18.5128), (9, 5, 7.7086), (10, 1, 5.1174)])
+def test_rise_of_few_runs_has_the_quantile_of_f_with_one_and_n_minus_p(count, free, quantile):
+    # So far inside the parabola that E psi' is 1: half the quantile times the variance, both with n - p.
+    errors = 1e-9 * np.random.default_rng(count).standard_normal(count)
+    variance = sum(error * error for error in errors) / (count - free)
+    assert f_distribution.ppf(0.95, 1, count - free) == pytest.approx(quantile, abs=5e-5)
+    assert rise(errors, free, 0.95) == pytest.approx(0.5 * quantile * variance, rel=1e-5, abs=0)
 
 
 def test_nothing_is_rejected_by_a_law_that_passes_by_the_runs():
@@ -218,6 +229,24 @@ def test_the_public_table_does_not_identify_r_d(given):
         # Both ends are finite here, but of a law that these runs contradict.
         assert found.pattern.found
         assert found.by_ladder
+
+
+@pytest.mark.parametrize("waves", [0.0, 0.01], ids=["independent", "a pattern"])
+def test_the_bootstrap_draws_whole_ladders_where_their_errors_depend(waves):
+    given = {name: value for name, value in PUBLISHED.items() if name != "R_D"}
+    runs = simulated(64, 31.93)
+    runs = runs._replace(loss=runs.loss * np.exp(waves * np.sin(np.log(runs.D))))
+    found = analyse(DATA_CONSTRAINED, runs, given, Settings(starts=4, bootstrap=30, seed=5))
+    assert found.pattern.found == found.by_ladder == bool(waves)
+    ladder_of = list(zip(runs.N, runs.U, strict=True))
+    numbers = np.array([sorted(set(ladder_of)).index(ladder) for ladder in ladder_of])
+    ends = {
+        "whole": percentile_interval(found.fit, bootstrap(found.fit, 30, 5, numbers), "R_D", 0.95),
+        "one by one": percentile_interval(found.fit, bootstrap(found.fit, 30, 5), "R_D", 0.95),
+    }
+    drawn, other = ("whole", "one by one") if waves else ("one by one", "whole")
+    (said,) = found.judgements
+    assert said.bootstrap == ends[drawn] != ends[other]
 
 
 def test_a_minimum_that_only_a_profile_finds_is_taken():

@@ -171,6 +171,16 @@ def test_masks_inputs_and_weights_against_a_loop(rows, blocks, block, weighted, 
     assert masked_diffusion.clean_tokens(batch).item() == rows * length
 
 
+def test_the_weight_of_the_smallest_rate_is_not_clamped():
+    """Rates down to 0.001 are drawn, and the bound needs the full 1000 there."""
+    tokens = torch.arange(5, 14).repeat(2, 1)
+    rates = torch.tensor([[0.001, 0.004], [0.002, 1.0]], dtype=torch.float64)
+    masked = torch.ones((2, 8), dtype=torch.bool)
+    batch = masked_diffusion.in_place_batch(samples_of(tokens), masked, rates, MASK_ID, weighted=True)
+    expected = [[0.0] + [1000.0] * 3 + [250.0] * 4, [0.0] + [500.0] * 3 + [1.0] * 4]
+    torch.testing.assert_close(batch.weights, torch.tensor(expected), rtol=1e-6, atol=0)
+
+
 def test_masks_are_as_frequent_as_their_rate():
     count, rates = 1 << 17, (0.001, 0.05, 0.5, 0.93)
     ids = torch.arange(count)

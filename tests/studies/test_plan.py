@@ -11,8 +11,7 @@ from card_scale.errors import ConfigurationError
 from card_scale.studies import plan
 from card_scale.studies.grid import StatedCorpus, load
 from card_scale.studies.spec import specs
-from card_scale.studies.tasks import branching_step, tasks_of
-from card_scale.training.learning_rate import learning_rate
+from card_scale.studies.tasks import tasks_of
 from tests.studies.conftest import BATCH, LENGTH, SAMPLES
 
 
@@ -62,21 +61,6 @@ def test_a_measurement_replaces_the_stated_speed(write_grid, tmp_path):
     assert "1 of the arms and sizes timed" in timed.basis
 
 
-@pytest.mark.parametrize("steps, warmup", [(1, 0), (2, 0), (5, 0), (20, 2), (20, 19), (20, 30), (1000, 10)])
-def test_a_branch_leaves_where_the_rate_begins_to_fall(write_grid, tmp_path, steps, warmup):
-    config = specs(load(write_grid(warmup_share=None)), tmp_path)[0].config
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup))
-    point = branching_step(config, steps)
-    keys = {"lr": 1.0, "min_lr": 0.0, "warmup_steps": warmup, "total_steps": steps}
-    same = [
-        learning_rate(step, schedule="wsd", **keys) == learning_rate(step, schedule="constant", **keys)
-        for step in range(steps)
-    ]
-    # Not an update later than the first that the trunk would make otherwise, and none but that of equal rate before.
-    assert all(same[:point])
-    assert not any(same[point + 1 :])
-
-
 def test_branches_share_a_trunk(write_grid, tmp_path):
     runs, tasks, found = planned(write_grid(schedule="wsd-branches", epochs=[1, 2, 4], warmup_share=0.2), tmp_path)
     legs = [task for task in tasks if task.is_leg]
@@ -101,6 +85,16 @@ def test_branches_share_a_trunk(write_grid, tmp_path):
     whole = sum(spec.tokens for spec in runs)
     assert sum(cost.tokens for cost in found.costs) == (16 + 1 + 2 + 4) * 2 * BATCH * LENGTH < whole
     assert [cost.kind for cost in found.costs] == ["trunk"] * 3 + ["branch"] * 3 + ["trunk"] * 3 + ["branch"] * 3
+
+
+@pytest.mark.parametrize("samples, point", [(64, 6), (864, 86)])
+def test_a_branch_takes_a_fifth_of_its_run_to_the_nearest_update(write_grid, tmp_path, samples, point):
+    """8 and 108 updates: 1.6 and 21.6 of them decay, so 2 and 22 do."""
+    keys = {"model.length": 4}
+    grid = write_grid(schedule="wsd-branches", epochs=[1], unique_tokens=[samples * 4 + 1], overrides=keys)
+    runs, tasks, _ = planned(grid, tmp_path)
+    assert {spec.steps for spec in runs} == {samples // BATCH}
+    assert {task.branch.step for task in tasks if task.branch} == {point}
 
 
 def test_seeds_and_regularisation_have_trunks_of_their_own(write_grid, tmp_path):

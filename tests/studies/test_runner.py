@@ -11,8 +11,7 @@ import pytest
 
 from card_scale.config import Config
 from card_scale.errors import ConfigurationError, StopRequested
-from card_scale.studies import runner
-from card_scale.studies import task_process as attempt
+from card_scale.studies import runner, task_process
 from card_scale.studies.plan import Cost
 from card_scale.studies.runner import LocalRunner, Machine, at_once_here, needed
 from card_scale.studies.state import Lock, Outcome, StudyDirectory
@@ -177,7 +176,7 @@ def test_an_impatient_user_leaves_no_process(study, tmp_path):
 
 def test_a_living_process_keeps_its_run_after_its_runner_is_gone(study, tmp_path):
     one = ends(tmp_path, "one")
-    begun = attempt.start(study, one, [sys.executable, "-c", "import time; time.sleep(60)"], os.environ)
+    begun = task_process.start(study, one, [sys.executable, "-c", "import time; time.sleep(60)"], os.environ)
     # The runner dies: its descriptor closes, the process lives on.
     begun.lock.release()
     try:

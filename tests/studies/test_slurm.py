@@ -101,19 +101,19 @@ def test_jobs_keep_the_records_of_the_local_runner(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("submitit")
 def test_a_preempted_job_has_saved_and_is_put_back(tmp_path):
-    from card_scale.studies import task_process as attempt
+    from card_scale.studies import task_process
 
     study = StudyDirectory(tmp_path / "study")
     one = task("a", tmp_path)
     code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('up', flush=True); "
-    begun = attempt.start(study, one, [sys.executable, "-c", code + "time.sleep(60)"], {})
+    begun = task_process.start(study, one, [sys.executable, "-c", code + "time.sleep(60)"], {})
     while "up" not in study.log(one).read_text():
         time.sleep(0.02)
     job = slurms.ArrayTask(study, one, None, Array((one,), 1, 1, 0), begun)
     again = job.checkpoint()
     assert study.status(one) == "stopped"
     assert again.function is job
-    assert job.attempt is None
+    assert job.running is None
 
 
 @pytest.mark.usefixtures("submitit")

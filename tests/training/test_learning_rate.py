@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from card_scale.errors import ConfigurationError
-from card_scale.training.learning_rate import SCHEDULES, learning_rate
+from card_scale.training.learning_rate import SCHEDULES, decay_start, learning_rate
 
 
 def rates(schedule, warmup=10, total=110, lr=1.0, min_lr=0.1):
@@ -40,6 +40,23 @@ def test_wsd_is_flat_then_falls_as_one_minus_root():
     assert values[110] == 0.1
     assert rates("wsd", warmup=100)[99:101] == [1.0, 1.0]
     assert rates("wsd", warmup=100)[105] == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(0.5)))
+
+
+@pytest.mark.parametrize(
+    "total, warmup, start", [(8, 0, 6), (108, 0, 86), (12, 0, 10), (1, 0, 1), (110, 10, 88), (110, 100, 100), (8, 9, 8)]
+)
+def test_the_decay_takes_a_fifth_to_the_nearest_update(total, warmup, start):
+    assert decay_start(total, warmup) == start
+
+
+def test_a_trunk_at_constant_rate_is_the_schedule_up_to_its_decay():
+    for total in range(1, 301):
+        for warmup in {0, 1, total // 2, total - 1, total, total + 5}:
+            start = decay_start(total, warmup)
+            wsd, constant = (rates(schedule, warmup, total)[:total] for schedule in ("wsd", "constant"))
+            assert wsd[:start] == constant[:start]
+            # Nor could the trunk go on: at the first update of the decay the rates are equal still, then they part.
+            assert all(falling < flat for falling, flat in zip(wsd[start + 1 :], constant[start + 1 :], strict=True))
 
 
 def test_constant():
