@@ -1,0 +1,114 @@
+"""An objective from outside the package, by one class and one entry point: trained, evaluated, resumed, counted,
+planned and timed by the tools as they are."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from card_scale.checkpoint.reader import CheckpointReader
+from card_scale.training.records import evaluations_of, read_metrics
+from tests.end_to_end.conftest import make_dataset, write_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).parent / "toy_package"
+TOY = ["objective.name=toy", "objective.width=5", "optimizer.schedule=constant", "train.eval_every=2"]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("toy")
+    return write_config(root, make_dataset(root / "data", seed=7))
+
+
+def tool(*arguments: object, code: int = 0, installed: bool = True) -> str:
+    """Run a Python program of the repository, with the toy package installed; return what it printed."""
+    path = [str(ROOT), *([str(PACKAGE)] if installed else [])]
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_it_trains_evaluates_and_resumes_on_another_layout(config_file, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train = ["card_scale.train", config_file, *TOY]
+    tool("-m", *train, f"run.dir={whole}", "train.steps=4")
+    tool("-m", *train, f"run.dir={halves}", "train.steps=2")
+    two_ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"]
+    tool("-m", *two_ranks, *train, f"run.dir={halves}", "train.steps=4", "parallel.pipeline=2", "parallel.zero=1")
+
+    records = read_metrics(whole / "metrics.jsonl")
+    evaluations = evaluations_of(records)
+    assert [record["step"] for record in evaluations] == [0, 2, 4]
+    rates = [record["toy/rate"] for record in evaluations]
+    assert len(set(rates)) == 3
+    assert all(record["bound"] and record["toy/validation_nll_last"] > 0 for record in evaluations)
+    training = [record for record in records if "loss" in record]
+    assert all(record["toy/loss_masked"] > 0 and 0 < record["toy/mask_ratio"] < 1 for record in training)
+    for run in (whole, halves):
+        with CheckpointReader(run / "checkpoints/iter_0000004") as reader:
+            assert reader.state["toy/rate"] == pytest.approx(rates[-1], rel=1e-5)
+    for one, other in zip(records, read_metrics(halves / "metrics.jsonl"), strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"step_seconds", "tokens_per_second", "data/wait_ms", "world_size"}:
+            assert one[key] == pytest.approx(other[key], rel=1e-4), (one["step"], key)
+
+
+def test_it_is_checked_and_counted(config_file):
+    shown = tool("-m", "card_scale.train", config_file, *TOY, "--dry-run")
+    # By hand: 4 layers, hidden 32, ffn 48, 448 rows; a window of 5 in 24 positions leaves 110 pairs; 6 steps of 8.
+    matrices = 4 * (4 * 32**2 + 3 * 32 * 48)
+    per_token = 6 * (matrices + 448 * 32) + 12 * 32 * 4 * 110 / 24
+    assert f"{per_token * 6 * 8 * 24:.3g} model FLOPs" in shown
+    assert "rate: 0.25" in shown
+    assert "width 50 is above model.length 24" in tool(
+        "-m", "card_scale.train", config_file, *TOY, "objective.width=50", "--dry-run", code=3
+    )
+    assert "objective.rate is 0.95" in tool("-m", "card_scale.train", config_file, *TOY, "objective.rate=0.95", code=3)
+    assert "valid are card, ar, mdlm, bd3lm, toy" in tool(
+        "-m", "card_scale.train", config_file, "objective.name=x", code=3
+    )
+    assert "'toy'; valid are card, ar, mdlm, bd3lm" in tool(
+        "-m", "card_scale.train", config_file, *TOY, code=3, installed=False
+    )
+
+
+def test_a_study_plans_it(config_file, tmp_path):
+    grid = {
+        "config": str(config_file),
+        "overrides": {"objective.name": "toy"},
+        "arms": {"narrow": {"objective.width": 2}, "wide": {"objective.width": 8}},
+        "sizes": {"s": {}},
+        "unique_tokens": [961],
+        "epochs": [2],
+        "schedule": "constant",
+        "hardware": {"flops_per_second": 1e9},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    tool("tools/study.py", "plan", tmp_path / "grid.yaml", "--directory", tmp_path / "study")
+    narrow, wide = json.loads((tmp_path / "study/plan.json").read_text())["tasks"]
+    pairs = [sum(min(position + 1, width) for position in range(24)) for width in (2, 8)]
+    tokens = narrow["tokens"]
+    assert wide["flops"] - narrow["flops"] == pytest.approx(12 * 32 * 4 * tokens * (pairs[1] - pairs[0]) / 24)
+
+
+def test_it_is_timed_beside_card(config_file, tmp_path):
+    sizes = ["--vocabulary", 250, "--steps", 2, "--warm-up", 2, "--tolerance", "inf"]
+    result = tmp_path / "out.json"
+    tool("tools/bench_step_latency.py", config_file, "--arms", "card", "toy", *sizes, "--json", result)
+    measured = json.loads(result.read_text())["results"][0]
+    assert [(pair["arm"], pair["base"]) for pair in measured["comparisons"]] == [("toy", "card")]
+    assert measured["arms"]["toy"]["attention_backend"] == "dense"
+    assert measured["arms"]["toy"]["flops"]["attention"] < measured["arms"]["card"]["flops"]["attention"]
