@@ -75,15 +75,10 @@ class GPT(nn.Module):
                 tp_group=parallel_state.get_tensor_model_parallel_group(),
             )
         per_chunk = model.layers // dims.chunks
-        self.layers = nn.ModuleDict(
-            {
-                str(index): DecoderLayer(self.config, index, recompute)
-                for index in range(position * per_chunk, (position + 1) * per_chunk)
-            }
-        )
-        if compile_layers:
-            for layer in self.layers.values():
-                layer.compile_forward()
+        indices = range(position * per_chunk, (position + 1) * per_chunk)
+        self.layers = nn.ModuleDict({str(index): DecoderLayer(self.config, index, recompute) for index in indices})
+        for layer in self.layers.values() if compile_layers else ():
+            layer.compile_forward()
         if self.is_last:
             has_weight = not (self.tied and self.is_first)
             self.head = LanguageModelHead(self.config, vocabulary, has_weight=has_weight)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from card_scale.checkpoint.retention import to_prune
 from card_scale.cost.flops import FORWARD_SHARE, flops_per_token
 from card_scale.cost.memory import checkpoint_bytes, step_memory
 from card_scale.cost.parameters import parameter_counts
@@ -114,7 +115,6 @@ def _cost(task: Task, spec: RunSpec, flops_per_second: float, hardware: Hardware
     evaluation = task.new_evaluations * _evaluated_tokens(spec) * per_token * FORWARD_SHARE
     seconds = hardware.startup_seconds + (tokens * per_token + evaluation) / (flops_per_second * task.ranks)
     memory = step_memory(config, dims, engine_kind(config).zero_stage(config), rows)
-    saves = 1 + (task.new_steps - 1) // config.train.save_every if config.train.save_every else 1
     records = task.new_evaluations + task.new_steps // config.train.log_every + 1
     return Cost(
         id=task.id,
@@ -133,8 +133,16 @@ def _cost(task: Task, spec: RunSpec, flops_per_second: float, hardware: Hardware
         bytes_per_rank=memory.states + memory.activations,
         seconds=seconds,
         device_hours=seconds * task.ranks / 3600,
-        disk_bytes=saves * checkpoint_bytes(config, rows) + records * _RECORD_BYTES,
+        disk_bytes=_checkpoints_kept(task) * checkpoint_bytes(config, rows) + records * _RECORD_BYTES,
     )
+
+
+def _checkpoints_kept(task: Task) -> int:
+    """Return how many of the checkpoints that the task writes are left at its end."""
+    train = task.config.train
+    regular = range(train.save_every, task.new_steps, train.save_every) if train.save_every else ()
+    written = [*regular, task.new_steps]
+    return len(written) - len(to_prune(written, task.new_steps, train.keep_last, train.keep_every))
 
 
 def _evaluated_tokens(spec: RunSpec) -> int:

@@ -4,7 +4,6 @@ Names that the fits read stand in :mod:`card_scale.laws.columns`; ``objective`` 
 more than the configuration key ``objective.name``.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -27,7 +26,9 @@ _VERSIONS = ("card_scale", "torch", "deepspeed", "megatron-core", "numpy")
 def rows(study: StudyDirectory, specs: Sequence[RunSpec], tasks: Sequence[Task]) -> list[dict[str, Any]]:
     """Return the result table's rows in the order of the grid; a value that is not known is None."""
     by_id = {task.id: task for task in tasks}
-    return [_row(study, spec, by_id) for spec in specs]
+    # Objectives have keys of their own: a row has None under those of others.
+    keys = list(dict.fromkeys(key for spec in specs for key in spec.config.flat()))
+    return [_row(study, spec, by_id) | _configuration(spec, keys) for spec in specs]
 
 
 def curves(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
@@ -124,10 +125,12 @@ def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[s
     row |= _environment(directory.path / "environment.json")
     start = "python" if spec.ranks == 1 else f"torchrun --nproc-per-node {spec.ranks}"
     row["command"] = " ".join([f"{start} -m card_scale.train", spec.base, *(f"'{o}'" for o in spec.overrides)])
-    for group in dataclasses.fields(config):
-        for key, value in dataclasses.asdict(getattr(config, group.name)).items():
-            row[f"{group.name}.{key}"] = list(value) if isinstance(value, tuple) else value
     return row
+
+
+def _configuration(spec: RunSpec, keys: Sequence[str]) -> dict[str, Any]:
+    values = spec.config.flat()
+    return {key: list(values[key]) if isinstance(values.get(key), tuple) else values.get(key) for key in keys}
 
 
 def _ending(

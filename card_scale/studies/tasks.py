@@ -119,6 +119,7 @@ def _leg(name: str, directory: Path, longest: RunSpec, step: int, before: Task |
         "data.epochs": "null",
         "train.steps": step,
         "optimizer.schedule": "constant",
+        "train.keep_last": 0,  # branches start from all of them
         "run.dir": directory,
     }
     overrides = [o for o in longest.overrides if o.partition("=")[0] not in keys]

@@ -13,7 +13,7 @@ from torch import nn
 from card_scale.config import Config
 from card_scale.data.samples import Samples
 from card_scale.distributed import process_groups
-from card_scale.engine import gradients, schedule
+from card_scale.engine import gradients, optimizer, schedule
 from card_scale.engine.deepspeed import adapter as deepspeed_adapter
 from card_scale.engine.deepspeed import engine as deepspeed_engine
 from card_scale.engine.fsdp2 import engine as fsdp2_engine
@@ -189,6 +189,28 @@ def gradients_are_averaged_over_data_ranks(patch: pytest.MonkeyPatch) -> None:
 
 def clipping_is_left_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gradients, "clip", lambda *_: None)
+
+
+def clipping_enlarges_small_gradients(patch: pytest.MonkeyPatch) -> None:
+    """The factor is not held at 1."""
+
+    def unlimited(held, norm, largest):
+        torch._foreach_mul_(held, largest / (norm + 1e-6))
+
+    patch.setattr(gradients, "clip", unlimited)
+
+
+def the_average_lags_one_update(patch: pytest.MonkeyPatch) -> None:
+    original = optimizer.AdamW.step
+
+    def lagging(self, closure=None):
+        before = {weight: weight.detach().clone() for weight, state in self.state.items() if "ema" in state}
+        result = original(self, closure)
+        for weight, value in before.items():
+            self.state[weight]["ema"].add_(value - weight.detach(), alpha=1.0 - self.ema_decay)
+        return result
+
+    patch.setattr(optimizer.AdamW, "step", lagging)
 
 
 def hooks_are_not_reset_between_backward_passes(patch: pytest.MonkeyPatch) -> None:

@@ -127,9 +127,9 @@ def deviations(
             faults.append(f"final {key} off by {error:.0e}")
     if len(reference.losses) < STEPS:
         faults.append(f"only {len(reference.losses)} steps")
-    smallest = min(norm for trajectory in (*trajectories, reference) for norm in trajectory.norms)
-    if not 0 < config.optimizer.clip < smallest:
-        faults.append(f"clip {config.optimizer.clip} not below the smallest norm {smallest:.3g}")
+    norms = [norm for trajectory in (*trajectories, reference) for norm in trajectory.norms]
+    if not (0 < config.optimizer.clip < min(norms) or config.optimizer.clip > max(norms)):
+        faults.append(f"clip {config.optimizer.clip} neither below nor above all norms, {min(norms):.3g} at least")
     pairs = [trajectory.tied_equal for trajectory in trajectories if trajectory.tied_equal is not None]
     if config.model.tie_embeddings and config.parallel.pipeline > 1 and not (pairs and all(pairs)):
         faults.append("tied copies differ" if pairs else "no tied copies found")

@@ -10,7 +10,7 @@ from tests.layouts import mutations as faults
 from tests.layouts.mutations import Mutation, run_mutated
 from tests.layouts.parity import deadline, deviations, label
 from tests.layouts.processes import run_ranks
-from tests.layouts.test_parity import BD3LM, ENGINES, MDLM, cell, named
+from tests.layouts.test_parity import BD3LM, CLIP_ABOVE_EVERY_NORM, ENGINES, MDLM, cell, named
 
 ZERO0, ZERO1, ZERO2, ZERO3, FSDP2 = ENGINES
 
@@ -34,6 +34,13 @@ CASES = {
         Case(faults.gradients_are_averaged_over_data_ranks, [ZERO3, FSDP2], ("norms",)),
         # Adam forgives a factor common to all weights, so the moments must show what losses hardly do.
         Case(faults.clipping_is_left_out, [ZERO0, FSDP2], ("final exp_avg",)),
+        Case(
+            faults.clipping_enlarges_small_gradients,
+            [ZERO0, FSDP2],
+            ("final exp_avg",),
+            {"optimizer": CLIP_ABOVE_EVERY_NORM},
+        ),
+        Case(faults.the_average_lags_one_update, [ZERO2, ZERO3, FSDP2], ("final ema",), {"optimizer": {"ema": 0.8}}),
         Case(faults.gathered_weights_outlive_the_update, [FSDP2], ("losses",)),
         *(
             Case(fault, [engine], ("losses",), {"objective": objective})

@@ -31,6 +31,12 @@ BD3LM = {"name": "bd3lm", "block": 4}
 """The objectives whose cells stand beside CARD's; their own matrix is test_masked_diffusion_parity.py."""
 
 
+LLAMA = {"kv_heads": 2, "rotary_base": 300.0, "norm_epsilon": 1e-3}
+"""Grouped keys and values, and the other two in which Llamas differ."""
+
+CLIP_ABOVE_EVERY_NORM = {"clip": 1e3}
+
+
 def named(layout: tuple[int, int, int]) -> str:
     return "x".join(map(str, layout))
 
@@ -67,7 +73,7 @@ def test_every_engine_equals_one_rank(references, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=named)
-def test_dropout_recomputation_and_smaller_micro_batches(references, layout):
+def test_dropout_recomputation_smaller_micro_batches_and_other_llamas(references, layout):
     sequence = layout[0] > 1
     dropout, recompute = {"dropout": 0.1}, {"recompute": "full"}
     zero2, zero3, fsdp2 = {"zero": 2}, {"zero": 3}, {"engine": "fsdp2"}
@@ -80,6 +86,9 @@ def test_dropout_recomputation_and_smaller_micro_batches(references, layout):
             cell(layout, fsdp2, True, False, model=dropout, parallel=recompute),
             cell(layout, zero3, False, sequence, train={"micro_batch": 1}, optimizer={"ema": 0.8}),
             cell(layout, fsdp2, False, sequence, train={"micro_batch": 1}, optimizer={"ema": 0.8}),
+            cell(layout, zero3, True, sequence, model=LLAMA),
+            cell(layout, fsdp2, False, sequence, model=LLAMA, optimizer=CLIP_ABOVE_EVERY_NORM),
+            cell(layout, {"zero": 0}, False, sequence, objective=BD3LM, model=LLAMA, optimizer=CLIP_ABOVE_EVERY_NORM),
         ],
     )
 

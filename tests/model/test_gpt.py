@@ -52,6 +52,8 @@ def float64_weights(model):
         {"tie_embeddings": True},
         {"layers": 3, "hidden": 32, "heads": 1, "ffn": 17},
         {"layers": 1, "hidden": 16, "heads": 8, "ffn": 64, "length": 5},
+        {"hidden": 32, "heads": 4, "kv_heads": 1},
+        {"hidden": 32, "heads": 4, "kv_heads": 2, "rotary_base": 100.0, "norm_epsilon": 1e-2},
     ],
 )
 def test_it_is_the_llama_decoder(build, sizes):
@@ -59,7 +61,8 @@ def test_it_is_the_llama_decoder(build, sizes):
     layers, heads = len(model.layers), model.config.num_attention_heads
     tokens = clean_tokens(3, 12)
     weights = float64_weights(model)
-    expected = reference_gpt.logits(weights, tokens, layers, heads)
+    others = {"kv_heads": sizes.get("kv_heads"), "rotary_base": sizes.get("rotary_base", 10_000.0)}
+    expected = reference_gpt.logits(weights, tokens, layers, heads, **others, epsilon=sizes.get("norm_epsilon", 1e-5))
     found = model_logits(model, tokens)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -241,3 +244,15 @@ def test_a_tensor_size_that_does_not_divide_the_vocabulary_is_refused():
     message = r"ConfigurationError: the padded vocabulary 256 is not divisible by parallel\.tensor 3"
     for error in run_ranks(build_with_three_tensor_ranks, 3, expect_failure=True):
         assert re.search(message, error)
+
+
+def test_each_sample_may_have_positions_of_its_own(build):
+    model = build()
+    tokens = clean_tokens(3, 12)
+    generator = torch.Generator().manual_seed(2)
+    positions = torch.stack([torch.randperm(12, generator=generator) for _ in range(3)])
+    expected = reference_gpt.logits(float64_weights(model), tokens, 2, 3, positions=positions)
+    found = model(tokens, positions).transpose(0, 1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    shared = positions[:1].repeat(3, 1)
+    assert torch.equal(model(tokens, shared), model(tokens, positions[:1].expand(3, -1)))

@@ -122,14 +122,7 @@ def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[s
         ("bf16", "enabled"): (bf16, f"train.precision {config.train.precision}"),
         ("zero_optimization", "stage"): (stage, "parallel.zero"),
     }
-    for keys, (value, source) in fixed.items():
-        found = content
-        for key in keys:
-            found = found.get(key, "auto") if isinstance(found, dict) else found
-        if found not in ("auto", value):
-            raise ConfigurationError(
-                f"{path}: {'.'.join(keys)} is {found!r}, but {source} is {value!r}; make them equal"
-            )
+    _check_equal(path, content, fixed)
     bucket = min(500_000_000, max(stage_parameters, 1))
     automatic = {
         "reduce_bucket_size": bucket,
@@ -161,6 +154,18 @@ def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[s
         resolved["data_types"] = {"grad_accum_dtype": "fp32"}
         resolved.setdefault("communication_data_type", "fp32")
     return resolved
+
+
+def _check_equal(path: str | None, content: dict[str, Any], fixed: dict[tuple[str, ...], tuple[Any, str]]) -> None:
+    """Raise where the file gives a value that is not the run's; ``fixed`` has (value, where it is from) by key."""
+    for keys, (value, source) in fixed.items():
+        found = content
+        for key in keys:
+            found = found.get(key, "auto") if isinstance(found, dict) else found
+        if found not in ("auto", value):
+            raise ConfigurationError(
+                f"{path}: {'.'.join(keys)} is {found!r}, but {source} is {value!r}; make them equal"
+            )
 
 
 def check(config: Config, dims: ParallelDims) -> None:
