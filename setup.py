@@ -6,6 +6,8 @@ setup(
     name="card_scale",
     version="0.1.0",
     description="Training of causal autoregressive diffusion language models (CARD) at scale",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["card_scale", "card_scale.*"]),
     install_requires=[
