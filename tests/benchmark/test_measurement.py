@@ -66,7 +66,7 @@ def measure(monkeypatch):
         monkeypatch.setattr(measurement, "random_batches", lambda *_: lambda step: step)
         monkeypatch.setattr(measurement, "_reduced", lambda values, _operation: values)
         monkeypatch.setattr(measurement.dist, "get_world_size", lambda: 1)
-        monkeypatch.setattr(measurement.cpu_backend, "device", lambda: torch.device(device))
+        monkeypatch.setattr(measurement, "current_device", lambda: torch.device(device))
         engine = types.SimpleNamespace(chunks=[])
         return measurement.measure(engine, ARMS, Config(), 256, **arguments), StubRunner.made
 

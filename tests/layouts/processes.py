@@ -24,7 +24,7 @@ from typing import Any
 PRELOADED = [
     "card_scale.train",
     "card_scale.engine.deepspeed.engine",
-    "card_scale.engine.fsdp2",
+    "card_scale.engine.fsdp2.engine",
     "tests.layouts.trajectory",
 ]
 
