@@ -123,14 +123,7 @@ def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[s
         ("zero_optimization", "stage"): (stage, "parallel.zero"),
     }
     _check_equal(path, content, fixed)
-    bucket = min(500_000_000, max(stage_parameters, 1))
-    automatic = {
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
-        "stage3_prefetch_bucket_size": min(50_000_000, bucket),
-        "stage3_param_persistence_threshold": 10 * config.model.hidden,
-        "overlap_comm": False,
-    }
+    automatic = _automatic(stage_parameters, config.model.hidden)
     for key, value in zero.items():
         if value == "auto" and key not in automatic and key != "stage":
             raise ConfigurationError(
@@ -154,6 +147,18 @@ def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[s
         resolved["data_types"] = {"grad_accum_dtype": "fp32"}
         resolved.setdefault("communication_data_type", "fp32")
     return resolved
+
+
+def _automatic(stage_parameters: int, hidden: int) -> dict[str, Any]:
+    """Return the values of zero_optimization that "auto" stands for."""
+    bucket = min(500_000_000, max(stage_parameters, 1))
+    return {
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "stage3_prefetch_bucket_size": min(50_000_000, bucket),
+        "stage3_param_persistence_threshold": 10 * hidden,
+        "overlap_comm": False,
+    }
 
 
 def _check_equal(path: str | None, content: dict[str, Any], fixed: dict[tuple[str, ...], tuple[Any, str]]) -> None:
