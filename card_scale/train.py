@@ -67,7 +67,7 @@ def train(config: Config, stop: StopRequest) -> str:
 
     def evaluate_and_record(step: int) -> None:
         results = evaluate(train_step.objective, trained=step > 0)
-        train_step.objective = train_step.objective.with_state(results)
+        train_step.learn(results)
         recorder.evaluation(step, results)
 
     if start.is_new and not agree_to_stop(stop.requested):

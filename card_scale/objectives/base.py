@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 
 from card_scale.data.samples import Samples
+from card_scale.data.tokenizer import MASK_ID
 from card_scale.errors import ConfigurationError
 from card_scale.objectives.attention import AttentionKind
 from card_scale.objectives.batch import Batch
@@ -67,7 +68,7 @@ class Objective(ABC):
     name: ClassVar[str]
     """Value of the configuration key ``objective.name``, and first part of the objective's metrics."""
 
-    mask_id: int = field(default=4, kw_only=True, metadata=NOT_A_KEY)
+    mask_id: int = field(default=MASK_ID, kw_only=True, metadata=NOT_A_KEY)
     """Token id of [MASK]."""
 
     @property

@@ -1,7 +1,8 @@
 """One update of the model: corrupt, run the pipeline forward and backward, step."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -69,6 +70,11 @@ class TrainStep:
         gradient_norm = self.engine.step(learning_rate)
         zero = torch.zeros(len(self.sums.names), dtype=torch.float64, device=self.device)
         return StepResult(sum((report["sums"] for report in reports), start=zero), gradient_norm)
+
+    def learn(self, found: Mapping[str, Any]) -> None:
+        """Go on with what an evaluation found for the objective."""
+        self.objective = self.objective.with_state(found)
+        self.sums = MetricSums(self.objective.metrics)
 
     def report(self, step: int, result: StepResult) -> StepReport:
         """Return what update ``step`` (counted from 1) came to. Collective, and waits for the device.
