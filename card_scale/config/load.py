@@ -107,7 +107,7 @@ def _objective(given: Mapping[str, _Given]) -> "Objective":
 
     A key of another objective is refused, unless it has that one's default: nothing would look at it.
     """
-    name = given["name"] if "name" in given else _Given("card", "")
+    name = given["name"] if "name" in given else _Given(registry.DEFAULT, "")
     if not isinstance(name.value, str):
         raise ConfigurationError(f"{name.origin}: objective.name is {name.value!r}; it takes text")
     try:

@@ -31,8 +31,9 @@ def markdown() -> str:
 def _objectives() -> list[str]:
     """The keys of each built-in objective, which are its class's fields."""
     names = list(registry.BUILT_IN)
+    listed = ", ".join(f"`{name}`" for name in names)
     lines = [
-        f"`name` (default `card`) chooses the objective: {', '.join(f'`{name}`' for name in names)}, or one",
+        f"`name` (default `{registry.DEFAULT}`) chooses the objective: {listed}, or one",
         f"that an installed package adds as an entry point of `{registry.ENTRY_POINTS}`. The other keys are its own; a",
         "key of another objective is refused, unless it has its default.",
     ]

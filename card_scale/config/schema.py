@@ -150,7 +150,7 @@ class Config:
 
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objective: "Objective" = field(default_factory=lambda: registry.create("card"))
+    objective: "Objective" = field(default_factory=lambda: registry.create(registry.DEFAULT))
     data: DataConfig = field(default_factory=DataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -21,6 +21,9 @@ BUILT_IN = MappingProxyType(
 )
 """``module:class`` by name."""
 
+DEFAULT = "card"
+"""The objective of a configuration that names none."""
+
 ENTRY_POINTS = "card_scale.objectives"
 """Group of entry points by which an installed package adds objectives: ``name = module:class``."""
 

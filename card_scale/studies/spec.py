@@ -13,6 +13,7 @@ from card_scale import config as configs
 from card_scale.config import Config
 from card_scale.errors import CardScaleError, ConfigurationError
 from card_scale.laws.table import EPOCHS_TOLERANCE
+from card_scale.objectives import registry
 from card_scale.studies import datasets
 from card_scale.studies.datasets import DatasetFacts
 from card_scale.studies.grid import KEY_OF_AXIS, Cell, Grid, cells
@@ -216,7 +217,7 @@ def digest(config: Config, corpus: DatasetFacts, held_out: DatasetFacts) -> str:
     Only keys that differ from their defaults enter: a key that a later version adds does not rename old runs.
     """
     objective = type(config.objective)
-    defaults = Config(objective=objective()).flat() | {"objective.name": Config().objective.name}
+    defaults = Config(objective=objective()).flat() | {"objective.name": registry.DEFAULT}
     keys = {key: value for key, value in config.flat().items() if key not in _NOT_HASHED and value != defaults[key]}
     identity = json.dumps([keys, corpus.digest, held_out.validation_split], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:10]
