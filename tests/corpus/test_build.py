@@ -19,7 +19,7 @@ import pytest
 from card_scale.corpus.build import BuildSettings, build_dataset
 from card_scale.corpus.sources import InputSettings
 from card_scale.corpus.tokenizer_training import train_tokenizer
-from card_scale.corpus.units import split_of
+from card_scale.corpus.units import SplitWriter, split_of
 from card_scale.corpus.verify import verify_dataset
 from card_scale.data.manifest import Manifest, load_index
 from card_scale.data.tokenizer import EOS_ID, Tokenizer
@@ -68,6 +68,17 @@ def test_the_fixture_has_several_units_and_shards_that_roll_over(dataset):
     names = [shard.name for shard in Manifest.load(dataset).splits["train"].shards]
     assert len({name.split("-")[1] for name in names}) > 3
     assert any(name.endswith("-001.tar") for name in names)
+
+
+# A document of 3000 tokens takes 7680 bytes with its headers, and 6000 without.
+@pytest.mark.parametrize("shard_bytes, documents", [(13_679, [1, 1, 1, 1, 1]), (13_680, [2, 2, 1]), (1000, [1] * 5)])
+def test_a_shard_ends_before_the_document_that_does_not_fit(tmp_path, shard_bytes, documents):
+    writer = SplitWriter(tmp_path, 0, "train", shard_bytes)
+    for _ in range(5):
+        writer.add(b"{}", np.zeros(3000, dtype="<u2"))
+    index = writer.finish()
+    assert [shard.documents for shard in writer.shards] == documents
+    assert np.bincount(index["shard"]).tolist() == documents
 
 
 def test_a_finished_dataset_holds_nothing_else_and_is_sound(dataset):

@@ -297,6 +297,16 @@ def test_other_train_splits_are_compared_with(tmp_path, tokenizer_path, document
     assert PackedStream(held, "train", 0, 4).token_count == 82
 
 
+def test_documents_are_counted_from_a_share_on(tmp_path, tokenizer_path, documents):
+    """Ten 13-grams in 22 tokens: the first 13 + k of them in train are k + 1 of the ten, a tenth, a fifth, a half."""
+    held = [document[:22] for document in documents[:4]]
+    train = [held[0][:13], held[1][:14], held[2][:17], documents[9]]
+    directory = write_dataset(tmp_path / "data", tokenizer_path, 2, train=train, validation=held)
+    record = decontaminate(directory, [directory], RULE, workers=1)
+    assert record.documents_by_share == {"any": 3, "0.1": 3, "0.2": 2, "0.5": 1, "0.8": 0}
+    assert (record.documents, record.ngrams, record.shared_ngrams, record.excluded_documents) == (4, 40, 8, 1)
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path, tokenizer_path, documents):
     held = write_dataset(tmp_path / "held", tokenizer_path, 3, train=documents[:6], validation=documents[4:6])
     before = contents(held)

@@ -31,6 +31,19 @@ def test_hashes_are_equal_where_windows_are(block, tokens, n):
     assert len(pairs) == len(set(expected)) == len(set(hashes.tolist()))
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13, 16, 20])
+def test_a_hash_is_the_mixed_polynomial_in_the_mixed_tokens(n):
+    """Summed term by term in whole numbers; no two places of a window have one weight, so their order counts."""
+    tokens = np.random.default_rng(n).integers(0, 60_000, 24).astype("<u2")
+    mixed = [int(value) for value in ngrams.mix(tokens.astype(np.uint64))]
+    base = 0x9E3779B97F4A7C15
+    sums = [
+        sum(mixed[begin + place] * base ** (n - 1 - place) for place in range(n)) % 2**64
+        for begin in range(len(tokens) - n + 1)
+    ]
+    assert ngrams.window_hashes(tokens, n).tolist() == ngrams.mix(np.array(sums, dtype=np.uint64)).tolist()
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 13, 16])
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
 def test_a_hundred_thousand_windows_do_not_collide(n, dtype):

@@ -32,6 +32,11 @@ def test_the_normal_form_follows_its_definition(text):
     assert normalized(text.encode()) == oracle(text)
 
 
+def test_every_ascii_character_has_its_normal_form():
+    for code in range(128):
+        assert normalized(bytes([code])) == oracle(chr(code)), code
+
+
 @given(st.lists(TEXTS | st.sampled_from(["Def Return", "def\n\treturn", "return def", ""]), min_size=1, max_size=6))
 def test_documents_are_equal_where_their_normal_forms_are(tokenizer, normal, texts):
     ids = [np.array(tokenizer.encode(text), dtype="<u2") for text in texts]

@@ -32,6 +32,15 @@ def test_every_document_is_read_in_order_without_its_eos(dataset, split, batch_t
     assert list(found.values()) == expected
 
 
+def test_a_batch_holds_at_most_its_tokens_unless_one_document_is_longer(dataset, monkeypatch):
+    monkeypatch.setattr(documents, "_BATCH_TOKENS", 300)
+    batches = [batch for shard in shards_of(dataset, Manifest.load(dataset), "train") for batch in shard.batches()]
+    sizes = [(len(batch.ends), len(batch.tokens) + len(batch.ends)) for batch in batches]  # an EOS each
+    assert any(tokens > 300 for _, tokens in sizes)
+    assert any(count > 1 for count, _ in sizes)
+    assert all(tokens <= 300 for count, tokens in sizes if count > 1)
+
+
 def test_a_choice_of_documents_is_read(dataset):
     whole = read(dataset, "train")
     numbers = np.array([0, 3, 4, len(whole) - 1])

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import pytest
@@ -47,6 +48,19 @@ def test_the_digest_follows_the_data_and_not_how_it_was_made(dataset):
     other = Manifest(**{**vars(manifest), "settings": {"shard_bytes": 1}})
     assert other.digest == manifest.digest
     assert Manifest(**{**vars(manifest), "vocabulary_size": 401}).digest != manifest.digest
+
+
+def test_the_digest_tells_tokenizers_of_one_size_apart(dataset):
+    manifest = Manifest.load(dataset)
+    tokenizer = dataclasses.replace(manifest.tokenizer, sha256="0" * 64)
+    shards = tuple(dataclasses.replace(shard, sha256="0" * 64) for shard in manifest.splits["train"].shards)
+    train = dataclasses.replace(manifest.splits["train"], shards=shards)
+    for change in (
+        {"tokenizer": tokenizer},
+        {"special_ids": {**manifest.special_ids, "extra": 1}},
+        {"splits": {**manifest.splits, "train": train}},
+    ):
+        assert dataclasses.replace(manifest, **change).digest != manifest.digest
 
 
 def test_all_missing_and_truncated_files_are_named(dataset, tmp_path):

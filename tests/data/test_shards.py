@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import webdataset
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from card_scale.data.shards import ShardWriter, npy_header, tar_header
@@ -14,6 +14,9 @@ from card_scale.data.shards import ShardWriter, npy_header, tar_header
 DTYPES = st.sampled_from([np.dtype("<u2"), np.dtype("<u4")])
 
 
+# Eleven octal digits end below 8 GiB: the first size beyond, and the last within, are no matter of luck.
+@example("a.npy", 8**11 - 1)
+@example("a.npy", 8**11)
 @given(st.from_regex(r"[a-z0-9-]{1,20}\.(npy|json)", fullmatch=True), st.integers(0, 2**40))
 def test_headers_are_those_of_tarfile(name, size):
     member = tarfile.TarInfo(name)
@@ -21,6 +24,7 @@ def test_headers_are_those_of_tarfile(name, size):
     expected = member.tobuf(tarfile.GNU_FORMAT if size >= 8**11 else tarfile.USTAR_FORMAT)
     parsed = tarfile.TarInfo.frombuf(tar_header(name, size), "utf-8", "strict")
     assert (parsed.name, parsed.size, parsed.mode, parsed.mtime) == (name, size, 0o444, 0)
+    assert tar_header(name, size)[124:136] == expected[124:136]  # the size
     if size < 8**11:
         # tarfile leaves the device numbers of a regular file empty or zero, depending on its version
         assert tar_header(name, size)[:148] == expected[:148]

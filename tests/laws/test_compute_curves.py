@@ -50,6 +50,19 @@ def test_isoflops_find_the_exponent_of_a_tied_law():
         assert valley.tokens * valley.parameters * 6 == pytest.approx(valley.compute)
 
 
+def test_the_lowest_point_of_a_parabola_in_log_size():
+    """2 + 0.3 (log N - log 3e7)^2 on two budgets, the sizes not centred on the minimum."""
+    size = np.tile([1e7, 2e7, 5e7, 2e8], 2)
+    tokens = np.repeat([1e18, 1e20], 4) / 6 / size
+    found = isoflops(runs_of(size, tokens, 2.0 + 0.3 * np.log(size / 3e7) ** 2))
+    for valley, compute in zip(found.valleys, (1e18, 1e20), strict=True):
+        assert valley.compute == pytest.approx(compute)
+        assert valley.parameters == pytest.approx(3e7)
+        assert valley.tokens == pytest.approx(compute / 6 / 3e7)
+        assert valley.loss == pytest.approx(2.0)
+        assert valley.runs == 4
+
+
 def test_isoflops_of_wide_grids_are_biased_as_known():
     exact = EPOCH["beta"] / (EPOCH["alpha"] + EPOCH["beta"])
     narrow, wide = (isoflops(budgets(EPOCH, width, 0.5 * width)) for width in (0.3, 2.5))
@@ -215,6 +228,15 @@ def test_crossover_interval_covers():
         found = crossover(*noisy, samples=60, seed=seed)
         covered.append(found.low <= 1e20 <= found.high)
     assert np.mean(covered) >= 0.8
+
+
+@pytest.mark.parametrize("level, edge", [(0.95, 2), (0.5, 25)])
+def test_crossover_interval_leaves_out_no_more_than_its_share_of_the_draws(level, edge):
+    found = crossover(*crossing_arms(1e8, 0.01), samples=100, level=level)
+    ordered = sorted(found.draws)
+    assert not math.isnan(sum(ordered))
+    assert (found.low, found.high) == (ordered[edge], ordered[99 - edge])
+    assert found.low < found.high
 
 
 def test_no_crossover_is_said_to_lie_outside():

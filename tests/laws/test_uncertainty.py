@@ -117,6 +117,15 @@ def test_bootstrap_is_reproducible_and_draws_groups_whole():
     assert low < high
 
 
+def test_a_percentile_interval_leaves_out_equal_tails():
+    found = fit(CHINCHILLA, published_182(), {}, starts=8)
+    samples = np.tile(found.best.logs, (101, 1))
+    samples[:, CHINCHILLA.constants.index("A")] = np.random.default_rng(0).permutation(np.linspace(5.0, 6.0, 101))
+    for level, tail in ((0.95, 0.025), (0.8, 0.1)):
+        expected = (math.exp(5.0 + tail), math.exp(6.0 - tail))
+        assert percentile_interval(found, samples, "A", level) == pytest.approx(expected)
+
+
 def test_ladders_join_runs_that_differ_in_tokens_only():
     size = np.array([1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 1.0])
     tokens = np.array([1.0, 2.0, 4.0, 8.0, 1.0, 16.0, 32.0])
@@ -133,6 +142,20 @@ def test_independent_errors_are_no_pattern_and_waves_are():
     assert called < 0.03
     wave = 0.01 * np.sin(np.log(runs.D))
     assert dependence(runs, wave).found
+
+
+def test_signs_are_compared_along_each_ladder_by_hand():
+    """Ladders of five and of three runs, in any order of the rows: 4 + 2 pairs, of which 3 + 1 agree."""
+    size = np.array([1.0] * 5 + [2.0] * 3)
+    tokens = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 1.0, 2.0, 4.0])
+    signs = 0.01 * np.array([1.0, 1.0, -1.0, -1.0, -1.0, 1.0, 1.0, -1.0])
+    # At least 4 of 6 tosses: 15 + 6 + 1 of 64.
+    for rows in (np.arange(8), np.array([3, 7, 0, 5, 2, 6, 4, 1])):
+        runs = Runs(size[rows], tokens[rows], np.ones(8), np.ones(8))
+        assert dependence(runs, signs[rows]) == pytest.approx((6, 4, 22 / 64))
+    agreeing = Runs(size[:5], tokens[:5], np.ones(5), np.ones(5))
+    assert dependence(agreeing, 0.01 + 0.001 * tokens[:5]) == pytest.approx((4, 4, 1 / 16))
+    assert dependence(agreeing, 0.01 * np.array([1.0, -1.0, 1.0, -1.0, 1.0])) == (4, 0, 1.0)
 
 
 def test_rounding_is_no_pattern():

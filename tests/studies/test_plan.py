@@ -44,6 +44,37 @@ def test_work_by_hand(write_grid, tmp_path):
     assert found.flops == sum(cost.flops for cost in found.costs)
 
 
+@pytest.mark.parametrize("schedule", ["wsd", "wsd-branches"])
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 5, 20, 21])
+def test_evaluations_are_counted_once_each(write_grid, tmp_path, schedule, every):
+    """One before the first update, one after each ``every``-th, one at the end, which may be one of these."""
+    grid = write_grid(schedule=schedule, epochs=[1, 2, 4], overrides={"train.eval_every": every})
+    _, tasks, _ = planned(grid, tmp_path)
+    for task in tasks:
+        done = task.steps - task.new_steps
+        steps = {step for step in range(done + 1, task.steps) if step % every == 0} | {task.steps}
+        assert task.new_evaluations == len(steps if done else steps | {0})
+
+
+def test_an_average_is_evaluated_too(write_grid, tmp_path):
+    keys = {"arms": {"ar": {"objective.name": "ar"}}, "epochs": [1]}
+    _, _, plain = planned(write_grid(**keys), tmp_path)
+    _, _, averaged = planned(write_grid(**keys, overrides={"optimizer.ema": 0.9}), tmp_path)
+    assert averaged.costs[0].evaluation_flops == 2 * plain.costs[0].evaluation_flops
+
+
+@pytest.mark.parametrize("save_every, kept", [(0, 1), (2, 3), (4, 2), (5, 1), (7, 1)])
+def test_every_checkpoint_that_is_kept_takes_disk(write_grid, tmp_path, save_every, kept):
+    """Five updates: after each ``save_every``-th but the last, which is saved in any case."""
+    keys = {"arms": {"ar": {"objective.name": "ar"}}, "epochs": [1]}
+    _, _, none = planned(write_grid(**keys), tmp_path)
+    saves = {"train.save_every": save_every, "train.keep_last": 0}
+    _, _, found = planned(write_grid(**keys, overrides=saves), tmp_path)
+    (one,), (several,) = none.costs, found.costs
+    further = several.disk_bytes - one.disk_bytes
+    assert round(further / (12 * one.parameters)) == kept - 1
+
+
 def test_evaluations_cost_what_the_objective_makes_of_them(write_grid, tmp_path):
     arms = {name: {"objective.name": name} for name in ("ar", "card", "mdlm")}
     _, _, found = planned(write_grid(arms=arms, epochs=[1]), tmp_path)

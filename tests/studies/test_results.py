@@ -97,6 +97,15 @@ def test_a_finished_run(opened):
     ]
 
 
+def test_a_repeated_sample_is_never_of_the_first_pass(opened):
+    """The fifth batch's middle lies before the end of an epoch of 40; a repeated sample in it is one of the second."""
+    study, runs, tasks = opened()
+    write_records(runs[0].config.run.dir, [training(5, first_seen=4.0, repeated=3.0), training(6, repeated=2.0)])
+    study.record(tasks[0], Outcome(None, "", 1))
+    (row,) = results.rows(study, runs, tasks)
+    assert row["loss_by_pass"] == [4.0, 2.5]
+
+
 @pytest.mark.parametrize(
     "outcome, records, status, reason",
     [

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from card_scale import config as configs
+from card_scale.data.stream import PackedStream
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.studies.grid import load
 from card_scale.studies.spec import specs
@@ -21,6 +22,12 @@ def test_lengths_are_those_of_the_job(write_grid, tmp_path):
         assert spec.tokens == spec.steps * BATCH * LENGTH
         assert spec.corpus.vocabulary_size == data.vocabulary.size
         assert spec.held_out.validation_tokens == data.validation.token_count
+
+
+@pytest.mark.parametrize("tokens, samples", [(960, 39), (961, 40), (984, 40), (985, 41)])
+def test_a_sample_needs_one_token_more_than_its_length(write_grid, tmp_path, dataset, tokens, samples):
+    (spec,) = specs(load(write_grid(arms={"ar": {}}, unique_tokens=[tokens], epochs=[0.5], warmup_share=0.0)), tmp_path)
+    assert spec.samples_per_epoch == samples == PackedStream(dataset, "train", 1, LENGTH, tokens).sample_count
 
 
 def test_a_command_line_makes_the_configuration(write_grid, tmp_path):
