@@ -13,6 +13,7 @@ import yaml
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.training.records import evaluations_of, read_metrics
 from tests.end_to_end.conftest import make_dataset, write_config
+from tests.layouts.processes import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(__file__).parent / "toy_package"
@@ -41,13 +42,21 @@ def tool(*arguments: object, code: int = 0, installed: bool = True) -> str:
     return done.stdout + done.stderr
 
 
+def train_installed(arguments: list[str]) -> int:
+    """Run the main job in a process that has the toy package installed."""
+    from card_scale.train import main
+
+    sys.path.insert(0, str(PACKAGE))
+    return main(arguments)
+
+
 def test_it_trains_evaluates_and_resumes_on_another_layout(config_file, tmp_path):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train = ["card_scale.train", config_file, *TOY]
-    tool("-m", *train, f"run.dir={whole}", "train.steps=4")
-    tool("-m", *train, f"run.dir={halves}", "train.steps=2")
-    two_ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m"]
-    tool("-m", *two_ranks, *train, f"run.dir={halves}", "train.steps=4", "parallel.pipeline=2", "parallel.zero=1")
+    train = [str(config_file), *TOY]
+    other_layout = ["parallel.pipeline=2", "parallel.zero=1"]
+    assert run_ranks(train_installed, 1, [*train, f"run.dir={whole}", "train.steps=4"]) == [0]
+    assert run_ranks(train_installed, 1, [*train, f"run.dir={halves}", "train.steps=2"]) == [0]
+    assert run_ranks(train_installed, 2, [*train, f"run.dir={halves}", "train.steps=4", *other_layout]) == [0, 0]
 
     records = read_metrics(whole / "metrics.jsonl")
     evaluations = evaluations_of(records)
