@@ -75,6 +75,11 @@ def damage_file(path):
     (path / "model/tp00.safetensors").write_bytes(b"x" * 99)
 
 
+def lengthen_file(path):
+    with (path / "model/tp00.safetensors").open("ab") as file:
+        file.write(b"more")
+
+
 def remove_file(path):
     (path / "model/tp00.safetensors").unlink()
 
@@ -98,6 +103,7 @@ def change_manifest(**changes):
 
 DAMAGES = {
     "short file": (damage_file, "99 bytes"),
+    "long file": (lengthen_file, "the manifest says 100"),
     "missing file": (remove_file, "is missing"),
     "missing manifest": (remove_manifest, "never completed"),
     "half a manifest": (halve_manifest, "damaged"),

@@ -63,12 +63,15 @@ def test_an_average_is_evaluated_too(write_grid, tmp_path):
     assert averaged.costs[0].evaluation_flops == 2 * plain.costs[0].evaluation_flops
 
 
-@pytest.mark.parametrize("save_every, kept", [(0, 1), (2, 3), (4, 2), (5, 1), (7, 1)])
-def test_every_checkpoint_that_is_kept_takes_disk(write_grid, tmp_path, save_every, kept):
-    """Five updates: after each ``save_every``-th but the last, which is saved in any case."""
+@pytest.mark.parametrize(
+    "save_every, keep_last, kept",
+    [(0, 0, 1), (2, 0, 3), (4, 0, 2), (5, 0, 1), (7, 0, 1), (1, 0, 5), (1, 2, 2), (2, 2, 2), (2, 3, 3), (1, 9, 5)],
+)
+def test_every_checkpoint_that_is_kept_takes_disk(write_grid, tmp_path, save_every, keep_last, kept):
+    """Five updates: saved after each ``save_every``-th, and after the last in any case; the newest are kept."""
     keys = {"arms": {"ar": {"objective.name": "ar"}}, "epochs": [1]}
     _, _, none = planned(write_grid(**keys), tmp_path)
-    saves = {"train.save_every": save_every, "train.keep_last": 0}
+    saves = {"train.save_every": save_every, "train.keep_last": keep_last}
     _, _, found = planned(write_grid(**keys, overrides=saves), tmp_path)
     (one,), (several,) = none.costs, found.costs
     further = several.disk_bytes - one.disk_bytes
