@@ -33,6 +33,10 @@ class ConfigurationError(CardScaleError):
     exit_code = ExitCode.CONFIGURATION
 
 
+class ForeignRunError(ConfigurationError):
+    """A run directory that belongs to another run: nothing in it is this command's to write."""
+
+
 class DataError(CardScaleError):
     """A corpus, tokenizer or shard that is missing, damaged or does not belong to the others."""
 

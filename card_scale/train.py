@@ -7,6 +7,7 @@ torch, DeepSpeed and Megatron are imported inside, so that ``--help`` and config
 """
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -15,6 +16,7 @@ from card_scale.config import Config
 from card_scale.errors import (
     CardScaleError,
     ExitCode,
+    ForeignRunError,
     StopRequested,
 )
 from card_scale.training.stop import StopRequest
@@ -74,7 +76,7 @@ def train(config: Config, stop: StopRequest) -> str:
         evaluate_and_record(0)
     recorder.restart_clock(start.step)
     result = None
-    with run_data.open_loader(config, data) as loader:
+    with contextlib.closing(recorder), run_data.open_loader(config, data) as loader:
         for step in range(start.step + 1, steps + 1):
             if agree_to_stop(stop.requested):
                 if result is not None and checkpoints.saved_step != step - 1:
@@ -113,7 +115,6 @@ def train(config: Config, stop: StopRequest) -> str:
                     checkpoints.save(step, train_step.objective)
                 recorder.restart_clock(step)
             recorder.advance()
-    recorder.close()
     return f"done: {steps} steps, {steps * config.train.global_batch * config.model.length} tokens"
 
 
@@ -158,7 +159,9 @@ def main(argv: list[str] | None = None) -> int:
             known_warnings.silence()
             return finish(config, ExitCode.DONE, train(config, stop))
         except CardScaleError as error:
-            return finish(config, error.exit_code, str(error))
+            # A dry run leaves nothing, and another run's directory keeps its own record.
+            recorded = None if options.dry_run or isinstance(error, ForeignRunError) else config
+            return finish(recorded, error.exit_code, str(error))
         except KeyboardInterrupt:
             return finish(config, ExitCode.STOPPED, "interrupted; the last checkpoint is intact")
         except RuntimeError as error:

@@ -199,7 +199,7 @@ _INVALID = object()
 def _convert(hint: Any, value: Any) -> tuple[Any, str]:
     """Return (value as the hinted type or _INVALID, what the type is called)."""
     origin = typing.get_origin(hint)
-    if origin is types.UnionType:
+    if origin in (typing.Union, types.UnionType):
         inner = next(a for a in typing.get_args(hint) if a is not type(None))
         if value is None:
             return None, ""
@@ -207,7 +207,7 @@ def _convert(hint: Any, value: Any) -> tuple[Any, str]:
         return converted, f"{expected} or null"
     if origin is Literal:
         choices = typing.get_args(hint)
-        return (value if value in choices else _INVALID), " | ".join(choices)
+        return (value if value in choices else _INVALID), " | ".join(map(str, choices))
     if origin is tuple:
         valid = isinstance(value, list | tuple) and len(value) == 2
         numbers = [_convert(float, v)[0] for v in value] if valid else [_INVALID]

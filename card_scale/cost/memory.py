@@ -14,7 +14,7 @@ _AVERAGE = 4
 
 
 class MemoryByCause(NamedTuple):
-    """Bytes on the rank that holds most, at the peak of a step."""
+    """Bytes on a rank that holds an even share of the parameters, at the peak of a step."""
 
     weights: float
     """In the compute precision."""

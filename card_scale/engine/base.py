@@ -42,17 +42,10 @@ class ShardingEngine(abc.ABC):
     stages: list[Stage]
     optimizer: AdamW
 
-    def __init__(self, chunks: list[GPT], config: Config, compute_dtype: torch.dtype):
-        """Take chunks that were made on the meta device, and give memory to this rank's shard of them.
-
-        Args:
-            chunks: of this rank's pipeline stage.
-            config: of the run.
-            compute_dtype: number format of the forward and backward pass.
-        """
+    def __init__(self, chunks: list[GPT], config: Config):
+        """Engines take ``(chunks, config, compute_dtype)``: chunks made on the meta device, whose shards they fill."""
         self.chunks = chunks
         self.config = config
-        self.compute_dtype = compute_dtype
 
     @abc.abstractmethod
     def weights(self) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:

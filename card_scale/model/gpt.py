@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from card_scale.config import ModelConfig
 from card_scale.distributed.device import current_device
 from card_scale.distributed.parallel_dims import ParallelDims
-from card_scale.errors import ConfigurationError
 from card_scale.model.attention.selection import create_attention
 from card_scale.model.dropout import dropout
 from card_scale.model.head import LanguageModelHead
 from card_scale.model.layer import DecoderLayer
 from card_scale.model.transformer_config import transformer_config
-from card_scale.model.vocabulary import VOCABULARY_MULTIPLE, Vocabulary
+from card_scale.model.vocabulary import Vocabulary
 from card_scale.objectives.attention import AttentionKind
 
 
@@ -24,7 +23,7 @@ class GPT(nn.Module):
 
     Activations are [M, B, hidden] for M inputs, sharded along M between tensor-parallel regions under sequence
     parallelism. Layers are keyed by their number in the whole model, so parameter names are the same in every layout.
-    ``attention`` says which positions see which; no weight depends on it.
+    ``attention_kind`` says which positions see which; no weight depends on it.
     """
 
     def __init__(
@@ -52,11 +51,7 @@ class GPT(nn.Module):
             compile_layers: each as one graph.
         """
         super().__init__()
-        if vocabulary.padded % dims.tensor:
-            raise ConfigurationError(
-                f"the padded vocabulary {vocabulary.padded} is not divisible by parallel.tensor {dims.tensor}; valid: "
-                f"divisors of {VOCABULARY_MULTIPLE}"
-            )
+        vocabulary.check_divisible(dims.tensor)
         self.attention = create_attention(attention_kind, model.attention_backend, current_device())
         self.config = transformer_config(model, dims, compute_dtype)
         self.model_type = ModelType.encoder_or_decoder
@@ -101,7 +96,7 @@ class GPT(nn.Module):
         """Run the chunk.
 
         Args:
-            input_ids: int64 [B, M]; M is 2L for block diffusion, else L.
+            input_ids: int64 [B, M]; M is L times the attention kind's ``inputs_per_token``.
             positions: int64 [B, M], rotary position of each input.
             targets: int64 [B, L], or None for logits.
             dropout_keys: int64 [B, 2] (see ``model.dropout``), or None for no dropout.

@@ -34,12 +34,15 @@ def names() -> list[str]:
 
 
 def objective_class(name: str) -> "type[Objective]":
-    """The class of the objective called ``name``. Raises ConfigurationError for an unknown name."""
+    """The class of the objective called ``name``. Raises ConfigurationError for an unknown or a broken one."""
     target = BUILT_IN.get(name) or _added().get(name)
     if target is None:
         raise ConfigurationError(f"objective.name is {name!r}; valid are {', '.join(names())}")
     module, _, attribute = target.partition(":")
-    kind: type[Objective] = getattr(importlib.import_module(module), attribute)
+    try:
+        kind: type[Objective] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"objective.name {name}: {target} cannot be loaded: {error}") from error
     if kind.name != name:
         raise ConfigurationError(f"objective.name is {name!r}, but {target} calls itself {kind.name!r}")
     return kind

@@ -40,7 +40,11 @@ class RunData:
 
 
 def open_data(config: Config) -> RunData:
-    """Open both streams; DataError for anything missing, damaged or made with different tokenizers."""
+    """Open both streams.
+
+    Raises DataError for anything missing, damaged or made with different tokenizers, and ConfigurationError for a
+    vocabulary that ``parallel.tensor`` does not divide.
+    """
     train = PackedStream(config.data.path, "train", config.run.seed, config.model.length, config.data.unique_tokens)
     held_out = config.data.validation or config.data.path
     validation = PackedStream(held_out, "validation", config.run.seed, config.model.length)
@@ -50,7 +54,9 @@ def open_data(config: Config) -> RunData:
             f"({validation.manifest.tokenizer.sha256[:12]}) than data.path {config.data.path} "
             f"({train.manifest.tokenizer.sha256[:12]})"
         )
-    return RunData(train, validation)
+    data = RunData(train, validation)
+    data.vocabulary.check_divisible(config.parallel.tensor)
+    return data
 
 
 def open_loader(config: Config, data: RunData) -> GlobalBatchLoader:

@@ -7,7 +7,8 @@ from pathlib import Path
 from card_scale import config as configs
 from card_scale.config import Config
 from card_scale.environment import environment
-from card_scale.errors import ConfigurationError, ExitCode
+from card_scale.errors import ConfigurationError, ExitCode, ForeignRunError
+from card_scale.files import write_atomically
 
 MAY_CHANGE = {
     "run.dir",
@@ -55,13 +56,13 @@ class RunDirectory:
         self.exit = self.path / "exit.json"
 
     def check_same_run(self, config: Config) -> None:
-        """Raise ConfigurationError, naming each key and both values, if the directory is another configuration's."""
+        """Raise ForeignRunError, naming each key and both values, if the directory is another configuration's."""
         if not self.config.is_file():
             return
         try:
             before = configs.load(self.config, [])
         except ConfigurationError as error:
-            raise ConfigurationError(f"run.dir {self.path} holds an unreadable configuration: {error}") from None
+            raise ForeignRunError(f"run.dir {self.path} holds an unreadable configuration: {error}") from None
         allowed = MAY_CHANGE | (WITH_CONSTANT_SCHEDULE if config.optimizer.schedule == "constant" else set())
         if config.objective.learns_from_evaluation:
             allowed -= EVALUATION
@@ -71,7 +72,7 @@ class RunDirectory:
             if key not in allowed
         ]
         if differences:
-            raise ConfigurationError(
+            raise ForeignRunError(
                 f"run.dir {self.path} belongs to another configuration: {'; '.join(differences)}. "
                 "Choose another run.dir, or restore the values"
             )
@@ -80,7 +81,8 @@ class RunDirectory:
         """Write the resolved configuration and the environment; forget how an earlier command ended."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.exit.unlink(missing_ok=True)
-        self.config.write_text(config.to_yaml(), encoding="utf-8")
+        # Atomically: a resume that is killed here must find its configuration again.
+        write_atomically(self.config, config.to_yaml().encode())
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
 
     def write_exit(self, code: ExitCode | int, reason: str) -> None:

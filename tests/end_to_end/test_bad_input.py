@@ -150,11 +150,25 @@ def test_a_run_directory_of_another_configuration(config_file, tmp_path, capsys)
     tree = yaml.safe_load(config_file.read_text())
     tree["model"]["layers"] = 8
     (run / "config.yaml").write_text(yaml.safe_dump(tree))
-    assert main([str(config_file)]) == ExitCode.CONFIGURATION
-    message = capsys.readouterr().err
-    assert "model.layers is 4, the run there has 8" in message
-    assert str(run) in message
-    assert json.loads((run / "exit.json").read_text())["code"] == 3
+    (run / "exit.json").write_text('{"code": 0, "reason": "the other run is done"}')
+    for option in ([], ["--dry-run"]):
+        assert main([str(config_file), *option]) == ExitCode.CONFIGURATION
+        message = capsys.readouterr().err
+        assert "model.layers is 4, the run there has 8" in message
+        assert str(run) in message
+        assert json.loads((run / "exit.json").read_text())["code"] == 0
+
+
+THREE_TENSOR_RANKS = ["parallel.tensor=3", "model.heads=3", "model.hidden=48", "model.ffn=48"]
+
+
+@pytest.mark.parametrize("option", [[], ["--dry-run"]])
+def test_a_vocabulary_that_the_ranks_cannot_share(config_file, tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main([str(config_file), *THREE_TENSOR_RANKS, "train.global_batch=6", *option]) == ExitCode.CONFIGURATION
+    assert "not divisible by parallel.tensor 3; valid up to it: 1, 2" in capsys.readouterr().err
+    assert not dist.is_initialized()
+    assert (tmp_path / "run/exit.json").is_file() == (not option)  # a dry run leaves nothing
 
 
 @pytest.mark.parametrize(

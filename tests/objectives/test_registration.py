@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from card_scale import config as configs
 from card_scale.checkpoint.reader import CheckpointReader
+from card_scale.errors import ConfigurationError
 from card_scale.training.records import evaluations_of, read_metrics
 from tests.end_to_end.conftest import make_dataset, write_config
 from tests.layouts.processes import run_ranks
@@ -121,3 +123,15 @@ def test_it_is_timed_beside_card(config_file, tmp_path):
     assert [(pair["arm"], pair["base"]) for pair in measured["comparisons"]] == [("toy", "card")]
     assert measured["arms"]["toy"]["attention_backend"] == "dense"
     assert measured["arms"]["toy"]["flops"]["attention"] < measured["arms"]["card"]["flops"]["attention"]
+
+
+@pytest.mark.parametrize("target", ["nowhere_to_be_found:Toy", "toy_objective:Missing"])
+def test_a_broken_entry_point_is_named(config_file, tmp_path, monkeypatch, target):
+    broken = tmp_path / "broken-1.0.dist-info"
+    broken.mkdir()
+    (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (broken / "entry_points.txt").write_text(f"[card_scale.objectives]\nbroken = {target}\n")
+    monkeypatch.syspath_prepend(str(PACKAGE))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigurationError, match=rf"objective\.name broken: {target} cannot be loaded"):
+        configs.load(config_file, ["objective.name=broken"])

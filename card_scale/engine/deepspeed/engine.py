@@ -48,7 +48,7 @@ class DeepSpeedEngine(ShardingEngine):
     """The sharding engine on DeepSpeed ZeRO."""
 
     def __init__(self, chunks: list[GPT], config: Config, compute_dtype: torch.dtype):
-        super().__init__(chunks, config, compute_dtype)
+        super().__init__(chunks, config)
         adapter.prepare()
         self.zero_stage = settings.zero_stage(config)
         module = _Chunks(chunks)

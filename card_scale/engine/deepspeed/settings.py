@@ -109,8 +109,6 @@ def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[s
     bf16 = config.train.precision == "bf16"
     micro_batch, global_batch = config.train.micro_batch, config.train.global_batch
     accumulation = global_batch // (micro_batch * data_parallel)
-    # The schedule owns the micro-batches: DeepSpeed sees one accumulation step, and step() is the boundary.
-    content.setdefault("gradient_accumulation_steps", "auto")
     fixed = {
         ("train_batch_size",): (global_batch, "train.global_batch"),
         ("train_micro_batch_size_per_gpu",): (micro_batch, "train.micro_batch"),
@@ -136,6 +134,7 @@ def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[s
         "zero_force_ds_cpu_optimizer": False,
         **passed_on,
         "train_micro_batch_size_per_gpu": micro_batch,
+        # The schedule owns the micro-batches: DeepSpeed sees one accumulation step, and step() is the boundary.
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.optimizer.clip,

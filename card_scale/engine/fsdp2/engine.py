@@ -28,7 +28,7 @@ class Fsdp2Engine(ShardingEngine):
     """
 
     def __init__(self, chunks: list[GPT], config: Config, compute_dtype: torch.dtype):
-        super().__init__(chunks, config, compute_dtype)
+        super().__init__(chunks, config)
         group = process_groups.data_group()
         mesh = DeviceMesh.from_group(group, current_device().type)
         per_rank = config.train.global_batch // dist.get_world_size(group)
