@@ -161,6 +161,12 @@ def check_number(key: str, value: float, low: float, high: float) -> None:
         raise ConfigurationError(f"objective.{key} is {value!r}; valid is a finite number {valid}")
 
 
+def check_integer(key: str, value: int, low: int) -> None:
+    """Raise ConfigurationError unless ``value`` is an integer of at least ``low``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigurationError(f"objective.{key} is {value!r}; valid is an integer of at least {low}")
+
+
 def check_choice(key: str, value: object, valid: tuple[object, ...]) -> None:
     """Raise ConfigurationError unless ``value`` is one of ``valid``, its type included (1 is not true)."""
     if not any(value is choice or (value == choice and type(value) is type(choice)) for choice in valid):

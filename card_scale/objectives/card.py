@@ -6,7 +6,8 @@ falls with the masks close before it. The cost over plain autoregressive trainin
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from card_scale.objectives.base import (
     Objective,
     Probe,
     check_choice,
+    check_integer,
     check_number,
     everywhere,
     masked_inputs,
@@ -27,7 +29,7 @@ from card_scale.objectives.base import (
 )
 from card_scale.objectives.batch import Batch, clean_next_token_batch
 
-MASKINGS = ("soft_tail", "uniform")
+MASKINGS = ("soft_tail", "uniform", "spans")
 
 NOISE_LEVELS = (0.25, 0.5, 0.75, 1.0)
 """Noise levels at which the loss is evaluated."""
@@ -37,6 +39,18 @@ DECODING_BLOCK = 8
 
 SMALLEST_BETA = 1e-6
 """Below it a position without masks would drown all others in float32."""
+
+SMALLEST_SPAN_RATE = 2.0**-24
+"""Below it no draw of 24 bits but 0 would start a run."""
+
+UNUSED_KEYS = MappingProxyType(
+    {
+        "soft_tail": ("span_rate", "span_length"),
+        "uniform": ("span_rate", "span_length"),
+        "spans": ("tail_factor", "min_noise", "max_noise"),
+    }
+)
+"""Keys that each masking makes no use of: setting one is a mistake."""
 
 
 def soft_tail_mask(noise_level: torch.Tensor, uniforms: torch.Tensor, tail_factor: float = 1.5) -> torch.Tensor:
@@ -62,6 +76,18 @@ def uniform_mask(noise_level: torch.Tensor, uniforms: torch.Tensor) -> torch.Ten
     length = _length(uniforms)
     count = _mask_count(noise_level, length)
     return _mask_smallest(uniforms, count, torch.full_like(count, length))
+
+
+def span_mask(uniforms: torch.Tensor, rate: float = 0.03, longest: int = 4) -> torch.Tensor:
+    """Short runs of masks all over the sequence: what parallel decoding meets, a clean prefix and a few masks.
+
+    ``uniforms`` float32 [B, L] in [0, 1) → bool [B, L]. A position with u < ``rate`` starts a run of
+    1 + floor(u / rate * longest) masks, computed in float64 and cut at the end of the row; runs may merge.
+    """
+    draws = uniforms.double()
+    position = torch.arange(uniforms.shape[1], device=uniforms.device)
+    run_ends = position + 1 + (draws / rate * longest).floor().long()
+    return position < torch.where(draws < rate, run_ends, 0).cummax(1).values
 
 
 def context_weights(masked: torch.Tensor, decay: float = 0.5, beta: float = 1.0) -> torch.Tensor:
@@ -116,14 +142,18 @@ class CardObjective(Objective):
     """Offset in the weight 1 / (beta + S); without masks the weight is 1 / beta."""
     reweight: bool = True
     """Weight the loss by context; false gives every position weight 1."""
-    masking: Literal["soft_tail", "uniform"] = "soft_tail"
-    """Where the masks fall: in the tail, or anywhere."""
+    masking: Literal["soft_tail", "uniform", "spans"] = "soft_tail"
+    """Where the masks fall: in the tail, anywhere, or in short runs all over the sequence."""
     min_noise: float = 0.0
     """Lower end of the noise level's range."""
     max_noise: float = 1.0
     """Upper end of the noise level's range."""
     resample: bool = True
     """Corrupt a sample anew in each epoch; false repeats the corruption of its first."""
+    span_rate: float = 0.03
+    """Share of positions at which a run of masks starts (spans)."""
+    span_length: int = 4
+    """Longest run; lengths are uniform from 1 to it, and runs may merge (spans)."""
 
     def __post_init__(self) -> None:
         check_number("tail_factor", self.tail_factor, 1, math.inf)
@@ -133,6 +163,15 @@ class CardObjective(Objective):
         check_number("max_noise", self.max_noise, self.min_noise, 1)
         check_choice("reweight", self.reweight, (True, False))
         check_choice("masking", self.masking, MASKINGS)
+        check_number("span_rate", self.span_rate, SMALLEST_SPAN_RATE, 1)
+        check_integer("span_length", self.span_length, 1)
+        default = {field.name: field.default for field in fields(self)}
+        for key in UNUSED_KEYS[self.masking]:
+            if getattr(self, key) != default[key]:
+                raise ConfigurationError(
+                    f"objective.{key} is {getattr(self, key)}, which objective.masking={self.masking} does not use; "
+                    f"leave it at {default[key]}"
+                )
 
     def check(self, length: int) -> None:
         """Raise ConfigurationError where no input is left to mask: the first one never is."""
@@ -142,13 +181,19 @@ class CardObjective(Objective):
     def corrupt(self, samples: Samples, seed: int) -> Batch:
         """The training batch, a pure function of tokens, sample ids, epochs and seed.
 
-        Each sample has its own noise level. The first input is never masked, since the model needs one clean token to
-        start from. Raises ConfigurationError if L is 1, where no other input is left.
+        Each sample has its own noise level; under spans it is the share of masks that were drawn. The first input is
+        never masked, since the model needs one clean token to start from. Raises ConfigurationError if L is 1, where no
+        other input is left.
         """
         drawn = samples.resampled(self.resample)
-        draw = noise.uniforms(seed, drawn.sample_ids, drawn.epochs, 1, noise.Stream.NOISE_LEVEL)[:, 0].double()
-        noise_level = (self.min_noise + (self.max_noise - self.min_noise) * draw).to(torch.float32)
-        masked = self._masked(drawn, noise_level, seed, noise.Stream.MASK)
+        if self.masking == "spans":
+            draws = self._mask_draws(drawn, seed, noise.Stream.MASK)
+            masked = _with_clean_first(span_mask(draws, self.span_rate, self.span_length))
+            noise_level = masked.float().mean(1)
+        else:
+            draw = noise.uniforms(seed, drawn.sample_ids, drawn.epochs, 1, noise.Stream.NOISE_LEVEL)[:, 0].double()
+            noise_level = (self.min_noise + (self.max_noise - self.min_noise) * draw).to(torch.float32)
+            masked = self._masked(drawn, noise_level, seed, noise.Stream.MASK)
         weights = context_weights(masked, self.decay, self.beta) if self.reweight else None
         return self._with_masks(samples, masked, noise_level, weights)
 
@@ -180,14 +225,14 @@ class CardObjective(Objective):
         }
 
     def probes(self, length: int) -> tuple[Probe, ...]:
-        """The losses under noise that parallel decoding lives on.
+        """The losses under noise that parallel decoding lives on. Spans have no noise level, hence no loss by it.
 
         ``card/validation_nll_noise_T`` is the unweighted loss at noise level T, ``card/validation_nll_masked_K`` the
         loss of a token predicted after K - 1 masks and clean text before them.
         """
         at_levels = [
             Probe(functools.partial(self._at_level, level), functools.partial(_mean_loss, level))
-            for level in NOISE_LEVELS
+            for level in (() if self.masking == "spans" else NOISE_LEVELS)
         ]
         block = min(DECODING_BLOCK, length)
         tail = Probe(
@@ -200,8 +245,11 @@ class CardObjective(Objective):
         """An evaluation batch at given noise levels, every weight 1 so that its mean loss is the plain cross-entropy.
 
         ``noise_level`` is float [B] in [0, 1]. A sample has the same uniforms at every level, step and epoch, so that
-        two evaluations differ by what is compared, not by the draw. Raises ConfigurationError if L is 1.
+        two evaluations differ by what is compared, not by the draw. Raises ConfigurationError if L is 1, ValueError
+        under spans.
         """
+        if self.masking == "spans":
+            raise ValueError("objective.masking=spans has no noise level")
         drawn = samples._replace(epochs=torch.zeros_like(samples.epochs))
         masked = self._masked(drawn, noise_level, seed, noise.Stream.EVALUATION)
         return self._with_masks(samples, masked, noise_level.to(torch.float32), None)
@@ -227,15 +275,17 @@ class CardObjective(Objective):
         return MaskedTail(self._with_masks(samples, masked, noise_level, None), positions[length - 1 - count :])
 
     def _masked(self, samples: Samples, noise_level: torch.Tensor, seed: int, stream: noise.Stream) -> torch.Tensor:
-        """bool [B, L]: the masked inputs, never the first."""
+        """bool [B, L]: the masked inputs at given noise levels, never the first."""
+        draws = self._mask_draws(samples, seed, stream)
+        if self.masking == "soft_tail":
+            return _with_clean_first(soft_tail_mask(noise_level, draws, self.tail_factor))
+        return _with_clean_first(uniform_mask(noise_level, draws))
+
+    def _mask_draws(self, samples: Samples, seed: int, stream: noise.Stream) -> torch.Tensor:
+        """float32 [B, L - 1]: a uniform number for each input but the first."""
         length = samples.tokens.shape[1] - 1
         self.check(length)
-        draws = noise.uniforms(seed, samples.sample_ids, samples.epochs, length - 1, stream)
-        if self.masking == "soft_tail":
-            masked = soft_tail_mask(noise_level, draws, self.tail_factor)
-        else:
-            masked = uniform_mask(noise_level, draws)
-        return torch.nn.functional.pad(masked, (1, 0), value=False)
+        return noise.uniforms(seed, samples.sample_ids, samples.epochs, length - 1, stream)
 
     def _with_masks(
         self, samples: Samples, masked: torch.Tensor, noise_level: torch.Tensor, weights: torch.Tensor | None
@@ -248,6 +298,10 @@ class CardObjective(Objective):
             noise_level=noise_level[:, None],
             weights=clean.weights if weights is None else weights,
         )
+
+
+def _with_clean_first(masked: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(masked, (1, 0), value=False)
 
 
 def clean_context(batch: Batch) -> torch.Tensor:

@@ -127,7 +127,7 @@ def test_every_megatron_alias_names_a_key():
         (["run.dir=7"], ["run.dir is 7", "text"]),
         (["data.path=[a]"], ["data.path is ['a']", "text"]),
         (["objective.name=bert"], ["objective.name is 'bert'", "card, ar"]),
-        (["objective.masking=[uniform]"], ["objective.masking", "soft_tail | uniform"]),
+        (["objective.masking=[uniform]"], ["objective.masking", "soft_tail | uniform | spans"]),
         (["parallel.engine=megatron"], ["parallel.engine is 'megatron'", "deepspeed | fsdp2"]),
         (["train.precision=fp16"], ["train.precision is 'fp16'", "fp32 | bf16"]),
         (["optimizer.schedule=linear"], ["optimizer.schedule is 'linear'", "cosine | wsd | constant"]),

@@ -101,6 +101,7 @@ def test_without_micro_batches(references):
 ABLATIONS = [
     {"name": "ar"},
     {"masking": "uniform"},
+    {"masking": "spans", "span_rate": 0.2},
     {"reweight": False},
     {"tail_factor": 2.5},
     {"decay": 0.1, "beta": 2.0},

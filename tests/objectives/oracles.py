@@ -19,6 +19,16 @@ def uniform_mask(noise_level: float, uniforms: list[float]) -> list[bool]:
     return [position in chosen for position in range(length)]
 
 
+def span_mask(uniforms: list[float], rate: float, longest: int) -> list[bool]:
+    masked = [False] * len(uniforms)
+    for start, uniform in enumerate(uniforms):
+        if uniform < rate:
+            length = 1 + math.floor(uniform / rate * longest)
+            for position in range(start, min(start + length, len(uniforms))):
+                masked[position] = True
+    return masked
+
+
 def context_weights(masked: list[bool], decay: float, beta: float) -> list[float]:
     weights = []
     ambiguity = 0.0

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from card_scale.objectives.card import context_weights, soft_tail_mask, uniform_mask
+from card_scale.objectives.card import context_weights, soft_tail_mask, span_mask, uniform_mask
 from tests.objectives import oracles
 
 UNIT = st.floats(0.0, 1.0, width=32)
@@ -81,6 +81,22 @@ def test_ties_go_to_the_lower_position():
 def test_no_position_is_an_error():
     with pytest.raises(ValueError, match="at least one position"):
         soft_tail_mask(torch.tensor([0.5]), torch.zeros(1, 0))
+
+
+@given(mask_cases(), st.one_of(st.sampled_from([2.0**-24, 0.03, 0.25, 1.0]), st.floats(1e-3, 1.0)), st.integers(1, 9))
+@settings(max_examples=150, deadline=None)
+def test_span_mask_equals_the_loop(case, rate, longest):
+    _, uniforms = case
+    masked = span_mask(torch.tensor(uniforms), rate, longest)
+    assert masked.dtype == torch.bool
+    assert masked.tolist() == [oracles.span_mask(row, rate, longest) for row in uniforms]
+
+
+def test_lengths_of_spans_are_uniform_and_no_run_is_longer_unless_two_meet():
+    uniforms = torch.zeros(4000, 9).fill_(0.9)
+    uniforms[:, 0] = torch.arange(4000) / 4000 * 0.25
+    lengths = span_mask(uniforms, 0.25, 4).sum(1)
+    assert lengths.bincount().tolist() == [0, 1000, 1000, 1000, 1000]
 
 
 masks = st.integers(1, 70).flatmap(

@@ -1,6 +1,7 @@
 """The CARD objective as a whole: loss against a float64 loop, ablations, evaluation batches, published statistics."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -45,14 +46,16 @@ def batch_of(objective, rows=4, length=16, seed=7):
     decay=st.floats(0.0, 1.0),
     beta=st.floats(0.1, 10.0),
     reweight=st.booleans(),
-    masking=st.sampled_from(["soft_tail", "uniform"]),
+    masking=st.sampled_from(["soft_tail", "uniform", "spans"]),
     noise=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)).map(sorted),
 )
 @settings(max_examples=100, deadline=None)
 def test_loss_equals_the_loop_from_logits_to_scalar(
     rows, length, seed, tail_factor, decay, beta, reweight, masking, noise
 ):
-    objective = CardObjective(tail_factor, decay, beta, reweight, masking, *noise, mask_id=MASK_ID)
+    settings = {"span_rate": 0.2} if masking == "spans" else {"min_noise": noise[0], "max_noise": noise[1]}
+    settings |= {} if masking == "spans" else {"tail_factor": tail_factor}
+    objective = CardObjective(decay=decay, beta=beta, reweight=reweight, masking=masking, mask_id=MASK_ID, **settings)
     tokens = clean_tokens(rows, length, seed % 1000)
     ids = torch.arange(rows) + seed % 1000
     epochs = torch.arange(rows) % 3
@@ -70,11 +73,14 @@ def test_loss_equals_the_loop_from_logits_to_scalar(
     for row in range(rows):
         level = noise[0] + (noise[1] - noise[0]) * levels[row]
         level = torch.tensor(level, dtype=torch.float32).item()
-        assert batch.noise_level[row].item() == level
-        if masking == "soft_tail":
+        if masking == "spans":
+            masked = [False] + oracles.span_mask(draws[row], 0.2, 4)
+            level = sum(masked) / length
+        elif masking == "soft_tail":
             masked = [False] + oracles.soft_tail_mask(level, draws[row], tail_factor)
         else:
             masked = [False] + oracles.uniform_mask(level, draws[row])
+        assert batch.noise_level[row].item() == pytest.approx(level, abs=1e-7)
         assert batch.masked[row].tolist() == masked
         weights = oracles.context_weights(masked, decay, beta) if reweight else [1.0] * length
         for position in range(length):
@@ -142,7 +148,7 @@ def test_another_epoch_or_seed_is_another_corruption():
     assert not torch.equal(base.masked, objective.corrupt(samples_of(tokens, ids, zero), 1).masked)
 
 
-@pytest.mark.parametrize("masking", ["soft_tail", "uniform"])
+@pytest.mark.parametrize("masking", ["soft_tail", "uniform", "spans"])
 def test_corruption_never_waits_for_the_device(masking):
     # A fake tensor has no values: reading one on the host (.item(), a branch on data) raises.
     with FakeTensorMode():
@@ -164,6 +170,11 @@ def test_ablations():
     _, scattered = batch_of(CardObjective(masking="uniform"), rows=32, length=40)
     assert torch.equal(scattered.masked.sum(1), base.masked.sum(1))
     assert scattered.masked[:, 1:20].sum() > base.masked[:, 1:20].sum()
+    _, spans = batch_of(CardObjective(masking="spans", span_rate=0.5, span_length=2), rows=512, length=40)
+    # A position stays clean if neither it nor the one before covers it: (1 - 1/2)(1 - 1/4); the second input has one.
+    assert spans.masked[:, 2:].float().mean().item() == pytest.approx(1 - 0.5 * 0.75, abs=0.01)
+    assert spans.masked[:, 1].float().mean().item() == pytest.approx(0.5, abs=0.08)
+    assert not spans.masked[:, 0].any()
     _, narrow = batch_of(CardObjective(min_noise=0.2, max_noise=0.4), rows=256, length=40)
     assert 0.2 <= narrow.noise_level.min() < 0.21
     assert 0.39 < narrow.noise_level.max() <= torch.tensor(0.4)
@@ -286,3 +297,29 @@ def test_one_input_position_is_too_short_for_card():
     with pytest.raises(ConfigurationError, match=r"model\.length is 1"):
         CardObjective().corrupt(samples_of(tokens, torch.tensor([0]), torch.tensor([0])), 0)
     assert ArObjective().corrupt(samples_of(tokens, torch.tensor([0]), torch.tensor([0])), 0).inputs.tolist() == [[1]]
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"masking": "spans", "max_noise": 0.3}, "objective.max_noise is 0.3, which objective.masking=spans"),
+        ({"masking": "spans", "tail_factor": 2.0}, "objective.tail_factor is 2.0"),
+        ({"span_rate": 0.1}, "objective.span_rate is 0.1, which objective.masking=soft_tail"),
+        ({"masking": "uniform", "span_length": 2}, "objective.span_length is 2"),
+        ({"masking": "spans", "span_length": 0}, "objective.span_length is 0; valid is an integer of at least 1"),
+        ({"masking": "spans", "span_length": True}, "objective.span_length is True"),
+        ({"masking": "spans", "span_rate": 0.0}, "objective.span_rate is 0.0"),
+        ({"masking": "spans", "span_rate": 1.5}, "objective.span_rate is 1.5"),
+    ],
+)
+def test_keys_that_the_masking_does_not_use_and_ranges_of_spans(settings, words):
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        CardObjective(**settings)
+
+
+def test_spans_are_evaluated_behind_a_block_of_masks_but_at_no_noise_level():
+    objective = CardObjective(masking="spans")
+    assert len(objective.probes(16)) == 1
+    tokens = clean_tokens(2, 16)
+    with pytest.raises(ValueError, match="no noise level"):
+        objective.at_noise_level(samples_of(tokens), torch.zeros(2), 0)
