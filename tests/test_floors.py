@@ -29,6 +29,7 @@ FREE_OF = {
     "corpus": TRAINING_LIBRARIES,
     "objectives": PROCESSES,
     "data": PROCESSES,
+    "generation": ("megatron", "deepspeed"),
     "checkpoint/reader.py": ("torch.distributed", "megatron"),
     "checkpoint/format.py": ("torch.distributed", "megatron"),
 }

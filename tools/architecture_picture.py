@@ -22,7 +22,10 @@ LEVELS: tuple[dict[str, str], ...] = (
         "benchmark": "what a step costs: latency, memory, parts",
         "studies": "many runs: grids, plans, queues, reports",
     },
-    {"training": "one run: update, evaluation, records, stops"},
+    {
+        "training": "one run: update, evaluation, records, stops",
+        "generation": "decoding a checkpoint: plain torch, cached",
+    },
     {"checkpoint": "weights on disk, independent of the layout"},
     {"engine": "sharding: DeepSpeed ZeRO and FSDP2, schedule"},
     {"cost": "parameters, FLOPs and memory, by formula"},

@@ -16,6 +16,7 @@ class ArObjective(Objective):
     name: ClassVar[str] = "ar"
     attention: ClassVar[AttentionKind] = Causal()
     likelihood_is_exact: ClassVar[bool] = True
+    decoders: ClassVar[tuple[str, ...]] = ("ar", "self_verified")
 
     def corrupt(self, samples: Samples, seed: int) -> Batch:  # noqa: ARG002 - nothing is drawn
         """The clean batch: nothing is corrupted."""

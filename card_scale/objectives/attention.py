@@ -25,6 +25,10 @@ class AttentionKind(ABC):
     def pairs_per_token(self, length: int) -> float:
         """Visible pairs of query and key for each clean token, of ``length`` clean tokens in a sample."""
 
+    def decoding_block(self, length: int) -> int | None:  # noqa: ARG002 - most kinds know no blocks
+        """Size of the blocks that see themselves and those before them while decoding; None for a kind without."""
+        return None
+
     def predictions(self, positions: int) -> int:
         """How many of the positions, counted from the first, predict: all that is needed of the last layer."""
         return positions // self.inputs_per_token
@@ -43,6 +47,9 @@ class Causal(AttentionKind):
         """Half of the square, as Megatron-core counts it (the diagonal's other half is left out)."""
         return length / 2
 
+    def decoding_block(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        return 1
+
 
 @dataclass(frozen=True)
 class Bidirectional(AttentionKind):
@@ -55,6 +62,9 @@ class Bidirectional(AttentionKind):
 
     def pairs_per_token(self, length: int) -> float:
         """All of them."""
+        return length
+
+    def decoding_block(self, length: int) -> int:
         return length
 
 
@@ -82,3 +92,6 @@ class BlockDiffusion(AttentionKind):
     def pairs_per_token(self, length: int) -> float:
         """Both halves of a token together: (L + block) / 2 each."""
         return length + self.block
+
+    def decoding_block(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        return self.block

@@ -68,6 +68,9 @@ class Objective(ABC):
     name: ClassVar[str]
     """Value of the configuration key ``objective.name``, and first part of the objective's metrics."""
 
+    decoders: ClassVar[tuple[str, ...]] = ()
+    """Methods of generation (``card_scale.generation``) that a model trained so can be decoded by."""
+
     mask_id: int = field(default=MASK_ID, kw_only=True, metadata=NOT_A_KEY)
     """Token id of [MASK]."""
 

@@ -41,6 +41,7 @@ class BlockDiffusionObjective(Objective):
     """BD3-LM. Raises ConfigurationError, naming the key, for values outside the stated ranges."""
 
     name: ClassVar[str] = "bd3lm"
+    decoders: ClassVar[tuple[str, ...]] = ("bd3lm",)
 
     block: int = 16
     """Block size, a divisor of model.length, which itself makes it MDLM; 1 makes it an autoregressive model."""

@@ -133,6 +133,7 @@ class CardObjective(Objective):
     name: ClassVar[str] = "card"
     attention: ClassVar[AttentionKind] = Causal()
     likelihood_is_exact: ClassVar[bool] = True
+    decoders: ClassVar[tuple[str, ...]] = ("ar", "self_verified", "card")
 
     tail_factor: float = 1.5
     """Masks fall into the last tail_factor * N positions (N masks); 1 is a solid block."""

@@ -26,6 +26,7 @@ class MdlmObjective(Objective):
     name: ClassVar[str] = "mdlm"
     attention: ClassVar[AttentionKind] = Bidirectional()
     likelihood_is_exact: ClassVar[bool] = False
+    decoders: ClassVar[tuple[str, ...]] = ("mdlm",)
 
     resample: bool = True
     """Corrupt a sample anew in each epoch; false repeats the corruption of its first."""

@@ -28,6 +28,8 @@ class Stream(enum.IntEnum):
     MASK_COUNT = 5
     EVALUATION_NOISE_LEVEL = 6
     EVALUATION_STRATA = 7
+    GENERATION = 8
+    GENERATION_ORDER = 9
 
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

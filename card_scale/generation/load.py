@@ -1,0 +1,131 @@
+"""From a checkpoint of any layout and engine to a model that decodes."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from card_scale import config as configs
+from card_scale.checkpoint.format import WEIGHT
+from card_scale.checkpoint.reader import CheckpointReader
+from card_scale.config import Config
+from card_scale.data.tokenizer import Tokenizer
+from card_scale.errors import CheckpointError, ConfigurationError
+from card_scale.generation.model import InferenceModel
+from card_scale.generation.shape import DecoderShape
+from card_scale.model.vocabulary import Vocabulary
+
+EMA = "ema"
+"""State key of the moving average of the weights."""
+
+
+class TrainedModel(InferenceModel):
+    """An inference model out of a checkpoint."""
+
+    tokenizer: Tokenizer
+    config: Config
+    """Of the run that trained it."""
+
+
+def load(
+    checkpoint: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, *, ema: bool = False
+) -> TrainedModel:
+    """Load the model of a checkpoint, tensor by tensor.
+
+    Args:
+        checkpoint: an ``iter_...`` directory, written by any layout and engine.
+        device: to put it on.
+        dtype: of weights and activations; by default float32 on a CPU, elsewhere the run's ``train.precision``.
+        ema: the moving average of the weights (``optimizer.ema``) instead of the weights.
+
+    Raises:
+        CheckpointError: a checkpoint that is missing, incomplete or without what is asked for, or of an objective whose
+            attention no decoder here can follow.
+    """
+    directory = Path(checkpoint)
+    if not directory.is_dir():
+        raise CheckpointError(f"checkpoint {directory}: there is no such directory")
+    device = torch.device(device)
+    with CheckpointReader(directory) as reader:
+        key = EMA if ema else WEIGHT
+        if key not in reader.manifest.state_keys:
+            raise CheckpointError(f"checkpoint {directory} holds no {key}: it was trained with optimizer.ema = 0")
+        config = read_config(reader)
+        tokenizer = Tokenizer.load(reader.tokenizer_path)
+        if tokenizer.sha256 != reader.manifest.tokenizer_sha256:
+            raise CheckpointError(
+                f"checkpoint {directory}: {reader.tokenizer_path.name} is {tokenizer.sha256[:12]}, the manifest says "
+                f"{reader.manifest.tokenizer_sha256[:12]}"
+            )
+        shape = decoder_shape(config, Vocabulary(tokenizer.vocabulary_size, config.objective.mask_id))
+        if dtype is None:
+            dtype = torch.bfloat16 if device.type != "cpu" and config.train.precision == "bf16" else torch.float32
+        with torch.device("meta"):
+            model = TrainedModel(shape)
+        read_weights(model.to_empty(device=device).to(dtype), reader, key)
+    model.tokenizer, model.config = tokenizer, config
+    model.objective, model.decoders = config.objective.name, config.objective.decoders
+    return model
+
+
+def read_config(reader: CheckpointReader) -> Config:
+    """The configuration of the run that wrote the checkpoint. Raises CheckpointError where this version cannot."""
+    try:
+        return configs.load(reader.config_path, [])
+    except ConfigurationError as error:
+        raise CheckpointError(f"checkpoint {reader.directory}: {error}") from None
+
+
+def decoder_shape(config: Config, vocabulary: Vocabulary) -> DecoderShape:
+    """The sizes of a run's model. Raises CheckpointError for attention that is not block by block."""
+    model = config.model
+    block = config.objective.attention.decoding_block(model.length)
+    if block is None:
+        raise CheckpointError(
+            f"objective.name {config.objective.name} attends by {config.objective.attention.name}, which the inference "
+            "model does not follow"
+        )
+    return DecoderShape(
+        rows=vocabulary.padded,
+        vocabulary=vocabulary.size,
+        mask_id=vocabulary.mask_id,
+        layers=model.layers,
+        hidden=model.hidden,
+        heads=model.heads,
+        kv_heads=model.key_value_heads,
+        ffn=model.ffn,
+        length=model.length,
+        rotary_base=model.rotary_base,
+        norm_epsilon=model.norm_epsilon,
+        tied=model.tie_embeddings,
+        block=block,
+    )
+
+
+@torch.no_grad()
+def read_weights(model: InferenceModel, reader: CheckpointReader, key: str) -> None:
+    """Fill a model's parameters from a checkpoint. Raises CheckpointError for one of another shape or name."""
+    missing = set(reader.names())
+    for name, parameter in model.named_parameters():
+        stored, value = _stored(name, parameter, reader, key)
+        missing.discard(stored)
+        if value.shape != parameter.shape:
+            raise CheckpointError(
+                f"checkpoint {reader.directory}: {stored} has shape {tuple(value.shape)}, the configuration makes it "
+                f"{tuple(parameter.shape)}"
+            )
+        parameter.copy_(value)
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {reader.directory}: {', '.join(sorted(missing))} has no place in a model of its configuration"
+        )
+    model.rotary.fill()
+
+
+def _stored(name: str, parameter: Tensor, reader: CheckpointReader, key: str) -> tuple[str, Tensor]:
+    """The stored tensor that a parameter is, or is a half of."""
+    for half, suffix in enumerate((".mlp.gate.weight", ".mlp.up.weight")):
+        if name.endswith(suffix):
+            stored, rows = name.replace(suffix, ".mlp.linear_fc1.weight"), len(parameter)
+            return stored, reader.read_slice(stored, 0, half * rows, (half + 1) * rows, key)
+    return name, reader.read(name, key)

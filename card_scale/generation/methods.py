@@ -1,0 +1,116 @@
+"""The methods of decoding by name, their options, and which model can be decoded by which."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from card_scale.data.tokenizer import EOS_ID
+from card_scale.errors import ConfigurationError
+from card_scale.generation.autoregressive import Autoregressive
+from card_scale.generation.block_decoding import BlockDecoding
+from card_scale.generation.decoder import SequenceDecoder
+from card_scale.generation.draft_length import DraftLength
+from card_scale.generation.masked_diffusion import AncestralSampler, BlockDiffusionSampler
+from card_scale.generation.model import InferenceModel
+from card_scale.generation.sampling import Sampling, sequence_keys
+from card_scale.generation.self_verified import SelfVerified
+
+METHODS = ("ar", "self_verified", "card", "bd3lm", "mdlm")
+
+INPUT_COST = {"cpu": 0.03}
+"""Time of one more input of a pass, as a share of a pass with one, by device; elsewhere 0: passes wait for memory."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the methods; see :func:`card_scale.generation.generate`. ConfigurationError outside their ranges."""
+
+    method: str
+    drafts: int
+    tau: float
+    max_passes: int | None
+    leftmost: bool
+    input_cost: float | None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigurationError(f"method is {self.method!r}; valid are {', '.join(METHODS)}")
+        if self.drafts < 1:
+            raise ConfigurationError(f"drafts (K) is {self.drafts}; valid is at least 1")
+        if not 0 <= self.tau <= 1 and not (self.leftmost and self.tau > 1):
+            valid = "at least 0" if self.leftmost else "from 0 to 1, since nothing else would ever be taken"
+            raise ConfigurationError(f"tau is {self.tau}; valid is a probability {valid}")
+        if self.max_passes is not None and self.max_passes < 1:
+            raise ConfigurationError(f"max_passes (T_max) is {self.max_passes}; valid is at least 1")
+        if self.input_cost is not None and self.input_cost < 0:
+            raise ConfigurationError(f"input_cost is {self.input_cost}; valid is at least 0")
+
+
+def create_decoders(
+    model: InferenceModel, prompts: list[list[int]], new_tokens: int, options: Options, sampling: Sampling
+) -> list[SequenceDecoder]:
+    """A decoder for each prompt. Raises ConfigurationError for what the model cannot do."""
+    check_method(model, options.method)
+    check_lengths(model, prompts, new_tokens)
+    shape, device = model.shape, model.embedding.weight.device
+    create = _creators(options, sampling, device)[options.method]
+    return [
+        create(prompt or [EOS_ID], (len(prompt) or 1) + new_tokens, shape, key)
+        for prompt, key in zip(prompts, sequence_keys(prompts), strict=True)
+    ]
+
+
+def _creators(options: Options, sampling: Sampling, device: torch.device) -> dict[str, Callable[..., SequenceDecoder]]:
+    cost = INPUT_COST.get(device.type, 0.0) if options.input_cost is None else options.input_cost
+    draft_length = DraftLength(options.drafts, cost)
+    # A block of the paper that nothing is sure of must end all the same.
+    block_passes = options.drafts if options.max_passes is None and not options.leftmost else options.max_passes
+    steps, seed = options.max_passes, sampling.seed
+    return {
+        "ar": lambda prompt, limit, shape, _key: Autoregressive(prompt, limit, shape),
+        "self_verified": lambda prompt, limit, shape, _key: SelfVerified(prompt, limit, shape, draft_length),
+        "card": lambda prompt, limit, shape, _key: BlockDecoding(
+            prompt,
+            limit,
+            shape,
+            window=options.drafts,
+            tau=options.tau,
+            max_passes=block_passes,
+            leftmost=options.leftmost,
+        ),
+        "bd3lm": lambda prompt, limit, shape, key: BlockDiffusionSampler(
+            prompt, limit, shape, steps=steps, seed=seed, key=key
+        ),
+        "mdlm": lambda prompt, limit, shape, key: AncestralSampler(
+            prompt, limit, shape, steps=steps, seed=seed, key=key
+        ),
+    }
+
+
+def check_method(model: InferenceModel, method: str) -> None:
+    """Raise ConfigurationError where the model was not trained for a method."""
+    if model.decoders is not None and method not in model.decoders:
+        raise ConfigurationError(
+            f"method {method} does not decode a model trained with objective.name {model.objective}; "
+            f"valid for it: {', '.join(model.decoders) or 'none'}"
+        )
+
+
+def check_lengths(model: InferenceModel, prompts: list[list[int]], new_tokens: int) -> None:
+    """Raise ConfigurationError for prompts that are too long for the model, or tokens that it does not have."""
+    if new_tokens < 1:
+        raise ConfigurationError(f"new_tokens is {new_tokens}; valid is at least 1")
+    for number, prompt in enumerate(prompts):
+        length = len(prompt) or 1
+        if length + new_tokens > model.shape.length:
+            raise ConfigurationError(
+                f"prompt {number} has {length} tokens; with {new_tokens} new ones that is more than the model's length "
+                f"{model.shape.length}"
+            )
+        wrong = [token for token in prompt if not 0 <= token < model.shape.vocabulary or token == model.shape.mask_id]
+        if wrong:
+            raise ConfigurationError(
+                f"prompt {number} holds token {wrong[0]}; valid are 0 to {model.shape.vocabulary - 1} without "
+                f"[MASK] ({model.shape.mask_id})"
+            )

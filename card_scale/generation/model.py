@@ -1,0 +1,202 @@
+"""The decoder in plain torch: what is trained on Megatron's layers, without process groups or an engine.
+
+Decoding, export and evaluation stand on it. Its parameters have the names of the checkpoint's tensors, but that the
+gated feed-forward's first matrix, there [gate; up], is two.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from card_scale.generation.cache import CacheWriter, KeyValueCache
+from card_scale.generation.shape import DecoderShape
+
+
+class Rotary(nn.Module):
+    """Rotary positions: dimensions i and i + size / 2 of a head turn by position / base^(2i / size)."""
+
+    cosines: Tensor
+    sines: Tensor
+
+    def __init__(self, shape: DecoderShape):
+        super().__init__()
+        self.base = shape.rotary_base
+        for name in ("cosines", "sines"):
+            self.register_buffer(name, torch.empty(shape.length, shape.head_size), persistent=False)
+        self.fill()
+
+    def fill(self) -> None:
+        """Compute the tables, in float32; again where the module was made on the meta device."""
+        length, size = self.cosines.shape
+        device = self.cosines.device
+        exponents = torch.arange(0, size, 2, dtype=torch.float32, device=device) / size
+        angles = torch.arange(length, dtype=torch.float32, device=device)[:, None] * (1.0 / self.base**exponents)
+        angles = torch.cat((angles, angles), -1)
+        self.cosines.copy_(angles.cos())
+        self.sines.copy_(angles.sin())
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [B, Q] → cosines and sines [B, 1, Q, head size]."""
+        return self.cosines[positions].unsqueeze(1), self.sines[positions].unsqueeze(1)
+
+
+def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn queries or keys [B, heads, Q, head size] by their positions."""
+    first, second = states.chunk(2, -1)
+    return states * cosines + torch.cat((-second, first), -1) * sines
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the cache and the pass itself."""
+
+    def __init__(self, shape: DecoderShape):
+        super().__init__()
+        self.head_size = shape.head_size
+        self.queries_per_group = shape.heads // shape.kv_heads
+        # The rows of a group stand together, its queries, its key, its value: whole groups can be split over ranks.
+        rows = (self.queries_per_group + 2) * shape.kv_heads * shape.head_size
+        self.linear_qkv = nn.Linear(shape.hidden, rows, bias=False)
+        self.linear_proj = nn.Linear(shape.hidden, shape.hidden, bias=False)
+
+    def forward(self, hidden: Tensor, turn: tuple[Tensor, Tensor], look: "Look", layer: int) -> Tensor:
+        rows, inputs = hidden.shape[:2]
+        groups = self.linear_qkv(hidden).view(rows, inputs, -1, self.queries_per_group + 2, self.head_size)
+        queries, keys, values = groups.split((self.queries_per_group, 1, 1), 3)
+        queries = rotate(queries.flatten(2, 3).transpose(1, 2), *turn)
+        keys, values = rotate(keys.squeeze(3).transpose(1, 2), *turn), values.squeeze(3).transpose(1, 2)
+        if look.writer is not None:
+            keys, values = look.writer.write(layer, keys, values)
+        attended = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=look.mask,
+            is_causal=look.is_causal,
+            enable_gqa=self.queries_per_group > 1,
+        )
+        return self.linear_proj(attended.transpose(1, 2).flatten(2))
+
+
+class Look:
+    """What each input of a pass sees, and where its keys go.
+
+    ``mask`` is added to the scores, [B or 1, 1, Q, keys] of 0 and -inf, or None; ``is_causal`` stands for a mask that
+    is a square's lower triangle.
+    """
+
+    def __init__(self, mask: Tensor | None, is_causal: bool = False, writer: CacheWriter | None = None):
+        self.mask, self.is_causal, self.writer = mask, is_causal, writer
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, shape: DecoderShape):
+        super().__init__()
+        self.gate = nn.Linear(shape.hidden, shape.ffn, bias=False)
+        self.up = nn.Linear(shape.hidden, shape.ffn, bias=False)
+        self.linear_fc2 = nn.Linear(shape.ffn, shape.hidden, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.linear_fc2(F.silu(self.gate(hidden)) * self.up(hidden))
+
+
+class Layer(nn.Module):
+    """hidden += attention(norm(hidden)); hidden += mlp(norm(hidden))."""
+
+    def __init__(self, shape: DecoderShape, index: int):
+        super().__init__()
+        self.index = index
+        self.attention_norm = nn.RMSNorm(shape.hidden, shape.norm_epsilon)
+        self.attention = Attention(shape)
+        self.mlp_norm = nn.RMSNorm(shape.hidden, shape.norm_epsilon)
+        self.mlp = FeedForward(shape)
+
+    def forward(self, hidden: Tensor, turn: tuple[Tensor, Tensor], look: Look) -> Tensor:
+        hidden = hidden + self.attention(self.attention_norm(hidden), turn, look, self.index)
+        return hidden + self.mlp(self.mlp_norm(hidden))
+
+
+class InferenceModel(nn.Module):
+    """A trained decoder. Build it with :func:`card_scale.generation.load`.
+
+    Attributes:
+        shape: its sizes.
+        kv_heads: key and value heads that this process holds (tensor parallelism splits them).
+        tokenizer: of its tokens, None where there is none.
+        objective: name of the objective that it was trained by.
+        decoders: methods of generation that it can be decoded by, None for any.
+    """
+
+    tokenizer: Any = None
+    objective: str = "unknown"
+    decoders: tuple[str, ...] | None = None
+
+    def __init__(self, shape: DecoderShape):
+        super().__init__()
+        self.shape = shape
+        self.kv_heads = shape.kv_heads
+        self.embedding = nn.Embedding(shape.rows, shape.hidden)
+        self.rotary = Rotary(shape)
+        self.layers = nn.ModuleList(Layer(shape, index) for index in range(shape.layers))
+        self.final_norm = nn.RMSNorm(shape.hidden, shape.norm_epsilon)
+        self.head = None if shape.tied else nn.Linear(shape.hidden, shape.rows, bias=False)
+
+    def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
+        """An empty cache for ``rows`` sequences."""
+        shape = self.shape
+        like = self.embedding.weight
+        return KeyValueCache(shape.layers, rows, self.kv_heads, capacity, shape.head_size, like)
+
+    def forward(self, tokens: Tensor, positions: Tensor, look: Look, read: Tensor | None = None) -> Tensor:
+        """Run one pass.
+
+        Args:
+            tokens: int64 [B, Q].
+            positions: int64 [B, Q], of each token in its sequence.
+            look: what each token sees.
+            read: int64 [B, R], the inputs whose outputs are wanted; None for all.
+
+        Returns:
+            float32 [B, R, vocabulary] logits; those of [MASK], which no text contains, are -inf.
+        """
+        hidden = self.embedding(tokens)
+        turn = tuple(part.to(hidden.dtype) for part in self.rotary(positions))
+        for layer in self.layers:
+            hidden = layer(hidden, turn, look)
+        if read is not None:
+            hidden = hidden.gather(1, read[:, :, None].expand(-1, -1, hidden.shape[-1]))
+        hidden = self.final_norm(hidden)
+        logits = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+        logits = logits[..., : self.shape.vocabulary].float()
+        logits[..., self.shape.mask_id] = -torch.inf
+        return logits
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """The logits of whole sequences, int64 [B, T] → float32 [B, T, vocabulary]; -inf for [MASK].
+
+        Of a causal model output n is about token n + 1, else about token n itself. Raises ValueError for sequences
+        longer than the model's length.
+        """
+        count = tokens.shape[1]
+        if count > self.shape.length:
+            raise ValueError(f"{count} tokens are more than the model's length {self.shape.length}")
+        positions = torch.arange(count, device=tokens.device)
+        block = self.shape.block
+        is_causal, is_whole = block == 1, block >= count
+        mask = None if is_causal or is_whole else self.additive(block_visible(positions, block))
+        return self(tokens, positions.expand(len(tokens), -1), Look(mask, is_causal))
+
+    def additive(self, visible: Tensor) -> Tensor:
+        """bool [..., Q, keys] → the mask that is added to the scores."""
+        zeros = torch.zeros((), dtype=self.embedding.weight.dtype, device=visible.device)
+        return torch.where(visible, zeros, -torch.inf)
+
+
+def block_visible(positions: Tensor, block: int) -> Tensor:
+    """int64 [..., Q] → bool [..., Q, Q], (query, key): a position sees its block and those before it."""
+    blocks = positions // block
+    return blocks[..., None, :] <= blocks[..., :, None]
