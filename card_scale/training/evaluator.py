@@ -121,9 +121,7 @@ class Evaluator:
             )
             batch = corrupt(samples, self.config.run.seed)
             micro_batches = batch.micro_batches(self.config.train.micro_batch)
-            with torch.no_grad():
-                reports = schedule.run(self.engine, micro_batches, report, forward_only=True)
-            yield from reports
+            yield from schedule.run(self.engine, micro_batches, report, forward_only=True)
         self.engine.train()
 
 
