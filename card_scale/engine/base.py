@@ -17,9 +17,9 @@ from card_scale.model.weights import LogicalWeight
 class Stage(nn.Module):
     """What Megatron's schedule sees of a model chunk.
 
-    ``DeepSpeedEngine.config`` is a dictionary and would shadow the Megatron configuration that the schedule asks for.
-    An ``nn.Module``, because the interleaved schedule asserts one; the chunk is hidden in a tuple so that it is not
-    registered a second time.
+    ``DeepSpeedEngine.config`` is a dictionary (deepspeed 0.19.8) and would shadow the Megatron configuration that the
+    schedule asks for. An ``nn.Module``, because the interleaved schedule asserts one (megatron-core 0.16.1); the chunk
+    is hidden in a tuple so that it is not registered a second time.
     """
 
     def __init__(self, chunk: GPT, forward):
@@ -48,7 +48,9 @@ class ShardingEngine(abc.ABC):
     def take(self, parameters: Iterable[nn.Parameter], places: Iterable[LogicalWeight]) -> None:
         """Hold parameters, whose places in the whole model stand in the same order, and make their optimizer."""
         self._weights = list(zip(parameters, places, strict=True))
-        self.optimizer = AdamW(parameter_groups(self._weights, self.config.optimizer.weight_decay), self.config.optimizer)
+        self.optimizer = AdamW(
+            parameter_groups(self._weights, self.config.optimizer.weight_decay), self.config.optimizer
+        )
         two_copies = self.config.model.tie_embeddings and self.config.parallel.pipeline > 1
         self.tied = gradients.tied_embeddings(self._weights) if two_copies else []
         """Copies of an embedding that another stage holds too: their gradients must be summed over both."""
