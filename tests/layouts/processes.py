@@ -26,6 +26,7 @@ PRELOADED = [
     "card_scale.engine.deepspeed.engine",
     "card_scale.engine.fsdp2.engine",
     "tests.layouts.trajectory",
+    "tests.layouts.freeze",
 ]
 
 GRACE_SECONDS = 2.0
