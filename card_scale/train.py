@@ -13,13 +13,11 @@ import sys
 
 from card_scale import config as configs
 from card_scale.config import Config
-from card_scale.errors import (
-    CardScaleError,
-    ExitCode,
-    ForeignRunError,
-    StopRequested,
-)
+from card_scale.errors import CardScaleError, ExitCode, ForeignRunError, StopRequested
 from card_scale.training.stop import StopRequest
+
+DEFECT = 1
+"""Exit code of an error that nobody meant, which keeps its traceback; Python's own."""
 
 
 def train(config: Config, stop: StopRequest) -> str:
@@ -119,9 +117,15 @@ def train(config: Config, stop: StopRequest) -> str:
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Return (options, overrides)."""
+    """Return (options, overrides); exits with code 2 where an option that is not its own stands before CONFIG.
+
+    Whether such an option takes a value is not known before the configuration is read, so a value there would pass for
+    the file.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="python -m card_scale.train",
+        allow_abbrev=False,
         description="Train a causal autoregressive diffusion language model.",
         epilog="Overrides are group.key=value (as in the YAML file) or Megatron-LM's long options "
         "(--tensor-model-parallel-size 2). Exit codes: 0 done, 2 command line, 3 configuration, 4 data, 5 checkpoint, "
@@ -134,7 +138,10 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
         help="check everything, print configuration, layout and estimates; start nothing",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and end")
-    return parser.parse_known_args(argv)
+    options, overrides = parser.parse_known_args(arguments)
+    if overrides and arguments.index(overrides[0]) < arguments.index(options.config):
+        parser.error(f"{overrides[0]} stands before the configuration file; write CONFIG.yaml first, then overrides")
+    return options, overrides
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -158,21 +165,24 @@ def main(argv: list[str] | None = None) -> int:
             check_versions()
             known_warnings.silence()
             return finish(config, ExitCode.DONE, train(config, stop))
-        except CardScaleError as error:
+        except (Exception, KeyboardInterrupt) as error:
+            code, reason = ending(error)
             # A dry run leaves nothing, and another run's directory keeps its own record.
             recorded = None if options.dry_run or isinstance(error, ForeignRunError) else config
-            return finish(recorded, error.exit_code, str(error))
-        except KeyboardInterrupt:
-            return finish(config, ExitCode.STOPPED, "interrupted; the last checkpoint is intact")
-        except RuntimeError as error:
-            code = lost_peer_or_hang(error)
-            if code is None:
-                finish(config, 1, f"{type(error).__name__}: {error}")
+            finish(recorded, code, reason)
+            if code == DEFECT:
                 raise
-            return finish(config, code, str(error))
-        except Exception as error:
-            finish(config, 1, f"{type(error).__name__}: {error}")
-            raise
+            return code
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the reason that an error ends the command with; DEFECT for one nobody meant."""
+    if isinstance(error, CardScaleError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.STOPPED, "interrupted; the last checkpoint is intact"
+    code = lost_peer_or_hang(error) if isinstance(error, RuntimeError) else None
+    return (DEFECT, f"{type(error).__name__}: {error}") if code is None else (code, str(error))
 
 
 def lost_peer_or_hang(error: RuntimeError) -> ExitCode | None:

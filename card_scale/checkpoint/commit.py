@@ -14,7 +14,7 @@ from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint.format import MANIFEST_NAME, CheckpointManifest, StoredFile, StoredTensor
 from card_scale.checkpoint.retention import Retention, prune
 from card_scale.checkpoint.run_files import RunFiles
-from card_scale.checkpoint.write import RankShare
+from card_scale.checkpoint.write import RankShare, saving
 from card_scale.files import write_atomically
 
 
@@ -27,7 +27,8 @@ def begin(root: Path, step: int, group: dist.ProcessGroup) -> Path:
     """Create the directory that a checkpoint is written into and return it, the same on every rank. Collective."""
     name = [directories.temporary_name(step)]
     if dist.get_rank(group) == 0:
-        (root / name[0]).mkdir(parents=True)
+        with saving(root / name[0]):
+            (root / name[0]).mkdir(parents=True)
     dist.broadcast_object_list(name, group=group, group_src=0)
     return root / name[0]
 
@@ -54,20 +55,24 @@ def commit(
         The published directory; it is there on every rank's return.
 
     Raises:
-        CheckpointError: on rank 0, for a tensor that the ranks did not write completely; nothing is published.
+        CheckpointError: on rank 0, for a tensor that the ranks did not write completely, when nothing is published, or
+            where the file system refuses.
     """
     is_main = dist.get_rank(group) == 0
     shares: list | None = [None] * dist.get_world_size(group) if is_main else None
     dist.gather_object(share, shares, group=group, group_dst=0)
+    published = temporary.parent / directories.name_of(description.step)
     if shares is not None:
-        small = run_files.write(temporary)
-        manifest = _merge(description, small, shares)
-        manifest.check_complete(temporary)
-        write_atomically(temporary / MANIFEST_NAME, manifest.to_json().encode())
-        directories.publish(temporary, description.step)
-        prune(temporary.parent, retention)
+        with saving(temporary):
+            small = run_files.write(temporary)
+            manifest = _merge(description, small, shares)
+            manifest.check_complete(temporary)
+            write_atomically(temporary / MANIFEST_NAME, manifest.to_json().encode())
+        with saving(published):
+            directories.publish(temporary, description.step)
+            prune(temporary.parent, retention)
     dist.barrier(group)
-    return temporary.parent / directories.name_of(description.step)
+    return published
 
 
 def _merge(

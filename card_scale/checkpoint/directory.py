@@ -12,7 +12,7 @@ from card_scale.files import sync_directory, write_atomically
 POINTER = "latest_checkpointed_iteration.txt"
 _NAME = re.compile(r"iter_(\d{7,})")
 _TEMPORARY_NAME = re.compile(r"iter_(\d{7,})\.tmp-[0-9a-f]{8}")
-_PRUNED_NAME = re.compile(r"iter_\d{7,}\.pruned-[0-9a-f]{8}")
+_DELETED_NAME = re.compile(r"iter_\d{7,}\.(pruned|replaced)-[0-9a-f]{8}")
 
 
 def name_of(step: int) -> str:
@@ -49,7 +49,7 @@ def leftovers(root: Path, step: int) -> list[Path]:
     found = []
     for path in sorted(root.glob("iter_*")):
         written = _TEMPORARY_NAME.fullmatch(path.name)
-        if (written and int(written[1]) <= step) or _PRUNED_NAME.fullmatch(path.name):
+        if (written and int(written[1]) <= step) or _DELETED_NAME.fullmatch(path.name):
             found.append(path)
     return found
 
@@ -59,7 +59,8 @@ def publish(temporary: Path, step: int) -> Path:
     root = temporary.parent
     final = root / name_of(step)
     if final.exists():
-        # Only a checkpoint that a resume has refused can be in the way. Keep it for inspection.
+        # One that a resume has refused, or of steps that a run which was set back makes again. It goes as a leftover,
+        # once the pointer names its successor.
         final.rename(root / f"{final.name}.replaced-{uuid.uuid4().hex[:8]}")
     temporary.rename(final)
     sync_directory(root)

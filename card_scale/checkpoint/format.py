@@ -8,6 +8,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from card_scale.engine.state_keys import WEIGHT
 from card_scale.errors import CheckpointError
 from card_scale.files import sha256_file
 
@@ -16,9 +17,6 @@ MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
 CONFIG_NAME = "config.yaml"
 TOKENIZER_NAME = "tokenizer.model"
-
-WEIGHT = "weight"
-"""State key of the float32 weights; the others are the optimizer's. As engine.base.WEIGHT, which imports Megatron."""
 
 
 def folder_of(key: str) -> str:

@@ -13,7 +13,6 @@ from card_scale.checkpoint.format import (
     CONFIG_NAME,
     STATE_NAME,
     TOKENIZER_NAME,
-    WEIGHT,
     CheckpointManifest,
     StoredPiece,
     StoredTensor,
@@ -22,6 +21,7 @@ from card_scale.checkpoint.format import (
     read_manifest,
     tensor_file,
 )
+from card_scale.engine.state_keys import WEIGHT
 from card_scale.errors import CheckpointError
 
 

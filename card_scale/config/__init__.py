@@ -2,6 +2,7 @@
 
 from card_scale.config.load import MEGATRON_ALIASES, load, nearest
 from card_scale.config.schema import (
+    SCHEDULES,
     Config,
     DataConfig,
     ModelConfig,
@@ -13,6 +14,7 @@ from card_scale.config.schema import (
 
 __all__ = [
     "MEGATRON_ALIASES",
+    "SCHEDULES",
     "Config",
     "DataConfig",
     "ModelConfig",

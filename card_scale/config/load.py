@@ -127,7 +127,7 @@ def _objective(given: Mapping[str, _Given]) -> "Objective":
 
 def _check_key_of_others(key: str, item: _Given, name: str, own: Iterable[str]) -> None:
     """Raise unless ``key`` belongs to another objective than ``name`` and has its default there."""
-    others = {other: registry.keys(registry.objective_class(other)) for other in registry.names() if other != name}
+    others = registry.keys_of_others(name)
     holders = {other: keys[key] for other, keys in others.items() if key in keys}
     if not holders:
         hint = nearest(key, {"name", *own, *(key for keys in others.values() for key in keys)})

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
@@ -11,6 +11,10 @@ from card_scale.objectives import registry
 
 if TYPE_CHECKING:
     from card_scale.objectives.base import Objective
+
+Schedule = Literal["cosine", "wsd", "constant"]
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+"""Values of ``optimizer.schedule``."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class OptimizerConfig:
     """Peak learning rate."""
     min_lr: float = 0.0
     """Learning rate at the end of the schedule."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """Learning-rate schedule after warm-up."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""

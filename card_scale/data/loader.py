@@ -120,7 +120,7 @@ class GlobalBatchLoader:
         return self._orders[key]
 
 
-class ValidationBatches:
+class EvaluationBatches:
     """All samples of a stream once, in stream order, as equally many equal batches on every rank.
 
     The samples are dealt like a training step's: batch b holds samples [b * global_batch, (b + 1) * global_batch). The

@@ -1,26 +1,25 @@
 """What the training loop, the schedule and the checkpoints ask of a sharding engine."""
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from card_scale.config import Config
+from card_scale.engine import gradients
 from card_scale.engine.optimizer import AdamW
+from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.gpt import GPT
 from card_scale.model.weights import LogicalWeight
-
-WEIGHT = "weight"
-"""State key of the float32 weight itself, beside the optimizer's own keys."""
 
 
 class Stage(nn.Module):
     """What Megatron's schedule sees of a model chunk.
 
-    ``DeepSpeedEngine.config`` is a dictionary and would shadow the Megatron configuration that the schedule asks for.
-    An ``nn.Module``, because the interleaved schedule asserts one; the chunk is hidden in a tuple so that it is not
-    registered a second time.
+    ``DeepSpeedEngine.config`` is a dictionary (deepspeed 0.19.8) and would shadow the Megatron configuration that the
+    schedule asks for. An ``nn.Module``, because the interleaved schedule asserts one (megatron-core 0.16.1); the chunk
+    is hidden in a tuple so that it is not registered a second time.
     """
 
     def __init__(self, chunk: GPT, forward):
@@ -40,16 +39,25 @@ class ShardingEngine(abc.ABC):
     """
 
     stages: list[Stage]
-    optimizer: AdamW
 
     def __init__(self, chunks: list[GPT], config: Config):
         """Engines take ``(chunks, config, compute_dtype)``: chunks made on the meta device, whose shards they fill."""
         self.chunks = chunks
         self.config = config
 
-    @abc.abstractmethod
+    def take(self, parameters: Iterable[nn.Parameter], places: Iterable[LogicalWeight]) -> None:
+        """Hold parameters, whose places in the whole model stand in the same order, and make their optimizer."""
+        self._weights = list(zip(parameters, places, strict=True))
+        self.optimizer = AdamW(
+            parameter_groups(self._weights, self.config.optimizer.weight_decay), self.config.optimizer
+        )
+        two_copies = self.config.model.tie_embeddings and self.config.parallel.pipeline > 1
+        self.tied = gradients.tied_embeddings(self._weights) if two_copies else []
+        """Copies of an embedding that another stage holds too: their gradients must be summed over both."""
+
     def weights(self) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:
         """Yield this rank's parameters with their place in the whole model, in the same order on every data rank."""
+        yield from self._weights
 
     def before_backward(self) -> None:  # noqa: B027 - optional hook
         """Prepare for one backward pass; the schedule calls it before each."""
@@ -76,6 +84,11 @@ class ShardingEngine(abc.ABC):
     @abc.abstractmethod
     def publish_weights(self) -> None:
         """Make the forward pass use the current float32 weights."""
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the rate of the next update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def create_optimizer_state(self, step: int) -> None:
         """Create optimizer states as after ``step`` updates, to be filled by :meth:`set_full_state`."""

@@ -4,8 +4,9 @@ import torch
 
 from card_scale.config import Config
 from card_scale.distributed.parallel_dims import ParallelDims
-from card_scale.engine.base import WEIGHT, ShardingEngine
+from card_scale.engine.base import ShardingEngine
 from card_scale.engine.selection import engine_kind
+from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.gpt import GPT
 from card_scale.model.initialization import initial_weight
 from card_scale.model.vocabulary import Vocabulary

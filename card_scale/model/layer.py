@@ -1,6 +1,6 @@
 """One decoder layer: Megatron-core's attention and gated MLP between our norms, with residuals.
 
-Pre-norm, rotary positions, SwiGLU, no biases: the Llama shape (design decision 4).
+Pre-norm, rotary positions, SwiGLU, no biases: the shape of Llama's layers, whatever the objective.
 """
 
 import torch

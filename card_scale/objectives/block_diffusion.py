@@ -18,7 +18,7 @@ from card_scale.objectives import masked_diffusion, noise
 from card_scale.objectives.attention import AttentionKind, BlockDiffusion
 from card_scale.objectives.base import Metric, Objective, check_number
 from card_scale.objectives.batch import Batch, shared_positions
-from card_scale.objectives.mask_interval import IntervalSearch
+from card_scale.objectives.mask_interval import BLOCK_LOSS_VARIANCE, MAX_MASK, MIN_MASK, IntervalSearch
 
 HIGHEST_WEIGHTED_RATE = 0.5
 """Intervals that begin above it train with weight 1 in place of 1 / m (as the authors' code does)."""
@@ -142,8 +142,8 @@ class BlockDiffusionObjective(Objective):
     def charts(self) -> dict[str, list[str]]:
         """Of the metrics and of the searched interval."""
         return masked_diffusion.charts(self.name) | {
-            "interval of mask rates": [r"bd3lm/(min|max)_mask$"],
-            "variance of a block's loss": [r"bd3lm/block_loss_variance$"],
+            "interval of mask rates": [rf"{MIN_MASK}$", rf"{MAX_MASK}$"],
+            "variance of a block's loss": [rf"{BLOCK_LOSS_VARIANCE}$"],
         }
 
     @property
@@ -153,13 +153,13 @@ class BlockDiffusionObjective(Objective):
 
     def state(self) -> dict[str, float]:
         """The interval of mask rates that is trained on."""
-        return {"bd3lm/min_mask": self.min_mask, "bd3lm/max_mask": self.max_mask}
+        return {MIN_MASK: self.min_mask, MAX_MASK: self.max_mask}
 
     def with_state(self, found: Mapping[str, float]) -> "BlockDiffusionObjective":
         """The objective on the interval that was found, if it searches."""
         if not self.search_interval:
             return self
-        return dataclasses.replace(self, min_mask=found["bd3lm/min_mask"], max_mask=found["bd3lm/max_mask"])
+        return dataclasses.replace(self, min_mask=found[MIN_MASK], max_mask=found[MAX_MASK])
 
     def _mask_counts(self) -> tuple[int, int]:
         """Fewest and most masks of a block. An end of the interval at 0.001 or 1 is no clip and forbids nothing."""

@@ -8,7 +8,7 @@ import functools
 import math
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 
@@ -115,15 +115,6 @@ def context_weights(masked: torch.Tensor, decay: float = 0.5, beta: float = 1.0)
         ambiguity = further
         reach *= 2
     return (ambiguity + beta).reciprocal()
-
-
-class MaskedTail(NamedTuple):
-    """A block of masks at the end of clean tokens, as parallel decoding sees it."""
-
-    batch: Batch
-    output_positions: torch.Tensor
-    """int64 [count + 1]: the output that predicts the k-th token of the block, k = 1 ... count + 1; it follows k - 1
-    masks."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +228,7 @@ class CardObjective(Objective):
         ]
         block = min(DECODING_BLOCK, length)
         tail = Probe(
-            lambda samples, _seed: self.masked_tail(samples, block - 1).batch,
+            lambda samples, _seed: self.masked_tail(samples, block - 1),
             functools.partial(_losses_in_block, block),
         )
         return (*at_levels, tail)
@@ -259,11 +250,11 @@ class CardObjective(Objective):
         levels = torch.full((len(samples.tokens),), level, device=samples.tokens.device)
         return self.at_noise_level(samples, levels, seed)
 
-    def masked_tail(self, samples: Samples, count: int) -> MaskedTail:
+    def masked_tail(self, samples: Samples, count: int) -> Batch:
         """The samples with the last ``count`` inputs masked, every weight 1.
 
         This is what the first forward pass over a block of K = count + 1 tokens sees in parallel decoding: clean
-        tokens, then K - 1 masks. Raises ValueError unless 0 <= count <= L - 1.
+        tokens, then K - 1 masks; the last K outputs predict the block. Raises ValueError unless 0 <= count <= L - 1.
         """
         tokens = samples.tokens
         length = tokens.shape[1] - 1
@@ -273,7 +264,7 @@ class CardObjective(Objective):
         masked = (positions >= length - count).repeat(tokens.shape[0], 1)
         share = count / (length - 1) if count else 0.0
         noise_level = torch.full((tokens.shape[0],), share, dtype=torch.float32, device=tokens.device)
-        return MaskedTail(self._with_masks(samples, masked, noise_level, None), positions[length - 1 - count :])
+        return self._with_masks(samples, masked, noise_level, None)
 
     def _masked(self, samples: Samples, noise_level: torch.Tensor, seed: int, stream: noise.Stream) -> torch.Tensor:
         """bool [B, L]: the masked inputs at given noise levels, never the first."""

@@ -21,6 +21,9 @@ WIDTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """Widths that are searched."""
 MASK_RATE_BINS = round(1 / STEP)
 
+MIN_MASK, MAX_MASK, BLOCK_LOSS_VARIANCE = "bd3lm/min_mask", "bd3lm/max_mask", "bd3lm/block_loss_variance"
+"""Keys of what a search finds: in records, in a checkpoint's state and as TensorBoard's tags."""
+
 
 class Interval(NamedTuple):
     """An interval of mask rates and the variance of the losses of blocks drawn from it."""
@@ -92,7 +95,7 @@ class IntervalSearch:
         """The interval of least variance, and the variance there."""
         best = least_variance(sums)
         return {
-            "bd3lm/min_mask": best.low,
-            "bd3lm/max_mask": best.high,
-            "bd3lm/block_loss_variance": best.variance,
+            MIN_MASK: best.low,
+            MAX_MASK: best.high,
+            BLOCK_LOSS_VARIANCE: best.variance,
         }

@@ -1,8 +1,10 @@
 """The list of objectives, by the value of ``objective.name``. Imports no objective until one is asked for."""
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -29,23 +31,24 @@ ENTRY_POINTS = "card_scale.objectives"
 
 
 def names() -> list[str]:
-    """The names of all objectives, the built-in ones first."""
-    return [*BUILT_IN, *sorted(_added())]
+    """The names of all objectives, the built-in ones first. Raises ConfigurationError where two have one name."""
+    added = _added()
+    for name in BUILT_IN:
+        _check_not_taken(name, added)
+    return [*BUILT_IN, *sorted(added)]
 
 
 def objective_class(name: str) -> "type[Objective]":
-    """The class of the objective called ``name``. Raises ConfigurationError for an unknown or a broken one."""
-    target = BUILT_IN.get(name) or _added().get(name)
+    """The class of the objective called ``name``.
+
+    Raises ConfigurationError for an unknown or a broken one, or a name that an installed package gives to another.
+    """
+    added = _added()
+    _check_not_taken(name, added)
+    target = BUILT_IN.get(name) or added.get(name)
     if target is None:
         raise ConfigurationError(f"objective.name is {name!r}; valid are {', '.join(names())}")
-    module, _, attribute = target.partition(":")
-    try:
-        kind: type[Objective] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"objective.name {name}: {target} cannot be loaded: {error}") from error
-    if kind.name != name:
-        raise ConfigurationError(f"objective.name is {name!r}, but {target} calls itself {kind.name!r}")
-    return kind
+    return _load(name, target)
 
 
 def keys(kind: "type[Objective]") -> dict[str, dataclasses.Field]:
@@ -67,7 +70,39 @@ def create(name: str, **values: Any) -> "Objective":
     return kind(**values)
 
 
+def keys_of_others(name: str) -> "dict[str, dict[str, dataclasses.Field]]":
+    """The configuration keys of every objective but the one called ``name``, by objective.
+
+    Those of installed packages that cannot be used are left out: only who asks for them is to learn of it.
+    """
+    found = {other: keys(_load(other, target)) for other, target in BUILT_IN.items() if other != name}
+    for other, target in _added().items():
+        if other != name and other not in BUILT_IN:
+            # Whatever a foreign module does when it is imported.
+            with contextlib.suppress(Exception):
+                found[other] = keys(_load(other, target))
+    return found
+
+
+def _load(name: str, target: str) -> "type[Objective]":
+    module, _, attribute = target.partition(":")
+    try:
+        kind: type[Objective] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"objective.name {name}: {target} cannot be loaded: {error}") from error
+    if kind.name != name:
+        raise ConfigurationError(f"objective.name is {name!r}, but {target} calls itself {kind.name!r}")
+    return kind
+
+
+def _check_not_taken(name: str, added: Mapping[str, str]) -> None:
+    if name in BUILT_IN and name in added:
+        raise ConfigurationError(
+            f"objective.name {name}: an installed package adds {added[name]} under the name of the built-in "
+            f"{BUILT_IN[name]}; rename or remove its entry point of {ENTRY_POINTS}"
+        )
+
+
 def _added() -> dict[str, str]:
     """What installed packages add."""
-    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    return {entry.name: entry.value for entry in found if entry.name not in BUILT_IN}
+    return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}

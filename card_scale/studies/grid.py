@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
-from card_scale.config import nearest, strict_yaml
+from card_scale.config import SCHEDULES, nearest, strict_yaml
 from card_scale.errors import ConfigurationError
 
 AXES = ("arm", "size", "unique_tokens", "epochs", "lr", "weight_decay", "dropout", "seed")
@@ -29,8 +29,8 @@ KEY_OF_AXIS: Mapping[str, str] = {
 }
 """The configuration key that an axis sets."""
 
-SCHEDULES = ("cosine", "wsd", "constant", "wsd-branches")
-"""Learning-rate schedules of ``optimizer.schedule``, and branches: the decays of wsd runs that share one trunk."""
+GRID_SCHEDULES = (*SCHEDULES, "wsd-branches")
+"""Those of ``optimizer.schedule``, and branches: the decays of wsd runs that share one trunk."""
 
 _REQUIRED = ("config", "arms", "sizes", "unique_tokens", "epochs")
 
@@ -197,8 +197,8 @@ class _Reader:
                 self.refuse(f"{key} is missing")
         arms, sizes = self.overrides_by_name("arms"), self.overrides_by_name("sizes")
         schedule = self.tree.get("schedule", "cosine")
-        if schedule not in SCHEDULES:
-            self.refuse(f"schedule is {schedule!r}{nearest(str(schedule), SCHEDULES)}")
+        if schedule not in GRID_SCHEDULES:
+            self.refuse(f"schedule is {schedule!r}{nearest(str(schedule), GRID_SCHEDULES)}")
         if not isinstance(self.tree["config"], str):
             self.refuse(f"config is {self.tree['config']!r}, not the name of a file")
         values = {axis: self.numbers(axis, self.tree[axis], axis) for axis in KEY_OF_AXIS if axis in self.tree}

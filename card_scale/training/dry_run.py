@@ -7,22 +7,27 @@ from card_scale.cost.flops import flops_per_token
 from card_scale.cost.memory import step_memory
 from card_scale.cost.parameters import parameter_counts
 from card_scale.engine.selection import engine_kind
-from card_scale.training import preflight, run_data
+from card_scale.training import preflight, resume_point, run_data
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.steps import total_steps
 from card_scale.versions import check_versions
 
 
 def dry_run(config: Config) -> None:
-    """Validate the run and print configuration, layout, parameters, memory and work; raises what the run would raise.
+    """Validate the run and print configuration, layout, parameters, memory, work and where it would begin.
 
-    The world size is WORLD_SIZE, or the smallest that holds the layout.
+    Raises what the run would raise before its process groups form, and of its checkpoints what needs no engine. The
+    world size is WORLD_SIZE, or the smallest that holds the layout.
     """
     check_versions()
     smallest = config.parallel.tensor * config.parallel.pipeline
     dims = preflight.check(config, int(os.environ.get("WORLD_SIZE", smallest)))
-    RunDirectory(config.run.dir).check_same_run(config)
+    directory = RunDirectory(config.run.dir)
+    directory.check_same_run(config)
     data = run_data.open_data(config)
+    point = resume_point.find(directory.checkpoints)
+    if point is not None:
+        resume_point.check_same_data(point, data)
     steps = total_steps(config, data.train.sample_count)
     model, rows = config.model, data.vocabulary.padded
     counts = parameter_counts(model, rows)
@@ -44,3 +49,4 @@ def dry_run(config: Config) -> None:
         f"work: {steps:,} steps, {tokens:,} tokens ({tokens / (data.train.sample_count * model.length):.2f} epochs), "
         f"{flops.causal * tokens:.3g} model FLOPs (of visible pairs)"
     )
+    print(f"would resume from {point.describe()}" if point else f"would start a new run in {config.run.dir}")

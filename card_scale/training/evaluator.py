@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from card_scale.config import Config
-from card_scale.data.loader import ValidationBatches
+from card_scale.data.loader import EvaluationBatches
 from card_scale.data.samples import Samples
 from card_scale.distributed.device import current_device
 from card_scale.engine import schedule
@@ -25,7 +25,7 @@ Summary = Callable[[Tensor, Batch, Tensor], dict[str, Tensor]]
 class Evaluator:
     """Evaluates the model on fixed sets of samples. Collective over all ranks."""
 
-    def __init__(self, engine: ShardingEngine, config: Config, batches: ValidationBatches):
+    def __init__(self, engine: ShardingEngine, config: Config, batches: EvaluationBatches):
         self.engine, self.config, self.batches = engine, config, batches
         self.device = current_device()
 
@@ -121,16 +121,14 @@ class Evaluator:
             )
             batch = corrupt(samples, self.config.run.seed)
             micro_batches = batch.micro_batches(self.config.train.micro_batch)
-            with torch.no_grad():
-                reports = schedule.run(self.engine, micro_batches, report, forward_only=True)
-            yield from reports
+            yield from schedule.run(self.engine, micro_batches, report, forward_only=True)
         self.engine.train()
 
 
 class RunEvaluator:
     """All that a run evaluates: held-out samples, training samples where asked for, and the averaged weights."""
 
-    def __init__(self, engine: ShardingEngine, config: Config, validation: ValidationBatches, train: ValidationBatches):
+    def __init__(self, engine: ShardingEngine, config: Config, validation: EvaluationBatches, train: EvaluationBatches):
         self.engine, self.config = engine, config
         self.held_out = Evaluator(engine, config, validation)
         self.train_samples = Evaluator(engine, config, train)

@@ -2,9 +2,8 @@
 
 import math
 
+from card_scale.config import SCHEDULES
 from card_scale.errors import ConfigurationError
-
-SCHEDULES = ("cosine", "wsd", "constant")
 
 DECAY_SHARE = 0.2
 """Share of all updates that the decay of ``wsd`` takes."""

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,27 +23,51 @@ from card_scale.training.tensorboard import TensorBoardRecorder
 from card_scale.training.train_step import StepReport
 
 
-class SilentRecorder:
-    """The recorder of a rank that records nothing."""
+class Recorder(ABC):
+    """What a run reports of itself, on every rank."""
 
+    @abstractmethod
     def training(self, step: int, report: StepReport, learning_rate: float, waited_seconds: float) -> None:
         """Record update ``step`` (counted from 1); ``waited_seconds`` were spent waiting for data since the last."""
 
+    @abstractmethod
     def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
         """Record an evaluation of the model after ``step`` updates."""
 
+    @abstractmethod
     def advance(self) -> None:
         """Move the progress bar by one update."""
 
+    @abstractmethod
     def restart_clock(self, step: int) -> None:
         """Begin a new interval after ``step`` updates: what lay before (evaluation, saving) is no training time."""
 
+    @abstractmethod
     def close(self) -> None:
         """Close files and bar."""
 
 
-class Recorder(SilentRecorder):
-    """Turns updates and evaluations into records and writes them everywhere they belong."""
+class SilentRecorder(Recorder):
+    """That of a rank which records nothing."""
+
+    def training(self, step: int, report: StepReport, learning_rate: float, waited_seconds: float) -> None:
+        pass
+
+    def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+        pass
+
+    def advance(self) -> None:
+        pass
+
+    def restart_clock(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class WritingRecorder(Recorder):
+    """That of the one rank which turns updates and evaluations into records and writes them where they belong."""
 
     def __init__(
         self,
@@ -138,11 +163,11 @@ class Recorder(SilentRecorder):
 
 def open_recorder(
     config: Config, directory: RunDirectory, data: RunData, dims: ParallelDims, *, total_steps: int, start: Start
-) -> SilentRecorder:
+) -> Recorder:
     """Return this rank's recorder: one rank writes."""
     if not process_groups.is_main_rank():
         return SilentRecorder()
-    return Recorder(
+    return WritingRecorder(
         config,
         directory,
         vocabulary_rows=data.vocabulary.padded,

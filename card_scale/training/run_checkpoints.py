@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint.checkpointer import Checkpointer
 from card_scale.checkpoint.commit import form_commit_group
 from card_scale.checkpoint.format import CheckpointManifest
@@ -17,8 +16,10 @@ from card_scale.config import Config
 from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.engine.base import ShardingEngine
 from card_scale.environment import library_versions
-from card_scale.errors import CheckpointError, DataError
+from card_scale.errors import CheckpointError
 from card_scale.objectives.base import Objective
+from card_scale.training import resume_point
+from card_scale.training.resume_point import VALIDATION_DIGEST, ResumePoint
 from card_scale.training.run_data import RunData
 
 
@@ -49,44 +50,29 @@ class RunCheckpoints:
     def resume(self) -> Start:
         """Load the run's latest complete checkpoint, if there is one."""
         objective = self.config.objective
-        found = self._latest()
-        if found is None:
+        point = self._latest()
+        if point is None:
             return Start(0, True, objective, f"starting a new run in {self.config.run.dir}")
-        path, manifest, passed_over, state = found
-        self._check_same_data(path, manifest)
-        with CheckpointReader(path, manifest) as reader:
+        # By every rank: each may read a copy of the data of its own.
+        resume_point.check_same_data(point, self.data)
+        with CheckpointReader(point.path, point.manifest) as reader:
             load(self.engine, reader)
-        self.saved_step = manifest.step
-        problems = "".join(f"\nwarning: passed over: {problem}" for problem in passed_over)
-        opening = f"resuming from {path} ({manifest.layout}, {manifest.engine}){problems}"
-        return Start(manifest.step, False, objective.with_state(state), opening)
+        self.saved_step = point.manifest.step
+        opening = f"resuming from {point.describe()}"
+        return Start(point.manifest.step, False, objective.with_state(point.state), opening)
 
-    def _latest(self) -> tuple | None:
+    def _latest(self) -> ResumePoint | None:
         # One rank decides, so that a file system that shows ranks different states cannot split the job.
         found: list = [None]
         if dist.get_rank() == 0:
             try:
-                latest = directories.find_latest(self.directory)
-                found = [latest and (*latest, CheckpointReader(latest[0], latest[1]).state)]
+                found = [resume_point.find(self.directory)]
             except CheckpointError as error:
                 found = [error]
         dist.broadcast_object_list(found, src=0)
         if isinstance(found[0], CheckpointError):
             raise found[0]
         return found[0]
-
-    def _check_same_data(self, path: Path, manifest: CheckpointManifest) -> None:
-        if manifest.tokenizer_sha256 != self.data.tokenizer_sha256:
-            raise DataError(
-                f"checkpoint {path} was trained with tokenizer {manifest.tokenizer_sha256[:12]}, the data has "
-                f"{self.data.tokenizer_sha256[:12]}"
-            )
-        if manifest.data_digest != self.data.train.manifest.digest:
-            raise DataError(
-                f"checkpoint {path} was trained on data {manifest.data_digest}, data.path holds "
-                f"{self.data.train.manifest.digest}: other documents, or others left out of validation since "
-                "(tools/data.py decontaminate). Train on the former data, or start a new run.dir"
-            )
 
     def save(self, step: int, objective: Objective) -> None:
         """Save after ``step`` updates."""
@@ -109,6 +95,7 @@ class RunCheckpoints:
             "epoch": samples // self.data.train.sample_count,
             "cursor": samples % self.data.train.sample_count,
             "seed": self.config.run.seed,
+            VALIDATION_DIGEST: self.data.validation.manifest.digest,
             **objective.state(),
         }
         run_files = RunFiles(state, self.config.to_yaml(), self.data.train.tokenizer_path)

@@ -5,7 +5,7 @@ import dataclasses
 import torch.distributed as dist
 
 from card_scale.config import Config
-from card_scale.data.loader import GlobalBatchLoader, ValidationBatches
+from card_scale.data.loader import EvaluationBatches, GlobalBatchLoader
 from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import MASK_ID
 from card_scale.distributed import process_groups
@@ -72,18 +72,18 @@ def open_loader(config: Config, data: RunData) -> GlobalBatchLoader:
     )
 
 
-def open_validation(config: Config, data: RunData) -> ValidationBatches:
+def open_validation(config: Config, data: RunData) -> EvaluationBatches:
     """Return this rank's validation batches."""
     return _evaluation_batches(config, data.validation, config.data.validation_samples or None)
 
 
-def open_train_samples(config: Config, data: RunData) -> ValidationBatches:
+def open_train_samples(config: Config, data: RunData) -> EvaluationBatches:
     """Return this rank's share of the first ``data.train_samples`` training samples, for evaluation."""
     return _evaluation_batches(config, data.train, config.data.train_samples)
 
 
-def _evaluation_batches(config: Config, stream: PackedStream, samples: int | None) -> ValidationBatches:
-    return ValidationBatches(
+def _evaluation_batches(config: Config, stream: PackedStream, samples: int | None) -> EvaluationBatches:
+    return EvaluationBatches(
         stream,
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,

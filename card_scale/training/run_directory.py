@@ -34,7 +34,8 @@ MAY_CHANGE = {
     "parallel.deepspeed",
     "parallel.recompute",
 }
-"""Keys that change neither the trajectory nor its data: layout, engine, logging. (The data's digest is compared.)"""
+"""Keys that change neither the trajectory nor its data: layout, engine, logging. (The digests of the data are
+compared: training/resume_point.py.)"""
 
 EVALUATION = {"data.validation", "data.validation_samples", "data.train_samples", "train.eval_every"}
 """Those of them that say what is evaluated and when; where training takes over what an evaluation finds, they do change

@@ -11,7 +11,7 @@ from card_scale.benchmark.clock import Clock, Partition
 from card_scale.benchmark.instruments import PHASES, mark, parts, phases
 from card_scale.benchmark.runner import ArmRunner, random_batches
 from card_scale.distributed import parallel_dims, process_groups
-from card_scale.engine.base import WEIGHT
+from card_scale.engine.state_keys import WEIGHT
 from tests.layouts.processes import run_ranks
 from tests.layouts.trajectory import engine_of, small_config
 

@@ -144,8 +144,8 @@ def test_damage_falls_back_loudly_and_never_to_nothing(tmp_path, damage):
         directories.find_latest(tmp_path)
 
 
-def test_saving_a_refused_step_again_keeps_the_old_directory(tmp_path):
+def test_saving_a_refused_step_again_puts_the_old_directory_aside(tmp_path):
     damage_file(write(tmp_path, 10))
     write(tmp_path, 10)
     assert latest_step(tmp_path) == 10
-    assert len(list(tmp_path.glob("iter_0000010.replaced-*"))) == 1
+    assert directories.leftovers(tmp_path, 10) == list(tmp_path.glob("iter_0000010.replaced-*")) != []

@@ -9,13 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from card_scale.checkpoint import format as checkpoint_format
 from card_scale.checkpoint.checkpointer import Checkpointer
 from card_scale.checkpoint.commit import form_commit_group
 from card_scale.checkpoint.format import StoredPiece
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.checkpoint.retention import Retention
-from card_scale.engine import base
 from card_scale.errors import CheckpointError
 from tests.checkpoint import handmade
 from tests.layouts.processes import run_ranks
@@ -132,10 +130,6 @@ print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"megatron", 
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "276.0\n[]\n"
-
-
-def test_the_weights_key_is_the_engines():
-    assert checkpoint_format.WEIGHT == base.WEIGHT
 
 
 LAYOUTS = {

@@ -41,7 +41,11 @@ VARIANTS = {
 
 def config_of(layout: str, variant: str):
     return small_config(
-        parallel=LAYOUTS[layout][1], optimizer=dict(ema=0.9), train=dict(steps=STEPS), **VARIANTS[variant]
+        parallel=LAYOUTS[layout][1],
+        optimizer=dict(ema=0.9),
+        # As many micro-batches as the phases of a pipeline's schedule need.
+        train=dict(steps=STEPS, micro_batch=2),
+        **VARIANTS[variant],
     )
 
 

@@ -93,10 +93,21 @@ def test_a_kill_while_a_checkpoint_is_deleted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("retention", [Retention(), Retention(keep_last=2)])
+def test_a_checkpoint_that_was_saved_again_goes_once_its_successor_is_there(tmp_path, retention):
+    save(tmp_path, 10, 20)
+    (tmp_path / "iter_0000020/model/a.safetensors").unlink()
+    save(tmp_path, 20)
+    assert len(names(tmp_path)) == 3
+    prune(tmp_path, retention)
+    assert names(tmp_path) == ["iter_0000010", "iter_0000020"]
+    assert directories.find_latest(tmp_path)[1].step == 20
+
+
+@pytest.mark.parametrize("retention", [Retention(), Retention(keep_last=2)])
 def test_writes_of_killed_processes_go_unless_they_may_be_going_on(tmp_path, retention):
     save(tmp_path, 10, 20)
     older, same, newer = (directories.temporary_name(step) for step in (10, 20, 30))
-    others = ["iter_0000010.replaced-00000000", "iter_0000010.tmp-notes"]
+    others = ["iter_0000010.replaced-by-hand", "iter_0000010.tmp-notes"]
     for name in (older, same, newer, *others):
         (tmp_path / name / "model").mkdir(parents=True)
     prune(tmp_path, retention)

@@ -1,6 +1,8 @@
 """The phases of a save: a snapshot stays as it is, writing is local, and a commit publishes last."""
 
+import contextlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -85,6 +87,31 @@ def test_who_may_read_the_tensors_is_left_to_the_umask(tmp_path):
     assert (tmp_path / "model/a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """A disk that is full: the system refuses to write further into any file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def in_the_way(root: Path) -> contextlib.AbstractContextManager:
+    (root / "model").touch()
+    return contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("obstacle", [in_the_way, lambda _: files_of_at_most(50)])
+def test_what_cannot_be_written_is_named_in_one_line(tmp_path, obstacle):
+    (taken,) = handmade.snapshots({"weight": {"w": WEIGHT}}, {"w": (0, [StoredPiece("a", 0, 4)])})
+    with obstacle(tmp_path), pytest.raises(CheckpointError) as caught:
+        write(taken, tmp_path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"checkpoint {tmp_path}/model/a.safetensors cannot be saved: ")
+
+
 def save(root: Path, step: int, group: dist.ProcessGroup, retention: Retention, rows: int = 4) -> Path:
     """Save one tensor, of which each of two ranks writes a half (of ``rows`` in all); a single rank writes both."""
     pieces = [StoredPiece("rank0", 0, 2), StoredPiece("rank1" if dist.get_world_size() == 2 else "rank0", 2, rows)]
@@ -147,7 +174,8 @@ def save_and_fail(root: Path, stage: str) -> None:
 def test_a_failure_at_each_stage_of_a_commit(tmp_path, stage, names, manifests_of_the_unpublished, resumed):
     root = tmp_path / "checkpoints"
     (error,) = run_ranks(save_and_fail, 1, root, stage, expect_failure=True)
-    assert "the disk is gone" in error
+    assert error.splitlines()[-1].startswith(f"card_scale.errors.CheckpointError: checkpoint {root}")
+    assert error.splitlines()[-1].endswith("cannot be saved: the disk is gone")
     assert directories.published_steps(root) == names
     assert len(list(root.glob("*.tmp-*/manifest.json"))) == manifests_of_the_unpublished
     assert (root / directories.POINTER).read_text() == f"{resumed}\n"

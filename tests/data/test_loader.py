@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from card_scale.data.digest import batch_digest
-from card_scale.data.loader import GlobalBatchLoader, ValidationBatches
+from card_scale.data.loader import EvaluationBatches, GlobalBatchLoader
 from card_scale.data.order import epoch_order
 from card_scale.data.stream import PackedStream
 from card_scale.errors import ConfigurationError, DataError
@@ -123,7 +123,7 @@ def test_sizes_that_do_not_divide_are_named(stream):
 @pytest.mark.parametrize("size, micro_batch", [(1, 12), (2, 3), (4, 1)])
 def test_validation_reads_every_sample_once_in_order(stream, size, micro_batch, samples):
     ranks = [
-        ValidationBatches(
+        EvaluationBatches(
             stream,
             global_batch=12,
             micro_batch=micro_batch,

@@ -189,6 +189,27 @@ def test_a_missing_configuration_file(capsys):
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--seed", "5"], ["--seed=5"], ["--bf16"]])
+def test_an_option_before_the_configuration_file(option, config_file, capsys):
+    """Its value must not pass for the file."""
+    with pytest.raises(SystemExit) as ended:
+        main([*option, str(config_file)])
+    assert ended.value.code == ExitCode.COMMAND_LINE
+    assert f"{option[0]} stands before the configuration file" in capsys.readouterr().err
+
+
+def test_options_after_the_configuration_file(config_file, capsys):
+    given = ["--print-config", str(config_file), "--tensor-model-parallel-size", "2", "--seed=5", "train.steps=9"]
+    assert main(given) == ExitCode.DONE
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert (resolved["parallel"]["tensor"], resolved["run"]["seed"], resolved["train"]["steps"]) == (2, 5, 9)
+
+
+def test_an_option_is_not_abbreviated(config_file, capsys):
+    assert main([str(config_file), "--dry"]) == ExitCode.CONFIGURATION
+    assert "unknown option --dry" in capsys.readouterr().err
+
+
 def test_dry_run_checks_and_estimates(config_file, capsys):
     assert main([str(config_file), "--dry-run", "parallel.tensor=2"]) == 0
     printed = capsys.readouterr().out

@@ -5,11 +5,12 @@ import os
 import signal
 import time
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from card_scale.errors import ExitCode
-from card_scale.train import lost_peer_or_hang
+from card_scale.errors import CheckpointError, ExitCode
+from card_scale.train import DEFECT, ending, lost_peer_or_hang
 from tests.layouts.processes import run_ranks
 
 
@@ -45,3 +46,19 @@ def test_a_peer_that_dies_is_lost():
 
 def test_another_error_is_neither():
     assert lost_peer_or_hang(RuntimeError("shape mismatch")) is None
+
+
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (CheckpointError("no space"), ExitCode.CHECKPOINT, "no space"),
+        (KeyboardInterrupt(), ExitCode.STOPPED, "interrupted"),
+        (RuntimeError("Connection closed by peer"), ExitCode.PEER_LOST, "Connection closed by peer"),
+        (RuntimeError("shape mismatch"), DEFECT, "RuntimeError: shape mismatch"),
+        (OSError("gone"), DEFECT, "OSError: gone"),
+    ],
+)
+def test_every_error_has_an_exit_code_and_a_reason(error, code, words):
+    found, reason = ending(error)
+    assert found == code
+    assert words in reason

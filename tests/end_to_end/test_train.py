@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from card_scale import config as configs
+from card_scale.data.manifest import Manifest
 from card_scale.errors import ExitCode
 from tests.end_to_end.conftest import write_config
 from tests.layouts.processes import run_ranks
@@ -67,7 +68,7 @@ def whole_run(tmp_path_factory, dataset):
     return path, root / "run"
 
 
-def test_a_run_leaves_what_the_contract_says(whole_run):
+def test_a_run_leaves_what_the_contract_says(whole_run, dataset):
     _, run = whole_run
     training, evaluations = records(run)
     assert [r["step"] for r in training] == [1, 2, 3, 4, 5, 6]
@@ -88,6 +89,8 @@ def test_a_run_leaves_what_the_contract_says(whole_run):
     checkpoints = run / "checkpoints"
     assert (checkpoints / "latest_checkpointed_iteration.txt").read_text() == "6\n"
     assert sorted(p.name for p in checkpoints.glob("iter_*")) == ["iter_0000002", "iter_0000004", "iter_0000006"]
+    state = json.loads((checkpoints / "iter_0000006/state.json").read_text())
+    assert state["validation_digest"] == Manifest.load(dataset).digest
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("lm loss")] == [1, 2, 3, 4, 5, 6]
     assert [e.step for e in events.Scalars("lm loss validation")] == [0, 3, 6]

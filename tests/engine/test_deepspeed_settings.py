@@ -116,6 +116,8 @@ def test_values_of_the_file_win_over_automatic_ones(write):
         {"gradient_clipping": 0.7},
         {"bf16": {"enabled": False}},
         {"zero_optimization": {"stage": 2}},
+        {"zero_allow_untested_optimizer": True},
+        {"zero_allow_untested_optimizer": "auto"},
         {},
     ],
 )
@@ -138,6 +140,7 @@ def test_the_runs_own_values_may_stand_in_the_file(write, content):
         ({"zero_optimization": {"stage": "3"}}, None, ["zero_optimization.stage is '3'", "0, 1, 2, 3"]),
         ({"zero_optimization": 3}, None, ["zero_optimization is 3", "not a JSON object"]),
         ({"bf16": "auto"}, None, ["bf16 is 'auto'", "not a JSON object"]),
+        ({"zero_allow_untested_optimizer": False}, None, ["zero_allow_untested_optimizer is False", "true or auto"]),
         ({"fp16": {"enabled": True}}, None, ["'fp16' is not supported", "did you mean bf16?"]),
         ({"optimizer": {"type": "Adam"}}, None, ["'optimizer' is not supported", "valid:", "gradient_clipping"]),
         ({"zero_optimisation": {}}, None, ["'zero_optimisation'", "did you mean zero_optimization?"]),

@@ -230,7 +230,7 @@ def test_crossover_interval_covers():
     assert np.mean(covered) >= 0.8
 
 
-@pytest.mark.parametrize("level, edge", [(0.95, 2), (0.5, 25)])
+@pytest.mark.parametrize("level, edge", [(0.95, 2), (0.9, 5), (0.5, 25)])
 def test_crossover_interval_leaves_out_no_more_than_its_share_of_the_draws(level, edge):
     found = crossover(*crossing_arms(1e8, 0.01), samples=100, level=level)
     ordered = sorted(found.draws)

@@ -22,10 +22,14 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
+    # What the modules of tests import, which a rank imports for its function.
+    "pytest",
+    "hypothesis.strategies",
     "card_scale.train",
     "card_scale.engine.deepspeed.engine",
     "card_scale.engine.fsdp2.engine",
     "tests.layouts.trajectory",
+    "tests.layouts.freeze",
 ]
 
 GRACE_SECONDS = 2.0

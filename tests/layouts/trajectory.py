@@ -11,8 +11,9 @@ from torch.distributed.tensor import DTensor
 from card_scale.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from card_scale.data.samples import Samples
 from card_scale.distributed import parallel_dims, process_groups
-from card_scale.engine.base import WEIGHT, ShardingEngine
+from card_scale.engine.base import ShardingEngine
 from card_scale.engine.build import build_engine
+from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.vocabulary import Vocabulary
 from card_scale.model.weights import LogicalWeight
 from card_scale.objectives import registry

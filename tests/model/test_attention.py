@@ -2,6 +2,7 @@
 
 import math
 import pkgutil
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -280,3 +281,24 @@ def test_its_functions_are_the_same_objects_in_every_pass():
     attention = create_attention(block_diffusion(4), "split", CPU)
     assert attention.everywhere is attention.everywhere
     assert attention.for_predictions is attention.for_predictions
+
+
+@dataclass(frozen=True)
+class SelfOnly(Causal):
+    """A kind from another package, which goes by the name of the one that it is derived from."""
+
+    def visible(self, query, key, positions):  # noqa: ARG002 - the same at every length
+        return key == query
+
+
+def test_a_kind_is_told_by_its_class_and_not_by_its_name():
+    """The fused kernel would compute its parent."""
+    kind = SelfOnly()
+    assert kind.name == "causal"
+    attention = create_attention(kind, "auto", CPU)
+    assert type(attention) is DenseAttention
+    attention.prepare(6, CPU)
+    query, key, value = states(6)
+    torch.testing.assert_close(attention.everywhere(query, key, value), value.flatten(2))
+    with pytest.raises(ConfigurationError, match="sdpa"):
+        create_attention(kind, "sdpa", CPU)

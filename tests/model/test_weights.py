@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from card_scale.engine.base import WEIGHT
+from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.initialization import initial_weight
 from tests.layouts.processes import run_ranks
 from tests.layouts.test_parity import cell

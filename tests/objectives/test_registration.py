@@ -13,6 +13,7 @@ import yaml
 from card_scale import config as configs
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.errors import ConfigurationError
+from card_scale.objectives import registry
 from card_scale.training.records import evaluations_of, read_metrics
 from tests.end_to_end.conftest import make_dataset, write_config
 from tests.layouts.processes import run_ranks
@@ -125,13 +126,53 @@ def test_it_is_timed_beside_card(config_file, tmp_path):
     assert measured["arms"]["toy"]["flops"]["attention"] < measured["arms"]["card"]["flops"]["attention"]
 
 
-@pytest.mark.parametrize("target", ["nowhere_to_be_found:Toy", "toy_objective:Missing"])
-def test_a_broken_entry_point_is_named(config_file, tmp_path, monkeypatch, target):
-    broken = tmp_path / "broken-1.0.dist-info"
-    broken.mkdir()
-    (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    (broken / "entry_points.txt").write_text(f"[card_scale.objectives]\nbroken = {target}\n")
-    monkeypatch.syspath_prepend(str(PACKAGE))
-    monkeypatch.syspath_prepend(str(tmp_path))
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Return a function that installs a package with one entry point, beside the toy's module."""
+
+    def add(name: str, target: str) -> None:
+        package = tmp_path / "added-1.0.dist-info"
+        package.mkdir()
+        (package / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
+        (package / "entry_points.txt").write_text(f"[card_scale.objectives]\n{name} = {target}\n")
+        monkeypatch.syspath_prepend(str(PACKAGE))
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+    return add
+
+
+BROKEN = ["nowhere_to_be_found:Toy", "toy_objective:Missing"]
+
+
+@pytest.mark.parametrize("target", BROKEN)
+def test_a_broken_entry_point_is_named(config_file, install, target):
+    install("broken", target)
     with pytest.raises(ConfigurationError, match=rf"objective\.name broken: {target} cannot be loaded"):
         configs.load(config_file, ["objective.name=broken"])
+
+
+RAISES = "raises_at_import:Toy"
+
+
+@pytest.mark.parametrize("target", [*BROKEN, RAISES, "toy_objective:ToyObjective"])
+def test_a_broken_package_leaves_other_objectives_alone(config_file, install, tmp_path, target):
+    (tmp_path / "raises_at_import.py").write_text("raise ValueError('not today')")
+    install("broken", target)
+    assert configs.load(config_file, ["objective.name=ar", "objective.decay=0.5"]).objective.name == "ar"
+    with pytest.raises(ConfigurationError, match=r"objective\.decay is 0\.6, but it is a key of card and"):
+        configs.load(config_file, ["objective.name=ar", "objective.decay=0.6"])
+    with pytest.raises(ConfigurationError, match=r"unknown key objective\.decy; did you mean decay"):
+        configs.load(config_file, ["objective.name=ar", "objective.decy=0.5"])
+
+
+def test_a_name_that_is_taken_is_refused_by_whoever_asks_for_it(config_file, install):
+    install("mdlm", "toy_objective:ToyObjective")
+    for ask in (
+        lambda: configs.load(config_file, ["objective.name=mdlm"]),
+        registry.names,
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            ask()
+        for words in ("toy_objective:ToyObjective", "card_scale.objectives.mdlm:MdlmObjective"):
+            assert words in str(caught.value)
+    assert configs.load(config_file, ["objective.name=ar", "objective.resample=true"]).objective.name == "ar"

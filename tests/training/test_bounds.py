@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from card_scale.config import Config
-from card_scale.data.loader import ValidationBatches
+from card_scale.data.loader import EvaluationBatches
 from card_scale.data.samples import Samples
 from card_scale.distributed import parallel_dims, process_groups
 from card_scale.model.initialization import initial_weight
@@ -54,7 +54,7 @@ def evaluate(configs: list[Config], seeds: list[list[int]]) -> list[list[dict]]:
     found = []
     for config, own_seeds in zip(configs, seeds, strict=True):
         engine = engine_of(config)
-        batches = ValidationBatches(
+        batches = EvaluationBatches(
             FixedStream(config.model.length),
             global_batch=config.train.global_batch,
             micro_batch=config.train.micro_batch,

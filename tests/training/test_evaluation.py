@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from card_scale.data.loader import ValidationBatches
+from card_scale.data.loader import EvaluationBatches
 from card_scale.distributed import parallel_dims, process_groups
 from card_scale.training.evaluator import Evaluator
 from tests.layouts.processes import run_ranks
@@ -31,7 +31,7 @@ def evaluate(config):
     process_groups.initialize(parallel_dims.plan(config, dist.get_world_size()), 60)
     engine = engine_of(config)
     stream = FixedStream(config.model.length)
-    batches = ValidationBatches(
+    batches = EvaluationBatches(
         stream,
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,

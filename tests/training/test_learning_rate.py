@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from card_scale.config import SCHEDULES
 from card_scale.errors import ConfigurationError
-from card_scale.training.learning_rate import SCHEDULES, decay_start, learning_rate
+from card_scale.training.learning_rate import decay_start, learning_rate
 
 
 def rates(schedule, warmup=10, total=110, lr=1.0, min_lr=0.1):

@@ -5,7 +5,6 @@ data-parallel group and knows nothing of the pipeline; the schedule outside move
 """
 
 import collections
-from collections.abc import Iterator
 
 import deepspeed
 import torch
@@ -25,12 +24,12 @@ from card_scale.config import Config
 from card_scale.distributed import process_groups
 from card_scale.distributed.device import current_device
 from card_scale.engine import gradients
-from card_scale.engine.base import WEIGHT, ShardingEngine, Stage, parameter_groups
+from card_scale.engine.base import ShardingEngine, Stage
 from card_scale.engine.deepspeed import adapter, settings
 from card_scale.engine.materialize import materialized_parameters
-from card_scale.engine.optimizer import AdamW
+from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.gpt import GPT
-from card_scale.model.weights import LogicalWeight, logical_weights
+from card_scale.model.weights import logical_weights
 
 
 class _Chunks(nn.Module):
@@ -65,9 +64,8 @@ class DeepSpeedEngine(ShardingEngine):
         if self.zero_stage == 3:
             adapter.partition_as_made(made, resolved, mpu)
         collections.deque(made, maxlen=0)  # what stage 3 has left, which is nothing
-        self._weights = list(zip(module.parameters(), logical, strict=True))
+        self.take(module.parameters(), logical)
         adapter.mark_primary(self._weights)
-        self.optimizer = AdamW(parameter_groups(self._weights, config.optimizer.weight_decay), config.optimizer)
         if self.zero_stage == 3 and config.train.compile:
             adapter.gather_layer_by_layer(chunks)
         self.engine, *_ = deepspeed.initialize(
@@ -80,8 +78,6 @@ class DeepSpeedEngine(ShardingEngine):
         if self.zero_stage == 3:
             adapter.reduce_norm_once(self.engine.optimizer)
             adapter.register_tied_embedding(module, chunks)
-        two_copies = config.model.tie_embeddings and config.parallel.pipeline > 1
-        self._tied = gradients.tied_embeddings(self._weights) if two_copies else []
         self._state_linked = False
         # Stage 0's engine refuses a backward pass that it did not start; its bare module does not.
         wrapped = self.engine.module if self.zero_stage == 0 else self.engine
@@ -89,19 +85,16 @@ class DeepSpeedEngine(ShardingEngine):
             Stage(chunk, lambda *a, index=index, **k: wrapped(index, *a, **k)) for index, chunk in enumerate(chunks)
         ]
 
-    def weights(self) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:
-        yield from self._weights
-
     def before_backward(self) -> None:
         if self.zero_stage > 0:
             adapter.reset_backward_hooks(self.engine.optimizer)
 
     def step(self, learning_rate: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self.set_learning_rate(learning_rate)
         norm: list[Tensor] = []
-        # DeepSpeed reduces the gradients in its engine's step and then calls its optimizer's. Between the two is the
-        # place for what it does not know of: the tied copies at every stage, norm and clipping at stage 0.
+        # DeepSpeed reduces the gradients in its engine's step and then calls its optimizer's (seen in 0.19.8). Between
+        # the two is the place for what it does not know of: the tied copies at every stage, norm and clipping at stage
+        # 0.
         optimizer = self.engine.optimizer
         inner_step = optimizer.step
 
@@ -119,7 +112,7 @@ class DeepSpeedEngine(ShardingEngine):
         return norm[0] if norm else adapter.gradient_norm(self.engine)
 
     def _sum_tied_gradients(self) -> None:
-        for parameter in self._tied:
+        for parameter in self.tied:
             if self.zero_stage == 0:
                 gradients.sum_over_tied_copies(parameter.grad)
             else:

@@ -53,8 +53,8 @@ ALLOWED_ZERO_KEYS = {
 def read(path: str) -> dict[str, Any]:
     """Return the file's dictionary.
 
-    Raises ConfigurationError, naming the file, where it is missing, no JSON object, or holds a key that is unknown here
-    or a stage that does not exist.
+    Raises ConfigurationError, naming the file, where it is missing, no JSON object, or holds a key that is unknown
+    here, a stage that does not exist or what would refuse card_scale's optimizer.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -69,6 +69,10 @@ def read(path: str) -> dict[str, Any]:
             raise ConfigurationError(f"{path}: key {key!r} is not supported{nearest(key, ALLOWED_KEYS)}")
         if key in ("zero_optimization", "bf16") and not isinstance(value, dict):
             raise ConfigurationError(f"{path}: {key} is {value!r}, not a JSON object")
+        if key == "zero_allow_untested_optimizer" and value not in ("auto", True):
+            raise ConfigurationError(
+                f"{path}: {key} is {value!r}; it must be true or auto: the optimizer is card_scale's own"
+            )
     zero = content.get("zero_optimization", {})
     for key in zero:
         if key not in ALLOWED_ZERO_KEYS:

@@ -13,10 +13,10 @@ from card_scale.config import Config
 from card_scale.distributed import process_groups
 from card_scale.distributed.device import current_device
 from card_scale.engine import gradients
-from card_scale.engine.base import WEIGHT, ShardingEngine, Stage, parameter_groups
-from card_scale.engine.optimizer import AdamW
+from card_scale.engine.base import ShardingEngine, Stage
+from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.gpt import GPT
-from card_scale.model.weights import LogicalWeight, logical_weights
+from card_scale.model.weights import logical_weights
 
 
 class Fsdp2Engine(ShardingEngine):
@@ -46,24 +46,16 @@ class Fsdp2Engine(ShardingEngine):
                 fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=not self.keep_gathered)
             # Still on the meta device: only now memory is taken, for the shards alone.
             chunk.to_empty(device=current_device())
-        parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
-        self._weights = list(zip(parameters, logical, strict=True))
-        self.optimizer = AdamW(parameter_groups(self._weights, config.optimizer.weight_decay), config.optimizer)
-        two_copies = config.model.tie_embeddings and config.parallel.pipeline > 1
-        self._tied = gradients.tied_embeddings(self._weights) if two_copies else []
+        self.take((parameter for chunk in chunks for parameter in chunk.parameters()), logical)
         self.stages = [Stage(chunk, chunk) for chunk in chunks]
         if self.keep_gathered:
             for module in self._sharded_modules():
                 module.set_reshard_after_backward(False)
 
-    def weights(self) -> Iterator[tuple[nn.Parameter, LogicalWeight]]:
-        yield from self._weights
-
     def step(self, learning_rate: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self.set_learning_rate(learning_rate)
         held = [(_local(parameter.grad), logical) for parameter, logical in self._weights]
-        for parameter in self._tied:
+        for parameter in self.tied:
             # Both copies have one shape and one sharding: their shards correspond.
             gradients.sum_over_tied_copies(_local(parameter.grad))
         norm = gradients.global_norm(held, [process_groups.data_group(), process_groups.model_group()])

@@ -19,8 +19,8 @@ class Attention(ABC):
 
     backend: ClassVar[str]
     """Value of ``model.attention_backend``."""
-    kinds: ClassVar[frozenset[str] | None]
-    """Names of the kinds that the kernel computes; None: any."""
+    kinds: ClassVar[frozenset[type[AttentionKind]] | None]
+    """The kinds that the kernel computes; None: any. Not those derived from them, which may see other positions."""
     trains_on: ClassVar[frozenset[str]]
     """Device types on which it has a backward pass."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from card_scale.model.attention.base import Attention
-from card_scale.objectives.attention import AttentionKind
+from card_scale.objectives.attention import AttentionKind, Bidirectional
 
 
 class FlexAttention(Attention):
@@ -26,7 +26,7 @@ class FlexAttention(Attention):
         self.block_masks: dict[tuple[int, int, torch.device], object] = {}
 
     def prepare(self, positions: int, device: torch.device) -> None:
-        if self.kind.name == "bidirectional" or (positions, positions, device) in self.block_masks:
+        if type(self.kind) is Bidirectional or (positions, positions, device) in self.block_masks:
             return
         from torch.nn.attention.flex_attention import create_block_mask
 

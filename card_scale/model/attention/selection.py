@@ -19,7 +19,7 @@ def resolve_backend(kind: AttentionKind, backend: str, device_type: str) -> type
 
     Raises ConfigurationError for a kernel that the kind or the device does not have.
     """
-    of_kind = [kernel for kernel in BACKENDS if kernel.kinds is None or kind.name in kernel.kinds]
+    of_kind = [kernel for kernel in BACKENDS if kernel.kinds is None or type(kind) in kernel.kinds]
     valid = {kernel.backend: kernel for kernel in of_kind if device_type in kernel.trains_on}
     if backend == "auto":
         return next(iter(valid.values()))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from card_scale.model.attention.base import Attention
-from card_scale.objectives.attention import BlockDiffusion
+from card_scale.objectives.attention import AttentionKind, BlockDiffusion
 
 CHUNK_QUERIES = 128
 """Queries that are taken at a time, unless a block is larger: fewer leave less hidden work, more make larger
@@ -23,7 +23,7 @@ class SplitBlockDiffusion(Attention):
     """
 
     backend: ClassVar[str] = "split"
-    kinds: ClassVar[frozenset[str]] = frozenset({"block_diffusion"})
+    kinds: ClassVar[frozenset[type[AttentionKind]]] = frozenset({BlockDiffusion})
     trains_on: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
     kind: BlockDiffusion
 
