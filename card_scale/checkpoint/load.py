@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from card_scale.checkpoint.format import WEIGHT
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.engine.base import ShardingEngine
 from card_scale.errors import CheckpointError
@@ -26,6 +27,17 @@ def load(engine: ShardingEngine, reader: CheckpointReader) -> None:
         _check_same_parameter(reader, where)
         for key in engine.state_keys():
             engine.set_full_state(parameter, key, _local_part(reader, where, key))
+    engine.publish_weights()
+
+
+def load_weights(engine: ShardingEngine, reader: CheckpointReader) -> None:
+    """Set the weights alone; the optimizer starts anew.
+
+    Raises CheckpointError where the checkpoint is of another model.
+    """
+    for parameter, where in engine.weights():
+        _check_same_parameter(reader, where)
+        engine.set_full_state(parameter, WEIGHT, _local_part(reader, where, WEIGHT))
     engine.publish_weights()
 
 

@@ -1,26 +1,13 @@
 """The first phase of a save: a copy of this rank's share in host memory, which training may leave behind."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from card_scale.checkpoint.format import StoredPiece, StoredTensor, entry_name, folder_of
+from card_scale.checkpoint.write import Snapshot
 from card_scale.distributed import process_groups
 from card_scale.engine.base import ShardingEngine
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What one rank writes of a checkpoint. Nothing in it changes when the engine goes on."""
-
-    stem: str
-    """Name of the rank's files without folder and ending, another one on every rank."""
-    entries: dict[str, dict[str, Tensor]]
-    """By folder and entry name: float32 tensors on CPU. Every rank has every folder, if nothing in it."""
-    tensors: dict[str, StoredTensor]
-    """By whole-model name: where the entries of each parameter lie."""
 
 
 def snapshot(engine: ShardingEngine) -> Snapshot:

@@ -7,11 +7,23 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from card_scale import files
 from card_scale.checkpoint.format import StoredFile, StoredTensor, tensor_file
-from card_scale.checkpoint.snapshot import Snapshot
 from card_scale.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank writes of a checkpoint. Nothing in it changes when the engine goes on."""
+
+    stem: str
+    """Name of the rank's files without folder and ending, another one on every rank."""
+    entries: dict[str, dict[str, Tensor]]
+    """By folder and entry name: float32 tensors on CPU. Every rank has every folder, if nothing in it."""
+    tensors: dict[str, StoredTensor]
+    """By whole-model name: where the entries of each parameter lie."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The run configuration: its schema, how it is read, and what it must satisfy."""
 
-from card_scale.config.load import MEGATRON_ALIASES, load, nearest
+from card_scale.config.load import MEGATRON_ALIASES, load, nearest, read
 from card_scale.config.schema import (
     SCHEDULES,
     Config,
@@ -24,4 +24,5 @@ __all__ = [
     "TrainConfig",
     "load",
     "nearest",
+    "read",
 ]

@@ -62,6 +62,13 @@ def load(path: str | Path, overrides: list[str]) -> Config:
 
     Raises ConfigurationError naming the file or key, the value and what would be valid.
     """
+    config = read(path, overrides)
+    config.check()
+    return config
+
+
+def read(path: str | Path, overrides: list[str]) -> Config:
+    """As :func:`load`, but of a run that need not be possible: of an imported model only the model says something."""
     tree: dict[str, dict[str, _Given]] = {}
     origin = str(path)
     try:
@@ -83,9 +90,7 @@ def load(path: str | Path, overrides: list[str]) -> Config:
         tree.setdefault(group, {})[key] = _Given(value, "command line")
     objective = tree.pop("objective", {})
     groups = {group: _group(group, keys) for group, keys in tree.items()}
-    config = Config(**groups, objective=_objective(objective))
-    config.check()
-    return config
+    return Config(**groups, objective=_objective(objective))
 
 
 class _Given(NamedTuple):

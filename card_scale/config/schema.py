@@ -23,6 +23,8 @@ class RunConfig:
     """Run directory: checkpoints, metrics, TensorBoard."""
     seed: int = 1234
     """Seed of initialisation, data order and noise."""
+    init_from: str | None = None
+    """Checkpoint directory whose weights a new run starts from; the optimizer starts anew."""
     timeout_seconds: int = 600
     """Time limit of a collective; a rank that waits longer ends the job."""
 

@@ -9,7 +9,7 @@ from card_scale import config as configs
 from card_scale.checkpoint.format import WEIGHT
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.config import Config
-from card_scale.data.tokenizer import Tokenizer
+from card_scale.data.tokenizer import EOS_ID, Tokenizer
 from card_scale.errors import CheckpointError, ConfigurationError
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.shape import DecoderShape
@@ -71,7 +71,7 @@ def load(
 def read_config(reader: CheckpointReader) -> Config:
     """The configuration of the run that wrote the checkpoint. Raises CheckpointError where this version cannot."""
     try:
-        return configs.load(reader.config_path, [])
+        return configs.read(reader.config_path, [])
     except ConfigurationError as error:
         raise CheckpointError(f"checkpoint {reader.directory}: {error}") from None
 
@@ -89,6 +89,7 @@ def decoder_shape(config: Config, vocabulary: Vocabulary) -> DecoderShape:
         rows=vocabulary.padded,
         vocabulary=vocabulary.size,
         mask_id=vocabulary.mask_id,
+        start_id=EOS_ID,
         layers=model.layers,
         hidden=model.hidden,
         heads=model.heads,
@@ -102,30 +103,19 @@ def decoder_shape(config: Config, vocabulary: Vocabulary) -> DecoderShape:
     )
 
 
-@torch.no_grad()
 def read_weights(model: InferenceModel, reader: CheckpointReader, key: str) -> None:
-    """Fill a model's parameters from a checkpoint. Raises CheckpointError for one of another shape or name."""
-    missing = set(reader.names())
-    for name, parameter in model.named_parameters():
-        stored, value = _stored(name, parameter, reader, key)
-        missing.discard(stored)
-        if value.shape != parameter.shape:
-            raise CheckpointError(
-                f"checkpoint {reader.directory}: {stored} has shape {tuple(value.shape)}, the configuration makes it "
-                f"{tuple(parameter.shape)}"
-            )
-        parameter.copy_(value)
-    if missing:
+    """Fill a model from a checkpoint. Raises CheckpointError for a parameter too many, too few or of another shape."""
+    unused = set(reader.names())
+
+    def read(name: str) -> Tensor:
+        unused.discard(name)
+        return reader.read(name, key)
+
+    try:
+        model.fill(read)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {reader.directory} is not of its configuration: {error}") from None
+    if unused:
         raise CheckpointError(
-            f"checkpoint {reader.directory}: {', '.join(sorted(missing))} has no place in a model of its configuration"
+            f"checkpoint {reader.directory} is not of its configuration, which has no {', '.join(sorted(unused))}"
         )
-    model.rotary.fill()
-
-
-def _stored(name: str, parameter: Tensor, reader: CheckpointReader, key: str) -> tuple[str, Tensor]:
-    """The stored tensor that a parameter is, or is a half of."""
-    for half, suffix in enumerate((".mlp.gate.weight", ".mlp.up.weight")):
-        if name.endswith(suffix):
-            stored, rows = name.replace(suffix, ".mlp.linear_fc1.weight"), len(parameter)
-            return stored, reader.read_slice(stored, 0, half * rows, (half + 1) * rows, key)
-    return name, reader.read(name, key)

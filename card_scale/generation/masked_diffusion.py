@@ -9,13 +9,13 @@ import torch
 
 from card_scale.generation.decoder import Choices, Plan, SequenceDecoder
 from card_scale.generation.shape import DecoderShape
-from card_scale.objectives import noise
+from card_scale.objectives.noise import Stream, uniforms
 
 
 def unmask_times(seed: int, key: int, length: int) -> list[float]:
     """For each position of a sequence a number in [0, 1), its time of unmasking on the way from noise to text."""
     keys = torch.tensor([key])
-    return noise.uniforms(seed, keys, torch.zeros_like(keys), length, noise.Stream.GENERATION_ORDER)[0].tolist()
+    return uniforms(seed, keys, torch.zeros_like(keys), length, Stream.GENERATION_ORDER)[0].tolist()
 
 
 class InPlace(SequenceDecoder):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from card_scale.data.tokenizer import EOS_ID
 from card_scale.errors import ConfigurationError
 from card_scale.generation.autoregressive import Autoregressive
 from card_scale.generation.block_decoding import BlockDecoding
@@ -56,7 +55,7 @@ def create_decoders(
     shape, device = model.shape, model.embedding.weight.device
     create = _creators(options, sampling, device)[options.method]
     return [
-        create(prompt or [EOS_ID], (len(prompt) or 1) + new_tokens, shape, key)
+        create(prompt or [shape.start_id], (len(prompt) or 1) + new_tokens, shape, key)
         for prompt, key in zip(prompts, sequence_keys(prompts), strict=True)
     ]
 

@@ -4,6 +4,7 @@ Decoding, export and evaluation stand on it. Its parameters have the names of th
 gated feed-forward's first matrix, there [gate; up], is two.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -143,6 +144,23 @@ class InferenceModel(nn.Module):
         self.layers = nn.ModuleList(Layer(shape, index) for index in range(shape.layers))
         self.final_norm = nn.RMSNorm(shape.hidden, shape.norm_epsilon)
         self.head = None if shape.tied else nn.Linear(shape.hidden, shape.rows, bias=False)
+
+    @torch.no_grad()
+    def fill(self, read: Callable[[str], Tensor]) -> None:
+        """Set all parameters; ``read`` gives a whole parameter by its name in a checkpoint.
+
+        Raises ValueError for one of another shape.
+        """
+        for name, parameter in self.named_parameters():
+            value = None
+            for half, suffix in enumerate((".gate.weight", ".up.weight")):
+                if name.endswith(suffix):
+                    value = read(name.removesuffix(suffix) + ".linear_fc1.weight").chunk(2)[half]
+            value = read(name) if value is None else value
+            if value.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
+            parameter.copy_(value)
+        self.rotary.fill()
 
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         """An empty cache for ``rows`` sequences."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from card_scale.errors import ConfigurationError
-from card_scale.objectives import noise
+from card_scale.objectives.noise import Stream, uniforms
 
 Place = tuple[int, int]
 """(key of the sequence, position in it)."""
@@ -81,7 +81,7 @@ class Chooser:
         new = [place for place in dict.fromkeys(places) if place not in self._gumbel]
         if new:
             keys, positions = torch.tensor(new, device=logits.device).unbind(1)
-            draws = noise.uniforms(self.sampling.seed, keys, positions, logits.shape[-1], noise.Stream.GENERATION)
+            draws = uniforms(self.sampling.seed, keys, positions, logits.shape[-1], Stream.GENERATION)
             # Half a step of the 24 bits up: never 0.
             drawn = -(-(draws + 2.0**-25).log()).log()
             self._gumbel |= zip(new, drawn, strict=True)

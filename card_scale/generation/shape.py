@@ -15,6 +15,8 @@ class DecoderShape:
     """Of the embedding and of the output matrix: the vocabulary with its padding."""
     vocabulary: int
     mask_id: int
+    start_id: int
+    """Token that stands before the first of a text: the end of another document."""
     layers: int
     hidden: int
     heads: int

@@ -7,7 +7,7 @@ from card_scale.cost.flops import flops_per_token
 from card_scale.cost.memory import step_memory
 from card_scale.cost.parameters import parameter_counts
 from card_scale.engine.selection import engine_kind
-from card_scale.training import preflight, resume_point, run_data
+from card_scale.training import initial_weights, preflight, resume_point, run_data
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.steps import total_steps
 from card_scale.versions import check_versions
@@ -28,6 +28,8 @@ def dry_run(config: Config) -> None:
     point = resume_point.find(directory.checkpoints)
     if point is not None:
         resume_point.check_same_data(point, data)
+    else:
+        initial_weights.find(config, data)
     steps = total_steps(config, data.train.sample_count)
     model, rows = config.model, data.vocabulary.padded
     counts = parameter_counts(model, rows)
@@ -49,4 +51,6 @@ def dry_run(config: Config) -> None:
         f"work: {steps:,} steps, {tokens:,} tokens ({tokens / (data.train.sample_count * model.length):.2f} epochs), "
         f"{flops.causal * tokens:.3g} model FLOPs (of visible pairs)"
     )
-    print(f"would resume from {point.describe()}" if point else f"would start a new run in {config.run.dir}")
+    begun_from = f" from the weights of {config.run.init_from}" if config.run.init_from else ""
+    new = f"would start a new run in {config.run.dir}{begun_from}"
+    print(f"would resume from {point.describe()}" if point else new)

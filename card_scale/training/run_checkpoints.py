@@ -8,7 +8,7 @@ import torch.distributed as dist
 from card_scale.checkpoint.checkpointer import Checkpointer
 from card_scale.checkpoint.commit import form_commit_group
 from card_scale.checkpoint.format import CheckpointManifest
-from card_scale.checkpoint.load import load
+from card_scale.checkpoint.load import load, load_weights
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.checkpoint.retention import Retention
 from card_scale.checkpoint.run_files import RunFiles
@@ -18,7 +18,7 @@ from card_scale.engine.base import ShardingEngine
 from card_scale.environment import library_versions
 from card_scale.errors import CheckpointError
 from card_scale.objectives.base import Objective
-from card_scale.training import resume_point
+from card_scale.training import initial_weights, resume_point
 from card_scale.training.resume_point import VALIDATION_DIGEST, ResumePoint
 from card_scale.training.run_data import RunData
 
@@ -48,11 +48,11 @@ class RunCheckpoints:
         """Of the newest checkpoint, None where there is none."""
 
     def resume(self) -> Start:
-        """Load the run's latest complete checkpoint, if there is one."""
+        """Load the run's latest complete checkpoint; of a new run the weights that it starts from, if any."""
         objective = self.config.objective
         point = self._latest()
         if point is None:
-            return Start(0, True, objective, f"starting a new run in {self.config.run.dir}")
+            return Start(0, True, objective, f"starting a new run in {self.config.run.dir}{self._initialise()}")
         # By every rank: each may read a copy of the data of its own.
         resume_point.check_same_data(point, self.data)
         with CheckpointReader(point.path, point.manifest) as reader:
@@ -60,6 +60,15 @@ class RunCheckpoints:
         self.saved_step = point.manifest.step
         opening = f"resuming from {point.describe()}"
         return Start(point.manifest.step, False, objective.with_state(point.state), opening)
+
+    def _initialise(self) -> str:
+        """Load ``run.init_from``, if it is set; say so."""
+        found = initial_weights.find(self.config, self.data)
+        if found is None:
+            return ""
+        with CheckpointReader(*found) as reader:
+            load_weights(self.engine, reader)
+        return f", from the weights of {found[0]}"
 
     def _latest(self) -> ResumePoint | None:
         # One rank decides, so that a file system that shows ranks different states cannot split the job.

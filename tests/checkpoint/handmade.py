@@ -15,8 +15,7 @@ from card_scale.checkpoint.format import (
     folder_of,
 )
 from card_scale.checkpoint.run_files import RunFiles
-from card_scale.checkpoint.snapshot import Snapshot
-from card_scale.checkpoint.write import write
+from card_scale.checkpoint.write import Snapshot, write
 
 TOKENIZER = Path(__file__).parent / "data/iter_0000002/tokenizer.model"
 """A stand-in, never read as a tokenizer."""

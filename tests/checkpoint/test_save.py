@@ -61,7 +61,7 @@ import json, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from card_scale.checkpoint.snapshot import Snapshot
+from card_scale.checkpoint.write import Snapshot
 from card_scale.checkpoint.write import write
 taken = Snapshot("tp00", {"model": {"weight/w[0:4]": torch.arange(8.0).view(4, 2)}, "optimizer": {}}, {})
 share = write(taken, Path(sys.argv[1]))

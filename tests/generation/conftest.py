@@ -1,10 +1,16 @@
 """Small models without training: weights large enough that logits say something."""
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 
+from card_scale import config as configs
+from card_scale.checkpoint.run_files import RunFiles
+from card_scale.checkpoint.whole import write_whole
+from card_scale.data.tokenizer import Tokenizer
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.shape import DecoderShape
 from card_scale.model.initialization import initial_weight
@@ -15,6 +21,7 @@ SHAPE = DecoderShape(
     rows=64,
     vocabulary=29,
     mask_id=MASK_ID,
+    start_id=3,
     layers=2,
     hidden=24,
     heads=3,
@@ -62,3 +69,26 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def write_checkpoint(
+    directory: Path, tokenizer_path: Path, weights: Mapping[str, torch.Tensor], *overrides: str
+) -> Path:
+    """Write a checkpoint of whole-model weights, as a run with these overrides would have; return its directory."""
+    config = configs.load("launchers/configs/quickstart.yaml", ["data.path=nowhere", *overrides])
+    sha256 = Tokenizer.load(tokenizer_path).sha256
+    write_whole(directory, weights, RunFiles({"step": 0}, config.to_yaml(), tokenizer_path), sha256, "a test")
+    return directory
+
+
+TINY = ("model.layers=2", "model.hidden=24", "model.heads=3", "model.ffn=40", "model.length=48")
+"""Of a model like SHAPE, with the vocabulary of the tests' tokenizer."""
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, tokenizer_path) -> Path:
+    """Of a small untrained CARD model."""
+    model = make_model(3.0, dtype=torch.float32, rows=448, vocabulary=400, rotary_base=1e4, tied=True)
+    directory = tmp_path_factory.mktemp("checkpoints") / "iter_0000000"
+    weights = {name: weight.float() for name, weight in whole_model_weights(model).items()}
+    return write_checkpoint(directory, tokenizer_path, weights, *TINY)

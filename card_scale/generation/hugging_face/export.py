@@ -1,0 +1,148 @@
+"""A checkpoint as a folder that transformers loads as ``LlamaForCausalLM``, without code of this project."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from card_scale.checkpoint.format import TOKENIZER_NAME, WEIGHT
+from card_scale.checkpoint.reader import CheckpointReader
+from card_scale.data.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, Tokenizer
+from card_scale.errors import CheckpointError
+from card_scale.files import write_atomically
+from card_scale.generation.hugging_face.bundle import write_bundle
+from card_scale.generation.hugging_face.tokenizer import write_tokenizer
+from card_scale.generation.hugging_face.weights import names, to_llama
+from card_scale.generation.load import EMA, decoder_shape, read_config
+from card_scale.generation.shape import DecoderShape
+from card_scale.model.vocabulary import Vocabulary
+
+SHARD_BYTES = 5 * 10**9
+"""Largest file of weights."""
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export(checkpoint: Path, folder: Path, dtype: str = "float32", *, ema: bool = False) -> list[str]:
+    """Write a checkpoint's model as a Hugging Face folder, a tensor at a time.
+
+    Args:
+        checkpoint: an ``iter_...`` directory.
+        folder: to create; nothing may stand there.
+        dtype: of the weights.
+        ema: the moving average of the weights instead of the weights.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        CheckpointError: the checkpoint is unusable, its model is no causal decoder, or the folder exists.
+    """
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists; choose another folder or remove it")
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"checkpoint {checkpoint}: there is no such directory")
+    with CheckpointReader(checkpoint) as reader:
+        config = read_config(reader)
+        tokenizer = Tokenizer.load(reader.tokenizer_path)
+        shape = decoder_shape(config, Vocabulary(tokenizer.vocabulary_size, config.objective.mask_id))
+        if shape.block != 1:
+            raise CheckpointError(
+                f"checkpoint {checkpoint}: objective.name {config.objective.name} is no causal decoder, and the Llama "
+                "architecture is; it cannot be exported"
+            )
+        key = EMA if ema else WEIGHT
+        if key not in reader.manifest.state_keys:
+            raise CheckpointError(f"checkpoint {checkpoint} holds no {key}: it was trained with optimizer.ema = 0")
+        temporary = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_weights(_llama_weights(reader, shape, key, TYPES[dtype]), temporary)
+        _write_json(temporary / "config.json", _llama_config(shape, dtype))
+        _write_json(temporary / "generation_config.json", _generation_config())
+        shutil.copyfile(reader.tokenizer_path, temporary / TOKENIZER_NAME)
+        write_tokenizer(reader.tokenizer_path, temporary, shape.length)
+        write_bundle(temporary)
+        temporary.rename(folder)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _llama_weights(
+    reader: CheckpointReader, shape: DecoderShape, key: str, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    for name, theirs in names(shape).items():
+        for their, part in zip(theirs, to_llama(name, reader.read(name, key), shape), strict=True):
+            yield their, part.to(dtype).contiguous()
+
+
+def _write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
+    """Write ``model.safetensors``, or numbered files of at most SHARD_BYTES with an index."""
+    files: list[tuple[Path, list[str]]] = []
+    waiting: dict[str, Tensor] = {}
+    total = held = 0
+
+    def flush() -> None:
+        path = folder / f"part-{len(files)}"
+        save_file(waiting, path, metadata={"format": "pt"})
+        path.chmod(0o644)
+        files.append((path, list(waiting)))
+        waiting.clear()
+
+    for name, weight in weights:
+        if waiting and held + weight.nbytes > SHARD_BYTES:
+            flush()
+            held = 0
+        waiting[name] = weight
+        held += weight.nbytes
+        total += weight.nbytes
+    flush()
+    if len(files) == 1:
+        files[0][0].rename(folder / "model.safetensors")
+        return
+    index: dict[str, str] = {}
+    for number, (path, held_names) in enumerate(files, start=1):
+        final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        path.rename(folder / final)
+        index |= dict.fromkeys(held_names, final)
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+
+
+def _llama_config(shape: DecoderShape, dtype: str) -> dict:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_card.CardForCausalLM"},
+        "model_type": "llama",
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_size,
+        "max_position_embeddings": shape.length,
+        "rms_norm_eps": shape.norm_epsilon,
+        # transformers 4 reads the one, transformers 5 the other.
+        "rope_theta": shape.rotary_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rotary_base},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": shape.tied,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+        "pad_token_id": PAD_ID,
+        "mask_token_id": MASK_ID,
+        "torch_dtype": dtype,
+    }
+
+
+def _generation_config() -> dict:
+    # Training forbids [MASK] as a prediction, so its logit says nothing.
+    return {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID, "suppress_tokens": [MASK_ID]}
+
+
+def _write_json(path: Path, content: dict) -> None:
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
