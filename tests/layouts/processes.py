@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = [
+    # What the modules of tests import, which a rank imports for its function.
+    "pytest",
+    "hypothesis.strategies",
     "card_scale.train",
     "card_scale.engine.deepspeed.engine",
     "card_scale.engine.fsdp2.engine",
