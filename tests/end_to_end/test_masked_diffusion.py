@@ -11,6 +11,7 @@ from tests.end_to_end.test_train import assert_same_trajectory, records, train, 
 from tests.layouts.processes import run_ranks
 
 BD3LM = ["objective.name=bd3lm", "objective.block=8", "objective.search_interval=true", "train.eval_every=2"]
+BD3LM += ["data.validation_samples=11"]
 MDLM = ["objective.name=mdlm", "train.steps=4", "train.eval_every=2"]
 CONFIGURED = (0.001, 1.0)
 
