@@ -121,24 +121,47 @@ def test_json_keeps_numbers_of_a_list_on_a_line():
     assert re.search(r'"a": \[.*\],', text)
 
 
-@pytest.mark.parametrize(
-    "options, code, message",
-    [
-        (["--arms", "bd3lm", "--blocks", "3"], 3, "objective.block 3 does not divide model.length"),
-        (["--arms", "bd3lm-flex-b16"], 3, "flex"),
-        (["--arms", "card", "--warm-up", "1"], 2, "--warm-up"),
-        (["--arms", "card", "--lengths", "67108864"], 3, "would fit"),
-    ],
-)
-def test_bad_input_ends_with_a_line_and_its_code(options, code, message):
-    command = [*TOOL, "launchers/configs/quickstart.yaml", "parallel.pipeline=1", *options]
-    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+BAD_INPUT = [
+    (["--arms", "bd3lm", "--blocks", "3"], 3, "objective.block 3 does not divide model.length"),
+    (["--arms", "bd3lm-flex-b16"], 3, "flex"),
+    (["--arms", "card", "--warm-up", "1"], 2, "--warm-up"),
+    (["--arms", "card", "--lengths", "67108864"], 3, "would fit"),
+]
+
+RUN_WITH_EACH = """
+import contextlib, io, json, runpy, sys
+tool, *shared = sys.argv[2:]
+for options in json.loads(sys.argv[1]):
+    sys.argv = [tool, *shared, *options]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            runpy.run_path(tool, run_name="__main__")
+        except SystemExit as ended:
+            print(json.dumps([ended.code, said.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals() -> list[tuple[int, str]]:
+    """The tool's exit codes and what it said, all in one process that sees no GPU: torch is imported once."""
+    command = [sys.executable, "-c", RUN_WITH_EACH, json.dumps([options for options, *_ in BAD_INPUT]), TOOL[1]]
+    command += ["launchers/configs/quickstart.yaml", "parallel.pipeline=1"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, env={**os.environ, **hidden}, check=False
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, env=environment, check=False
     )
-    assert done.returncode == code
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("number", range(len(BAD_INPUT)), ids=[message for *_, message in BAD_INPUT])
+def test_bad_input_ends_with_a_line_and_its_code(refusals, number):
+    _, code, message = BAD_INPUT[number]
+    found, said = refusals[number]
+    assert found == code
+    assert message in said
+    assert "Traceback" not in said
 
 
 def measured(config) -> dict:

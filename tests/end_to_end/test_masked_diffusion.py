@@ -1,6 +1,7 @@
 """MDLM and BD3-LM runs as a user starts them: records, the search of the interval, stop, resume, other layouts."""
 
 import json
+import shutil
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -68,15 +69,22 @@ def test_checkpoints_hold_the_interval_in_force(searching_run):
         assert interval(state(run, step)) == found[step]
 
 
-@pytest.mark.parametrize("layout", [[], ["parallel.pipeline=2", "model.attention_backend=dense"]], ids=["same", "pp2"])
-def test_a_stop_between_evaluations_keeps_the_interval(tmp_path, searching_run, layout):
-    path, whole = searching_run
-    run = tmp_path / "run"
-    arguments = [str(path), f"run.dir={run}", *BD3LM]
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory, searching_run):
+    """The directory of the same run, stopped between two evaluations."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    arguments = [str(searching_run[0]), f"run.dir={run}", *BD3LM]
     assert run_ranks(train_and_stop_after_three_steps, 2, arguments, deadline=90) == [ExitCode.STOPPED] * 2
+    return run
+
+
+@pytest.mark.parametrize("layout", [[], ["parallel.pipeline=2", "model.attention_backend=dense"]], ids=["same", "pp2"])
+def test_a_stop_between_evaluations_keeps_the_interval(tmp_path, searching_run, stopped_run, layout):
+    path, whole = searching_run
+    run = shutil.copytree(stopped_run, tmp_path / "run")
     found = {r["step"]: interval(r) for r in records(run)[1]}
     assert interval(state(run, 3)) == found[2] != CONFIGURED
-    assert run_ranks(train, 2, [*arguments, *layout], deadline=90) == [0] * 2
+    assert run_ranks(train, 2, [str(path), f"run.dir={run}", *BD3LM, *layout], deadline=90) == [0] * 2
     assert_same_trajectory(run, whole)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from card_scale.config import Config
 from tests.layouts.parity import check_cells
-from tests.layouts.test_parity import ENGINES, LAYOUTS, cell, named
+from tests.layouts.test_parity import ENGINES, LAYOUTS, cell, named, rows
 
 BLOCK_DIFFUSION = [
     ("auto", {"block": 4}),
@@ -48,7 +48,7 @@ def cells_of(layout: tuple[int, int, int]) -> list[Config]:
                     model={"dropout": 0.1 if dropout else 0.0, "attention_backend": attention_backend},
                     parallel={"recompute": "full" if recompute else "none"},
                     # Where data is parallel: as many micro-batches as elsewhere.
-                    train={"micro_batch": 1 if small and layout[2] > 1 else 2},
+                    train={"micro_batch": 1 if small and layout[2] > 1 else rows(layout)},
                 )
             )
     return cells
@@ -60,7 +60,7 @@ def test_every_engine_equals_one_rank(references, layout):
 
 
 def test_the_design_leaves_no_pair_out():
-    rows = [
+    found = [
         {
             "layout": layout,
             "engine": (config.parallel.engine, config.parallel.zero),
@@ -70,17 +70,17 @@ def test_the_design_leaves_no_pair_out():
             "sequence": config.parallel.sequence,
             "dropout": config.model.dropout > 0,
             "recompute": config.parallel.recompute,
-            "small": config.train.micro_batch,
+            "small": config.train.micro_batch == 1,
         }
         for layout in LAYOUTS
         for config in cells_of(layout)
     ]
-    assert len({row["variant"] for row in rows}) == 1 + len(BLOCK_DIFFUSION)
+    assert len({row["variant"] for row in found}) == 1 + len(BLOCK_DIFFUSION)
     impossible = {("layout", "sequence"): 3, ("layout", "small"): 3}  # layouts without tensor or data parallelism
     for one, other in itertools.combinations(("layout", "engine", "objective", *FACTORS), 2):
-        pairs = {(row[one], row[other]) for row in rows}
-        possible = len({row[one] for row in rows}) * len({row[other] for row in rows})
+        pairs = {(row[one], row[other]) for row in found}
+        possible = len({row[one] for row in found}) * len({row[other] for row in found})
         assert len(pairs) == possible - impossible.get((one, other), 0), (one, other)
     for factor in ("engine", *FACTORS):
-        pairs = {(row["variant"], row[factor]) for row in rows}
-        assert len(pairs) == (1 + len(BLOCK_DIFFUSION)) * len({row[factor] for row in rows}), factor
+        pairs = {(row["variant"], row[factor]) for row in found}
+        assert len(pairs) == (1 + len(BLOCK_DIFFUSION)) * len({row[factor] for row in found}), factor

@@ -41,13 +41,20 @@ def named(layout: tuple[int, int, int]) -> str:
     return "x".join(map(str, layout))
 
 
+def rows(layout: tuple[int, int, int]) -> int:
+    """Return the rows of a micro-batch: two make four micro-batches, as 1F1B's phases need, two where data is parallel.
+
+    Without a pipeline two micro-batches show that gradients add up.
+    """
+    return 4 if layout[1:] == (1, 1) else 2
+
+
 def cell(layout: tuple[int, int, int], engine: dict, tied: bool = False, sequence: bool = False, **changes) -> Config:
     """Return the configuration of one cell; keywords ``group=dict(key=value)`` change keys."""
     tensor, pipeline, _ = layout
     parallel = {"tensor": tensor, "pipeline": pipeline, "sequence": sequence, **engine, **changes.pop("parallel", {})}
     model = {"tie_embeddings": tied, **changes.pop("model", {})}
-    # Four micro-batches, two where data is parallel: as many as 1F1B's phases need.
-    train = {"micro_batch": 2, **changes.pop("train", {})}
+    train = {"micro_batch": rows(layout), **changes.pop("train", {})}
     return small_config(parallel=parallel, model=model, train=train, **changes)
 
 
