@@ -29,17 +29,21 @@ setup(
         "data": ["pyarrow", "zstandard"],
         # Figures of measurements.
         "plots": ["matplotlib"],
+        # The field's evaluation harness, and loading what is exported.
+        "evaluation": ["lm_eval", "transformers"],
         # Studies as Slurm arrays.
         "slurm": ["submitit"],
         # What `make test` and `make lint` need.
         "dev": [
             "hypothesis",
+            "lm_eval",
             "matplotlib",
             "mypy",
             "pyarrow",
             "pytest",
             "ruff",
             "submitit",
+            "transformers",
             "types-PyYAML",
             "zstandard",
         ],

@@ -278,7 +278,12 @@ def configs(draw) -> Config:
     micro_batch, lr, save_every = draw(SIZE), draw(st.floats(1e-12, 10.0)), draw(st.integers(0, 100))
     model = model_configs(draw, pipeline * virtual, tensor, draw(SIZE))
     return Config(
-        run=RunConfig(draw(TEXT), draw(st.integers(0, 2**63 - 1)), draw(st.integers(1, 10**6))),
+        run=RunConfig(
+            draw(TEXT),
+            draw(st.integers(0, 2**63 - 1)),
+            draw(st.none() | TEXT),
+            timeout_seconds=draw(st.integers(1, 10**6)),
+        ),
         model=model,
         objective=objectives(draw, model.length),
         data=DataConfig(

@@ -29,7 +29,7 @@ class CardForCausalLM(LlamaForCausalLM):
         """The decoder of the loop with this model's weights; made once."""
         model = self._inference_model
         if model is None:
-            config = self.config
+            config: Any = self.config
             shape = DecoderShape(
                 rows=config.vocab_size,
                 vocabulary=config.vocab_size,

@@ -11,8 +11,10 @@ from card_scale.errors import DataError
 from card_scale.files import write_atomically
 
 SPACE = "\u2581"
+NORMAL = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
+"""Type of the pieces that text is made of; the others stand for symbols and bytes."""
 NEVER_CHOSEN = -1e6
-"""Score of a control symbol in a unigram model, whose every piece can match text."""
+"""Score of all but normal pieces in a unigram model, where transformers lets every piece match text."""
 
 
 def write_tokenizer(model_file: Path, folder: Path, length: int) -> None:
@@ -69,18 +71,15 @@ def write_tokenizer(model_file: Path, folder: Path, length: int) -> None:
 
 
 def _model(model: Any, pieces: list[str], model_file: Path) -> dict[str, Any]:
-    kinds = sentencepiece_model_pb2.TrainerSpec
-    if model.trainer_spec.model_type == kinds.UNIGRAM:
-        missing = {sign for token in CONTROL_IDS for sign in pieces[token]} - set(pieces)
+    if model.trainer_spec.model_type == sentencepiece_model_pb2.TrainerSpec.UNIGRAM:
+        names = {piece.piece for piece in model.pieces if piece.type != NORMAL}
+        missing = {sign for name in names for sign in name} - set(pieces)
         if missing:
             raise DataError(
                 f"{model_file}: a unigram model without a piece for {' '.join(sorted(missing))} cannot be exported, "
-                "since text that spells a control symbol would become it"
+                "since text that spells a control symbol or a byte would become it"
             )
-        vocabulary = [
-            [piece.piece, NEVER_CHOSEN if token in CONTROL_IDS else piece.score]
-            for token, piece in enumerate(model.pieces)
-        ]
+        vocabulary = [[piece.piece, piece.score if piece.type == NORMAL else NEVER_CHOSEN] for piece in model.pieces]
         return {"type": "Unigram", "unk_id": UNK_ID, "vocab": vocabulary, "byte_fallback": True}
     return {
         "type": "BPE",
@@ -97,8 +96,7 @@ def _model(model: Any, pieces: list[str], model_file: Path) -> dict[str, Any]:
 
 def _merges(model: Any) -> list[list[str]]:
     """All pairs of pieces that make a piece, those of the best piece first."""
-    normal = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
-    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == normal}
+    scores = {piece.piece: piece.score for piece in model.pieces if piece.type == NORMAL}
     ranked = sorted(scores, key=lambda piece: -scores[piece])
     return [
         [piece[:cut], piece[cut:]]
