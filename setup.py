@@ -35,6 +35,7 @@ setup(
         "slurm": ["submitit"],
         # What `make test` and `make lint` need.
         "dev": [
+            "accelerate",
             "hypothesis",
             "lm_eval",
             "matplotlib",

@@ -100,6 +100,7 @@ def decoder_shape(config: Config, vocabulary: Vocabulary) -> DecoderShape:
         norm_epsilon=model.norm_epsilon,
         tied=model.tie_embeddings,
         block=block,
+        in_place=config.objective.in_place,
     )
 
 

@@ -196,7 +196,7 @@ class InferenceModel(nn.Module):
     def logits(self, tokens: Tensor) -> Tensor:
         """The logits of whole sequences, int64 [B, T] → float32 [B, T, vocabulary]; -inf for [MASK].
 
-        Of a causal model output n is about token n + 1, else about token n itself. Raises ValueError for sequences
+        Output n is about token n + 1, or with ``shape.in_place`` about token n itself. Raises ValueError for sequences
         longer than the model's length.
         """
         count = tokens.shape[1]

@@ -27,6 +27,8 @@ class DecoderShape:
     norm_epsilon: float
     tied: bool
     block: int = 1
+    in_place: bool = False
+    """Whether output n is about token n, not about token n + 1."""
 
     @property
     def head_size(self) -> int:

@@ -71,6 +71,9 @@ class Objective(ABC):
     decoders: ClassVar[tuple[str, ...]] = ()
     """Methods of generation (``card_scale.generation``) that a model trained so can be decoded by."""
 
+    in_place: ClassVar[bool] = False
+    """Whether an output is about the token at its own position, not about the next."""
+
     mask_id: int = field(default=MASK_ID, kw_only=True, metadata=NOT_A_KEY)
     """Token id of [MASK]."""
 

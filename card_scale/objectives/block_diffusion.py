@@ -42,6 +42,7 @@ class BlockDiffusionObjective(Objective):
 
     name: ClassVar[str] = "bd3lm"
     decoders: ClassVar[tuple[str, ...]] = ("bd3lm",)
+    in_place: ClassVar[bool] = True
 
     block: int = 16
     """Block size, a divisor of model.length, which itself makes it MDLM; 1 makes it an autoregressive model."""

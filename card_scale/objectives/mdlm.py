@@ -27,6 +27,7 @@ class MdlmObjective(Objective):
     attention: ClassVar[AttentionKind] = Bidirectional()
     likelihood_is_exact: ClassVar[bool] = False
     decoders: ClassVar[tuple[str, ...]] = ("mdlm",)
+    in_place: ClassVar[bool] = True
 
     resample: bool = True
     """Corrupt a sample anew in each epoch; false repeats the corruption of its first."""

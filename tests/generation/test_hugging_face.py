@@ -120,10 +120,10 @@ def test_special_tokens_are_known_by_name(tokenizers):
     assert theirs.decode([5, *CONTROL_IDS, 6], skip_special_tokens=True) == theirs.decode([5, 6])
 
 
-@pytest.mark.parametrize("name", ["mdlm", "bd3lm"])
+@pytest.mark.parametrize("name", ["mdlm", "bd3lm", "bd3lm objective.block=1"])
 def test_what_is_no_causal_decoder_is_not_exported(tmp_path, tokenizer_path, name):
-    source = random_checkpoint(tmp_path / "c", tokenizer_path, f"objective.name={name}", tied=True)
-    with pytest.raises(CheckpointError, match=f"objective.name {name} is no causal decoder"):
+    source = random_checkpoint(tmp_path / "c", tokenizer_path, *f"objective.name={name}".split(), tied=True)
+    with pytest.raises(CheckpointError, match="is no causal decoder"):
         export(source, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 

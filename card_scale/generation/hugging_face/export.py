@@ -49,7 +49,7 @@ def export(checkpoint: Path, folder: Path, dtype: str = "float32", *, ema: bool 
         config = read_config(reader)
         tokenizer = Tokenizer.load(reader.tokenizer_path)
         shape = decoder_shape(config, Vocabulary(tokenizer.vocabulary_size, config.objective.mask_id))
-        if shape.block != 1:
+        if shape.block != 1 or shape.in_place:
             raise CheckpointError(
                 f"checkpoint {checkpoint}: objective.name {config.objective.name} is no causal decoder, and the Llama "
                 "architecture is; it cannot be exported"

@@ -1,0 +1,63 @@
+"""The likelihood of a prepared dataset under a checkpoint."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from card_scale.data.stream import PackedStream
+from card_scale.errors import DataError
+from card_scale.generation.load import TrainedModel
+from card_scale.generation.scoring import Scored, is_exact, score
+
+ROWS = 64
+"""Samples between two reports of progress."""
+
+
+class Perplexity(NamedTuple):
+    """Of a dataset's split, sample by sample of the model's length."""
+
+    samples: int
+    tokens: int
+    """That were scored."""
+    nats_per_token: float
+    bits_per_byte: float
+    """Of UTF-8 text: comparable between tokenizers."""
+    is_bound: bool
+    """Whether the true likelihood may be better."""
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nats_per_token)
+
+
+def dataset_perplexity(
+    model: TrainedModel, dataset: Path, split: str, *, samples: int | None, batch: int, draws: int
+) -> Iterator[Perplexity]:
+    """Yield the likelihood of more and more samples, that of all of them last.
+
+    Each sample's first token is its context, so this is ``validation_nll`` of training where the model is exact.
+
+    Raises DataError for a dataset of another tokenizer.
+    """
+    stream = PackedStream(dataset, split, 0, model.shape.length)
+    if stream.manifest.tokenizer.sha256 != model.tokenizer.sha256:
+        raise DataError(
+            f"{dataset} was made with tokenizer {stream.manifest.tokenizer.sha256[:12]}, the model has "
+            f"{model.tokenizer.sha256[:12]}; build it with the checkpoint's tokenizer.model"
+        )
+    count = stream.sample_count if samples is None else min(samples, stream.sample_count)
+    lengths = [len(model.tokenizer.piece_bytes(token)) for token in range(model.shape.vocabulary)]
+    nats = tokens = text_bytes = 0.0
+    for begin in range(0, count, ROWS):
+        rows = stream.samples(np.arange(begin, min(begin + ROWS, count))).tolist()
+        # A model that predicts in place reads its length and no token more.
+        rows = [row[:-1] for row in rows] if model.shape.in_place else rows
+        scores = score(model, [Scored(row[:1], row[1:]) for row in rows], batch=batch, draws=draws)
+        nats -= sum(one.log_likelihood for one in scores)
+        tokens += sum(len(row) - 1 for row in rows)
+        text_bytes += sum(lengths[token] for row in rows for token in row[1:])
+        per_byte = nats / math.log(2) / max(text_bytes, 1)
+        yield Perplexity(min(begin + ROWS, count), int(tokens), nats / tokens, per_byte, not is_exact(model))
