@@ -113,7 +113,7 @@ def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> 
         raise ConfigurationError(
             f"a prompt of {max(map(len, tokens))} tokens leaves no room in the model's length {model.shape.length}"
         )
-    streams = [TextStream(model.tokenizer, coloured=arguments.colour) for _ in prompts]
+    streams = [TextStream(model.tokenizer, sys.stdout, coloured=arguments.colour) for _ in prompts]
     is_streamed = len(prompts) == 1 and not arguments.json
     if is_streamed:
         print(prompts[0], end="", flush=True)

@@ -1,7 +1,6 @@
 """Text in and out: prompts to tokens, tokens to text as they come, and a view of which pass decided what."""
 
 import codecs
-import sys
 from collections.abc import Iterable
 from typing import TextIO
 
@@ -25,7 +24,7 @@ class TextStream:
         coloured: give the tokens of each pass a colour, another one than the pass before.
     """
 
-    def __init__(self, tokenizer: Tokenizer, file: TextIO = sys.stdout, *, coloured: bool = False):
+    def __init__(self, tokenizer: Tokenizer, file: TextIO, *, coloured: bool = False):
         self.tokenizer, self.file, self.coloured = tokenizer, file, coloured
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 

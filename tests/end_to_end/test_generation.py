@@ -1,0 +1,177 @@
+"""From a trained checkpoint to text, to a Hugging Face folder and back into training, as a user goes."""
+
+import io
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from card_scale.generation import load
+from card_scale.generation.perplexity import dataset_perplexity
+from tests.end_to_end.conftest import write_config
+from tests.end_to_end.test_train import records, train
+from tests.layouts.processes import run_ranks
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, dataset):
+    """A run of two pipeline stages with sequence-parallel pairs; returns (configuration, run directory)."""
+    root = tmp_path_factory.mktemp("trained")
+    path = write_config(root, dataset)
+    layout = ["parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true", "train.steps=4"]
+    assert run_ranks(train, 4, [str(path), *layout], deadline=120) == [0] * 4
+    return path, root / "run"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained):
+    return trained[1] / "checkpoints/iter_0000004"
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Function that runs a tool in this process; returns (exit code, what it printed, what it complained of)."""
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(TOOLS / f"{name}.py"), run_name="__main__")
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+def likelihood(model, dataset) -> float:
+    return list(dataset_perplexity(model, dataset, "validation", samples=5, batch=5, draws=1))[-1].nats_per_token
+
+
+def test_the_loaded_model_has_the_likelihood_that_training_recorded(trained, checkpoint, dataset):
+    recorded = records(trained[1])[1][-1]
+    assert likelihood(load(checkpoint), dataset) == pytest.approx(recorded["validation_nll"], rel=1e-5)
+    averaged = likelihood(load(checkpoint, ema=True), dataset)
+    assert averaged == pytest.approx(recorded["ema/validation_nll"], rel=1e-5)
+
+
+def test_a_new_run_starts_from_the_weights_even_by_way_of_another_format(trained, checkpoint, dataset, tmp_path, tool):
+    expected = likelihood(load(checkpoint), dataset)
+    assert tool("checkpoint", "export", checkpoint, tmp_path / "folder")[0] == 0
+    code, printed, _ = tool("checkpoint", "import", tmp_path / "folder", tmp_path / "imported")
+    assert code == 0
+    assert f"run.init_from={tmp_path / 'imported'}" in printed
+    for number, (source, layout) in enumerate(
+        [(checkpoint, ["parallel.engine=fsdp2", "parallel.zero=null"]), (tmp_path / "imported", ["parallel.tensor=2"])]
+    ):
+        run = tmp_path / f"run{number}"
+        start = [str(trained[0]), f"run.dir={run}", f"run.init_from={source}", "train.steps=1", *layout]
+        assert run_ranks(train, 2, start, deadline=120) == [0, 0]
+        assert records(run)[1][0]["validation_nll"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_that_do_not_fit_are_refused(trained, checkpoint, other_dataset, tmp_path):
+    cases = {
+        f"run.init_from={tmp_path / 'nothing'}": (5, "run.init_from"),
+        f"run.init_from={checkpoint} model.ffn=64": (5, "is of another model"),
+        f"run.init_from={checkpoint} data.path={other_dataset}": (4, "build the data with the checkpoint's tokenizer"),
+    }
+    for number, (overrides, (code, words)) in enumerate(cases.items()):
+        start = [str(trained[0]), f"run.dir={tmp_path / str(number)}", *overrides.split()]
+        assert run_ranks(train, 1, start, deadline=120) == [code]
+        assert words in json.loads((tmp_path / str(number) / "exit.json").read_text())["reason"]
+
+
+def test_generate_prints_text_and_says_what_it_cost(checkpoint, tool):
+    code, text, said = tool("generate", checkpoint, "--prompt", "def", "--tokens", 12, "--through-end")
+    assert code == 0
+    assert text.startswith("def")
+    assert "12 tokens in" in said
+    code, plain, _ = tool("generate", checkpoint, "--prompt", "def", "--tokens", 12, "--through-end", "--method", "ar")
+    assert plain == text
+    code, coloured, _ = tool("generate", checkpoint, "--prompt", "def", "--tokens", 12, "--through-end", "--colour")
+    assert "\x1b[" in coloured
+    assert "".join(part.partition("m")[2] for part in ("m" + coloured).split("\x1b[")) == text
+
+
+def test_generate_writes_one_object_a_prompt(checkpoint, tool, tmp_path):
+    (tmp_path / "prompt.txt").write_text("class value:\n")
+    options = ["--tokens", 8, "--temperature", 1, "--seed", 3, "--json", "--through-end"]
+    code, printed, said = tool("generate", checkpoint, "--prompt", "def", "--file", tmp_path / "prompt.txt", *options)
+    assert (code, said) == (0, "")
+    first, second = map(json.loads, printed.splitlines())
+    assert (first["prompt"], second["prompt"]) == ("def", "class value:\n")
+    for one in (first, second):
+        assert len(one["tokens"]) == 8
+        assert 1 <= one["passes"] <= 8
+        assert one["seconds"] > 0
+        assert one["text"] == load(checkpoint).tokenizer.decode(one["tokens"])
+
+
+def test_generate_answers_line_by_line(checkpoint, tool, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("def\nimport\n"))
+    code, text, said = tool("generate", checkpoint, "--interactive", "--tokens", 5)
+    assert code == 0
+    assert text.startswith("def")
+    assert "\nimport" in text
+    assert said.count("a second") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["--drafts", "0"], 2, "--drafts: 0 is not at least 1"),
+        (["--tau", "-1"], 2, "-1 is not a finite number of at least 0"),
+        (["--interactive", "--prompt", "x"], 2, "leave out --prompt"),
+        (["--method", "card", "--blocks", "--tau", "1.5"], 3, "tau is 1.5; valid is a probability from 0 to 1"),
+        (["--method", "mdlm"], 3, "method mdlm does not decode a model trained with objective.name card"),
+        (["--tokens", "24"], 3, "more than the model's length 24"),
+        (["--prompt", "def " * 50], 3, "leaves no room in the model's length 24"),
+        (["--file", "/nowhere"], 4, "No such file"),
+    ],
+)
+def test_what_generate_refuses_is_one_clear_line(checkpoint, tool, arguments, code, words):
+    found, _, said = tool("generate", checkpoint, *arguments)
+    assert found == code
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_no_checkpoint_is_one_clear_line(tool, tmp_path):
+    for name, more in (("generate", []), ("evaluate", ["--data", tmp_path])):
+        code, _, said = tool(name, tmp_path / "iter_0000001", *more)
+        assert code == 5
+        assert said.strip().endswith("there is no such directory")
+
+
+def test_evaluate_says_exact_and_writes_what_it_found(checkpoint, dataset, tool, tmp_path):
+    out = tmp_path / "results.json"
+    code, text, _ = tool("evaluate", checkpoint, "--ema", "--data", dataset, "--samples", 5, "--output", out)
+    assert code == 0
+    assert text.strip().endswith("exact")
+    found = json.loads(out.read_text())["datasets"][str(dataset)]
+    assert found["nats_per_token"] == pytest.approx(likelihood(load(checkpoint, ema=True), dataset))
+    assert tool("evaluate", checkpoint)[0] == 2
+    code, _, said = tool("evaluate", checkpoint, "--tasks", "no_such_task")
+    assert (code, "--tasks no_such_task: no such task" in said) == (3, True)
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate", "checkpoint"])
+def test_help_answers_without_torch(name):
+    script = f"""
+import runpy, sys
+sys.argv = ["x", "--help"]
+try:
+    runpy.run_path({str(TOOLS / f"{name}.py")!r}, run_name="__main__")
+except SystemExit:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+
+
+def test_the_default_type_is_float32_on_a_cpu(checkpoint):
+    assert load(checkpoint).embedding.weight.dtype == torch.float32
