@@ -20,6 +20,7 @@ RUN = ROOT / "runs/quickstart"
 DATA = ROOT / "data/quickstart"
 VOCABULARY = 4096
 RANKS = 4
+SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 60, 0.7
 
 
 def main() -> int:
@@ -106,6 +107,8 @@ def closing_screen(seconds: float) -> str:
         if key.startswith("card/validation_nll_noise_")
     )
     masked = ", ".join(f"{value:.2f}" for key, value in last.items() if key.startswith("card/validation_nll_masked_"))
+    checkpoint = f"{_relative(RUN / 'checkpoints')}/iter_{training[-1]['step']:07d}"
+    written = sample(ROOT / checkpoint).replace("\n", "\n" + " " * 29)
     return f"""
 The model has read {training[-1]["tokens"]:,} tokens in {training[-1]["step"]} steps; this took {seconds:.0f} s.
 
@@ -116,12 +119,34 @@ The model has read {training[-1]["tokens"]:,} tokens in {training[-1]["step"]} s
     by noise level           {noisy}
     k-th token of a block    {masked}   (k = 1 ... 8, after k - 1 masks: parallel decoding)
 
+  What it writes             {written}
+
+  More of it                 {_relative(bin_directory / "python")} tools/generate.py {checkpoint} \\
+                               --prompt "def " --colour
   Look at the curves         {_relative(bin_directory / "tensorboard")} --logdir {_relative(RUN)}
   The numbers                {_relative(RUN / "metrics.jsonl")}
-  The last checkpoint        {_relative(RUN / "checkpoints")}/iter_{training[-1]["step"]:07d}
+  The last checkpoint        {checkpoint}
   The same with plain AR     launchers/torchrun_one_node.sh --nproc {RANKS} {CONFIG} \\
                                run.dir=runs/ar objective.name=ar
 """
+
+
+def sample(checkpoint: Path) -> str:
+    """Return a few lines that the model writes, and how many passes they took."""
+    from card_scale.generation import generate, load
+    from card_scale.generation.text import prompt_tokens
+
+    model = load(checkpoint)
+    prompt = "def "
+    (one,) = generate(
+        model,
+        [prompt_tokens(model.tokenizer, prompt)],
+        method="self_verified",
+        new_tokens=SAMPLE_TOKENS,
+        temperature=SAMPLE_TEMPERATURE,
+    )
+    text = (prompt + model.tokenizer.decode(one.tokens)).rstrip()
+    return f"{text}\n({len(one.tokens)} tokens in {one.passes} passes of the model)"
 
 
 def _relative(path: Path) -> str:

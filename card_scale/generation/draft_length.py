@@ -1,41 +1,79 @@
-"""How many tokens to draft: what the drafts so far were worth against what more inputs cost."""
+"""How many tokens to draft and to check: what drafts were worth so far against what more inputs of a pass cost."""
 
-DECAY = 0.97
+from collections.abc import Sequence
+
+DECAY = 0.98
 """Weight of an old observation after each new one."""
 PRIOR = 4.0
-"""Observations that the first estimate is worth: half of the drafts right."""
+"""Observations that a first estimate is worth."""
+BUCKETS = 8
+"""Of the model's own probability of a draft, in which it is counted how often such drafts are right."""
+UNCHECKED = 0.5
+"""First estimate of the share of right drafts at each place."""
+
+
+class _Share:
+    """An estimate of how often something happens."""
+
+    def __init__(self, first: float):
+        self._tried, self._happened = PRIOR, PRIOR * first
+
+    def observe(self, happened: bool) -> None:
+        self._tried = DECAY * self._tried + 1
+        self._happened = DECAY * self._happened + happened
+
+    @property
+    def value(self) -> float:
+        return self._happened / self._tried
 
 
 class DraftLength:
-    """Chooses the number of drafts with the most tokens for the time, from how often each of them was right.
+    """Decides which drafts are checked, and how many masks stand behind each number of right ones.
+
+    An input is worth its place where the token that it may win is more likely than its cost: ``input_cost`` for itself,
+    and as much for the input that has to check or to go on with it. Sequences of a batch share what is learnt.
 
     Args:
-        most: drafts to make at most; with 0 decoding is autoregressive.
-        input_cost: time of a further input of a pass, as a share of a pass with one; 0 always takes the most.
+        most: drafts to make at most.
+        input_cost: time of a further input of a pass, as a share of a pass with one; 0 makes all drafts, always.
     """
 
     def __init__(self, most: int, input_cost: float):
-        self.most, self.input_cost = most, input_cost
-        self._tried = [PRIOR] * most
-        self._right = [PRIOR / 2] * most
+        self.most, self.threshold = most, 2 * input_cost
+        self._by_place = [_Share(UNCHECKED) for _ in range(most)]
+        self._by_probability = [_Share((bucket + 0.5) / BUCKETS) for bucket in range(BUCKETS)]
 
-    def observe(self, right: int, drafts: int) -> None:
-        """The first ``right`` of ``drafts`` drafts were right; those after a wrong one say nothing."""
-        for number in range(min(drafts, right + 1)):
-            self._tried[number] = DECAY * self._tried[number] + 1
-            self._right[number] = DECAY * self._right[number] + (number < right)
+    def observe(self, right: int, probabilities: Sequence[float]) -> None:
+        """The first ``right`` of the checked drafts were right; those after a wrong one say nothing."""
+        for number, probability in enumerate(probabilities[: right + 1]):
+            self._by_place[number].observe(number < right)
+            self._of(probability).observe(number < right)
 
-    def best(self) -> int:
-        """The number of drafts to make now."""
-        if self.input_cost == 0:
-            return self.most
-        tokens, likely = 1.0, 1.0
-        best, best_rate = 0, 1.0
-        for count in range(1, self.most + 1):
-            likely *= self._right[count - 1] / self._tried[count - 1]
-            tokens += likely
-            inputs = 1 + count + count * (count + 1)
-            rate = tokens / (1 + self.input_cost * (inputs - 1))
-            if rate > best_rate:
-                best, best_rate = count, rate
-        return max(best, 1) if self.most else 0
+    def worth_checking(self, probabilities: Sequence[float]) -> int:
+        """Return how many of the drafts, from the first, are worth being checked."""
+        likely = 1.0
+        for number, probability in enumerate(probabilities):
+            likely *= self._of(probability).value
+            if likely < self.threshold:
+                return number
+        return len(probabilities)
+
+    def masks(self, probabilities: Sequence[float]) -> list[int]:
+        """Return how many masks to put behind 0, 1, ... right ones of the checked drafts."""
+        found, before = [], 1.0
+        for number in range(len(probabilities) + 1):
+            next_right = self._of(probabilities[number]).value if number < len(probabilities) else 0.0
+            found.append(self._worth_drafting(before * (1.0 - next_right)))
+            before *= next_right
+        return found
+
+    def _worth_drafting(self, likely: float) -> int:
+        """Return how many drafts are worth their masks at a place that is reached with a probability."""
+        for count, share in enumerate(self._by_place):
+            likely *= share.value
+            if likely < self.threshold:
+                return count
+        return self.most
+
+    def _of(self, probability: float) -> _Share:
+        return self._by_probability[min(int(probability * BUCKETS), BUCKETS - 1)]

@@ -17,7 +17,7 @@ from card_scale.generation.self_verified import SelfVerified
 
 METHODS = ("ar", "self_verified", "card", "bd3lm", "mdlm")
 
-INPUT_COST = {"cpu": 0.03}
+INPUT_COST = {"cpu": 0.08}
 """Time of one more input of a pass, as a share of a pass with one, by device; elsewhere 0: passes wait for memory."""
 
 

@@ -21,12 +21,16 @@ from card_scale.generation.shape import DecoderShape
 
 
 class SelfVerified(SequenceDecoder):
-    """``draft_length`` says how many drafts are worth their inputs; sequences may share it."""
+    """``draft_length`` says which drafts are worth their inputs; sequences may share it."""
+
+    wants_probabilities = True
 
     def __init__(self, prompt: list[int], limit: int, shape: DecoderShape, draft_length: DraftLength):
         super().__init__(prompt, limit, shape)
         self.draft_length = draft_length
         self.drafts: list[int] = []
+        self.probabilities: list[float] = []
+        """Of the drafts, by the outputs that made them."""
         self.masks: list[int] = []
         """Of the current plan: how many masks stand behind each number of right drafts."""
 
@@ -36,10 +40,12 @@ class SelfVerified(SequenceDecoder):
         return 1 + most + most * (most + 1)
 
     def plan(self) -> Plan:
-        clean, end, drafts = self.uncached, len(self.tokens), len(self.drafts)
+        drafts = self.draft_length.worth_checking(self.probabilities)
+        del self.drafts[drafts:], self.probabilities[drafts:]
+        clean, end = self.uncached, len(self.tokens)
         # With a right drafts a + 1 tokens are won; another draft pays as long as two places are left after them.
-        wanted = self.draft_length.best()
-        self.masks = [max(0, min(wanted, self.limit - end - right - 2)) for right in range(drafts + 1)]
+        wanted = self.draft_length.masks(self.probabilities)
+        self.masks = [max(0, min(count, self.limit - end - right - 2)) for right, count in enumerate(wanted)]
         positions = list(range(self.cached, end + drafts))
         predicts = list(range(end, end + drafts + 1))
         for right, count in enumerate(self.masks):
@@ -60,14 +66,15 @@ class SelfVerified(SequenceDecoder):
         right = 0
         while right < drafts and choices.tokens[right] == self.drafts[right]:
             right += 1
-        self.draft_length.observe(right, drafts)
+        self.draft_length.observe(right, self.probabilities)
         self.append(choices.tokens[: right + 1])
         begin = drafts + 1 + sum(self.masks[:right])
-        self.drafts = choices.tokens[begin : begin + self.masks[right]]
+        made = slice(begin, begin + self.masks[right])
+        self.drafts, self.probabilities = choices.tokens[made], choices.probabilities[made]
         return clean + right
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=1024)
 def tree(clean: int, drafts: int, masks: tuple[int, ...]) -> Tensor:
     """bool [Q, Q]: which input of a pass sees which; clean tokens, drafts, then a run of masks for each number of right
     drafts, which sees the clean tokens, so many drafts, and itself."""
