@@ -75,7 +75,8 @@ class RunDirectory:
         if differences:
             raise ForeignRunError(
                 f"run.dir {self.path} belongs to another configuration: {'; '.join(differences)}. "
-                "Choose another run.dir, or restore the values"
+                "Choose another run.dir, or restore the values; a new run can start from this one's weights "
+                "(run.init_from=CHECKPOINT)"
             )
 
     def start(self, config: Config) -> None:

@@ -1,0 +1,59 @@
+"""The front of speed and quality of a decoding sweep, as a figure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from card_scale.generation.sweep import Outcome
+
+COLOURS = {"ar": "#000000", "self_verified": "#0072b2", "card": "#d55e00", "bd3lm": "#009e73", "mdlm": "#cc79a7"}
+"""Okabe and Ito's, which colour-blind readers tell apart."""
+MARKERS = {"ar": "s", "self_verified": "o", "card": "^", "bd3lm": "D", "mdlm": "v"}
+
+
+def front(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those that no other beats in speed and quality at once, the slowest first."""
+    found: list[Outcome] = []
+    for one in sorted(outcomes, key=lambda outcome: (-outcome.speedup, cost(outcome))):
+        if not found or cost(one) < cost(found[-1]):
+            found.append(one)
+    return found[::-1]
+
+
+def cost(outcome: Outcome) -> float:
+    """What less of is better: the judge's nats, or without one the share of tokens that differ."""
+    return 1.0 - outcome.agreement if outcome.judged_nats is None else outcome.judged_nats
+
+
+def draw(outcomes: Sequence[Outcome], safe: Sequence[bool], path: Path) -> None:
+    """Write the figure; settings in the safe zone are filled, the front is joined by a line and labelled."""
+    # Imported only here: it takes a second, and no other part of a measurement needs it.
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    best = front(outcomes)
+    axes.plot([one.speedup for one in best], [cost(one) for one in best], color="#999999", linewidth=1, zorder=1)
+    for method, colour in COLOURS.items():
+        points = [(one, is_safe) for one, is_safe in zip(outcomes, safe, strict=True) if one.setting.method == method]
+        if points:
+            axes.scatter(
+                [one.speedup for one, _ in points],
+                [cost(one) for one, _ in points],
+                marker=MARKERS[method],
+                facecolors=[colour if is_safe else "none" for _, is_safe in points],
+                edgecolors=colour,
+                label=method,
+                zorder=2,
+            )
+    for one in best:
+        place = (one.speedup, cost(one))
+        axes.annotate(one.setting.label, place, xytext=(6, -3), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("speed over cached autoregressive decoding (same batch size)")
+    judged = outcomes[0].judged_nats is not None
+    axes.set_ylabel("nats per token under the judge" if judged else "share of tokens behind the first difference")
+    axes.legend(title="filled: safe zone")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

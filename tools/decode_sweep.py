@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Measures ways to decode a checkpoint: speed in turns with cached autoregressive decoding, and what they write."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from card_scale.argument_types import figure_file, not_negative, not_negative_number, output_file, positive
+from card_scale.cli import run_tool
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="The figure has speed over autoregressive decoding against the judge's nats per token; settings in the "
+        "safe zone are filled. Exit codes: 0 done, 2 command line, 3 an option that the model cannot serve, 4 data, "
+        "5 checkpoint unusable.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="directory, e.g. runs/quickstart/checkpoints/iter_0000200")
+    parser.add_argument("--data", required=True, type=Path, help="dataset whose validation samples begin the prompts")
+    parser.add_argument(
+        "--judge", type=Path, help="checkpoint of another model that scores what is written (an AR one)"
+    )
+    parser.add_argument("--methods", nargs="+", default=["self_verified", "card"], help="beside ar (default: both)")
+    parser.add_argument("--drafts", nargs="+", type=positive, default=[2, 4, 8], help="K (default: 2 4 8)")
+    parser.add_argument(
+        "--tau", nargs="+", type=not_negative_number, default=[0.5, 0.7, 0.9], help="of card (default: 0.5 0.7 0.9)"
+    )
+    parser.add_argument("--max-passes", nargs="+", type=not_negative, default=[0], help="T_max; 0 is none (default: 0)")
+    parser.add_argument("--blocks", action="store_true", help="card also as in the paper, a block at a time")
+    parser.add_argument("--batch", nargs="+", type=positive, default=[1], help="sequences at a time (default: 1)")
+    parser.add_argument("--prompts", type=positive, default=16, help="number of prompts (default: 16)")
+    parser.add_argument("--prompt-tokens", type=positive, help="length of a prompt (default: a quarter of the model's)")
+    parser.add_argument("--tokens", type=positive, help="new tokens (default: half of the model's length)")
+    parser.add_argument("--temperature", type=not_negative_number, default=0.0, help="of all methods (default: 0)")
+    parser.add_argument("--repetition-penalty", type=not_negative_number, default=1.0, help="of all (default: 1)")
+    parser.add_argument("--repetitions", type=positive, default=3, help="pairs of each measurement (default: 3)")
+    parser.add_argument(
+        "--tolerance", type=not_negative_number, default=0.05, help="of the safe zone, in nats (default: 0.05)"
+    )
+    parser.add_argument("--threads", type=positive, help="of the CPU (default: all cores)")
+    parser.add_argument("--device", help="(default: a GPU where there is one)")
+    parser.add_argument("--output", type=output_file, help="write all measurements as JSON")
+    parser.add_argument("--figure", type=figure_file, help="draw the front (.png, .svg, .pdf)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the command."""
+    arguments = parse()
+    # torch only now: --help must answer at once.
+    import torch
+
+    from card_scale.generation import load
+    from card_scale.generation.sampling import Sampling
+    from card_scale.generation.sweep import grid, safe_zone, sweep
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(arguments.checkpoint, device)
+    settings = grid(
+        arguments.methods,
+        arguments.drafts,
+        arguments.tau,
+        [count or None for count in arguments.max_passes],
+        arguments.batch,
+        [True, False] if arguments.blocks else [True],
+    )
+    measured = sweep(
+        model,
+        _prompts(arguments, model.shape.length),
+        settings,
+        new_tokens=arguments.tokens or model.shape.length // 2,
+        sampling=Sampling(temperature=arguments.temperature, repetition_penalty=arguments.repetition_penalty),
+        repetitions=arguments.repetitions,
+        judge=load(arguments.judge, device) if arguments.judge else None,
+    )
+    outcomes = _printed(measured)
+    safe = safe_zone(outcomes, arguments.tolerance)
+    if arguments.output:
+        _write(arguments, [one.record() | {"safe": is_safe} for one, is_safe in zip(outcomes, safe, strict=True)])
+    if arguments.figure:
+        from card_scale.generation.sweep_figure import draw
+
+        draw(outcomes, safe, arguments.figure)
+
+
+def _prompts(arguments: argparse.Namespace, length: int) -> list[list[int]]:
+    """The beginnings of validation samples."""
+    import numpy as np
+
+    from card_scale.data.stream import PackedStream
+
+    stream = PackedStream(arguments.data, "validation", 0, length)
+    rows = stream.samples(np.arange(min(arguments.prompts, stream.sample_count)))
+    return rows[:, : arguments.prompt_tokens or max(1, length // 4)].tolist()
+
+
+def _printed(measured: Iterable[Any]) -> list[Any]:
+    """Print outcomes as they come; return them."""
+    outcomes = []
+    columns = "{:<38} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8} {:>8}"
+    print(columns.format("", "tok/pass", "tok/s", "speed-up", "as ar", "judge", "repeated", "entropy"))
+    for one in measured:
+        outcomes.append(one)
+        judged = "-" if one.judged_nats is None else f"{one.judged_nats:.3f}"
+        cells = (f"{one.tokens_per_pass:.2f}", f"{one.tokens_per_second:.0f}", f"{one.speedup:.2f}")
+        rates = (f"{one.agreement:.0%}", judged, f"{one.repetition_rate:.0%}", f"{one.entropy:.2f}")
+        print(columns.format(one.setting.label, *cells, *rates), flush=True)
+    return outcomes
+
+
+def _write(arguments: argparse.Namespace, records: list[dict[str, Any]]) -> None:
+    """Write all measurements, with what they were made by."""
+    from card_scale.environment import environment
+
+    content = {
+        "arguments": {key: str(value) for key, value in vars(arguments).items()},
+        "environment": environment(),
+        "outcomes": records,
+    }
+    arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
