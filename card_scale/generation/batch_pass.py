@@ -7,12 +7,15 @@ from card_scale.generation.cache import CacheWriter, KeyValueCache
 from card_scale.generation.decoder import Plan
 from card_scale.generation.model import InferenceModel, Look, block_visible
 
+SPAN = 128
+"""A compiled pass reads the cache in whole multiples of this."""
+
 
 def run_pass(model: InferenceModel, plans: list[Plan], cache: KeyValueCache | None) -> tuple[Tensor, list[int]]:
     """Run one pass.
 
     Args:
-        model: of the sequences.
+        model: of the sequences. A compiled one gets passes of few different shapes, filled up.
         plans: one a sequence; shorter ones are filled up.
         cache: with a row for each sequence, or None where the plans hold whole sequences.
 
@@ -21,46 +24,65 @@ def run_pass(model: InferenceModel, plans: list[Plan], cache: KeyValueCache | No
         each of them reads).
     """
     device = model.embedding.weight.device
-    inputs = max(len(plan.tokens) for plan in plans)
-    counts = [len(plan.read) for plan in plans]
-    outputs = max(counts)
+    inputs, outputs = max(len(plan.tokens) for plan in plans), max(len(plan.read) for plan in plans)
+    span = None
+    if model.is_compiled and cache is not None:
+        span = min(-(-(max(cache.lengths) + inputs) // SPAN) * SPAN, cache.capacity)
+        inputs, outputs = _power_of_two(inputs), _power_of_two(outputs)
     tokens = torch.tensor([_filled(plan.tokens, inputs) for plan in plans], device=device)
     positions = torch.tensor([_filled(plan.positions, inputs) for plan in plans], device=device)
-    reads_all = all(len(plan.read) == inputs for plan in plans)
+    counts = [len(plan.read) for plan in plans]
+    reads_all = span is None and all(count == inputs for count in counts)
     read = None if reads_all else torch.tensor([_filled(plan.read, outputs) for plan in plans], device=device)
-    writer = None if cache is None else CacheWriter(cache, inputs, device)
-    logits = model(tokens, positions, _look(model, plans, positions, writer), read)
+    look = Look(None)
+    if cache is None:
+        look.mask, look.is_causal = _seen(model, plans, positions, [0] * len(plans), None)
+    else:
+        sizes = None if span is None else [len(plan.tokens) for plan in plans]
+        look.mask, look.is_causal = _seen(model, plans, positions, cache.lengths, span)
+        look.writer = CacheWriter(cache, inputs, device, span, sizes)
+    logits = model.run(tokens, positions, look, read)
     if len(plans) == 1:
-        return logits[0], counts
+        return logits[0, : counts[0]], counts
     rows = [row * outputs + number for row, count in enumerate(counts) for number in range(count)]
     return logits.flatten(0, 1)[torch.tensor(rows, device=device)], counts
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
 
 
 def _filled(values: list[int], length: int) -> list[int]:
     return values + [0] * (length - len(values))
 
 
-def _look(model: InferenceModel, plans: list[Plan], positions: Tensor, writer: CacheWriter | None) -> Look:
-    """What the inputs see: the cached positions of their sequence, and of the pass what the plans say."""
-    inputs, block = positions.shape[1], model.shape.block
-    lengths = [0] * len(plans) if writer is None else writer.cache.lengths
-    is_plain = len(set(lengths)) == 1 and all(plan.visible is None and len(plan.tokens) == inputs for plan in plans)
-    if is_plain and block == 1 and (inputs == 1 or lengths[0] == 0):
-        return Look(None, is_causal=inputs > 1, writer=writer)
-    if is_plain and block >= model.shape.length:
-        return Look(None, writer=writer)
+def _seen(
+    model: InferenceModel, plans: list[Plan], positions: Tensor, lengths: list[int], span: int | None
+) -> tuple[Tensor | None, bool]:
+    """Return (mask, whether it is causal): inputs see the cached positions, and of the pass what the plans say.
+
+    With a ``span`` there is always a mask, of so many keys, since the compiled pass has one.
+    """
+    inputs, block, device = positions.shape[1], model.shape.block, positions.device
+    is_even = len(set(lengths)) == 1
+    is_plain = is_even and all(plan.visible is None and len(plan.tokens) == inputs for plan in plans)
+    if span is None and is_plain and block == 1 and (inputs == 1 or lengths[0] == 0):
+        return None, inputs > 1
+    if span is None and is_plain and block >= model.shape.length:
+        return None, False
     within = _visible_within(plans, positions, block)
-    if len(set(lengths)) == 1:
+    if span is None and is_even:
         before = within.new_ones(*within.shape[:2], lengths[0])
         visible = torch.cat((before, within), -1)
     else:
-        behind = torch.arange(max(lengths) + inputs, device=positions.device) - torch.tensor(
-            lengths, device=positions.device
-        ).unsqueeze(1)
+        span = max(lengths) + inputs if span is None else span
+        behind = torch.arange(span, device=device) - torch.tensor(lengths, device=device).unsqueeze(1)
         index = behind.clamp(0, inputs - 1).unsqueeze(1).expand(-1, inputs, -1)
         here = ((behind >= 0) & (behind < inputs)).unsqueeze(1)
         visible = within.expand(len(plans), -1, -1).gather(2, index) & here | (behind < 0).unsqueeze(1)
-    return Look(model.additive(visible).unsqueeze(1), writer=writer)
+        # What only fills up may find its own key outside the span; it must see something all the same.
+        visible[:, :, 0] |= ~visible.any(-1)
+    return model.additive(visible).unsqueeze(1), False
 
 
 def _visible_within(plans: list[Plan], positions: Tensor, block: int) -> Tensor:

@@ -28,7 +28,12 @@ class TrainedModel(InferenceModel):
 
 
 def load(
-    checkpoint: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None, *, ema: bool = False
+    checkpoint: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    ema: bool = False,
+    compiled: bool | None = None,
 ) -> TrainedModel:
     """Load the model of a checkpoint, tensor by tensor.
 
@@ -37,6 +42,7 @@ def load(
         device: to put it on.
         dtype: of weights and activations; by default float32 on a CPU, elsewhere the run's ``train.precision``.
         ema: the moving average of the weights (``optimizer.ema``) instead of the weights.
+        compiled: passes as one graph each, on a GPU as CUDA graphs; by default on a GPU. A new shape takes its time.
 
     Raises:
         CheckpointError: a checkpoint that is missing, incomplete or without what is asked for, or of an objective whose
@@ -65,6 +71,8 @@ def load(
         read_weights(model.to_empty(device=device).to(dtype), reader, key)
     model.tokenizer, model.config = tokenizer, config
     model.objective, model.decoders = config.objective.name, config.objective.decoders
+    if device.type == "cuda" if compiled is None else compiled:
+        model.compile_passes()
     return model
 
 

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from card_scale.generation.cache import CacheWriter, KeyValueCache
 from card_scale.generation.shape import DecoderShape
 
+MOST_COMPILED_SHAPES = 256
+"""Of passes: powers of two of inputs and outputs, times parts of the cache, times batch sizes."""
+
 
 class Rotary(nn.Module):
     """Rotary positions: dimensions i and i + size / 2 of a head turn by position / base^(2i / size)."""
@@ -129,11 +132,13 @@ class InferenceModel(nn.Module):
         tokenizer: of its tokens, None where there is none.
         objective: name of the objective that it was trained by.
         decoders: methods of generation that it can be decoded by, None for any.
+        run: one pass, as :meth:`forward` or compiled (:meth:`compile_passes`).
     """
 
     tokenizer: Any = None
     objective: str = "unknown"
     decoders: tuple[str, ...] | None = None
+    is_compiled = False
 
     def __init__(self, shape: DecoderShape):
         super().__init__()
@@ -144,6 +149,18 @@ class InferenceModel(nn.Module):
         self.layers = nn.ModuleList(Layer(shape, index) for index in range(shape.layers))
         self.final_norm = nn.RMSNorm(shape.hidden, shape.norm_epsilon)
         self.head = None if shape.tied else nn.Linear(shape.hidden, shape.rows, bias=False)
+        self.run: Callable[..., Tensor] = self.forward
+
+    def compile_passes(self, **options: Any) -> None:
+        """Compile a pass as one graph; passes then have few shapes. ``options`` are torch.compile's.
+
+        On a GPU its kernels are replayed as a CUDA graph, unless the options name another mode.
+        """
+        if not options and self.embedding.weight.is_cuda:
+            options = {"mode": "reduce-overhead"}
+        torch._dynamo.config.recompile_limit = MOST_COMPILED_SHAPES
+        self.run = torch.compile(self.forward, fullgraph=True, dynamic=False, **options)
+        self.is_compiled = True
 
     @torch.no_grad()
     def fill(self, read: Callable[[str], Tensor]) -> None:
@@ -166,7 +183,12 @@ class InferenceModel(nn.Module):
         """An empty cache for ``rows`` sequences."""
         shape = self.shape
         like = self.embedding.weight
-        return KeyValueCache(shape.layers, rows, self.kv_heads, capacity, shape.head_size, like)
+        cache = KeyValueCache(shape.layers, rows, self.kv_heads, capacity, shape.head_size, like)
+        if self.is_compiled:
+            for buffer in (*cache.keys, *cache.values):
+                # A CUDA graph may write to it in place.
+                torch._dynamo.mark_static_address(buffer)
+        return cache
 
     def forward(self, tokens: Tensor, positions: Tensor, look: Look, read: Tensor | None = None) -> Tensor:
         """Run one pass.

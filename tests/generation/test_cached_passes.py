@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from card_scale.generation import loop
+from card_scale.generation import batch_pass, loop
 from card_scale.generation.batch_pass import run_pass
 from card_scale.generation.cache import CacheWriter
 from tests.generation.conftest import make_model, prompt
@@ -34,10 +34,14 @@ def recomputed(model, before, plan, number):
     return model.logits(tokens)[0, plan.positions[place]]
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "few shapes"])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_output_equals_a_full_recomputation(monkeypatch, name):
+def test_every_output_equals_a_full_recomputation(monkeypatch, name, compiled):
     sizes, options = METHODS[name]
     model = make_model(scale=2.0, **sizes)
+    # The shapes of a compiled pass, without its compiler.
+    model.is_compiled = compiled
+    monkeypatch.setattr(batch_pass, "SPAN", 8)
     prompts = [prompt(3, 1), prompt(9, 2), [], prompt(9, 3)]
     known: list[list[int]] = []
     checked = []
@@ -72,3 +76,20 @@ def test_a_cache_that_is_too_small_is_an_error():
     model = make_model()
     with pytest.raises(ValueError, match="position 5 does not fit into a cache of 4"):
         CacheWriter(model.new_cache(1, 4), 5, torch.device("cpu"))
+
+
+def test_a_compiled_pass_is_one_graph_and_its_shapes_are_few():
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model, plain = make_model(scale=2.0), make_model(scale=2.0)
+    model.compile_passes(backend=count)
+    prompts = [prompt(5, 1), prompt(9, 2)]
+    options = {"method": "self_verified", "new_tokens": 30, "input_cost": 0.0, "drafts": 3}
+    found = loop.generate(model, prompts, **options)
+    assert [one.tokens for one in found] == [one.tokens for one in loop.generate(plain, prompts, **options)]
+    # The prompts, then 4 to 16 inputs with two rows, then with one.
+    assert len(graphs) <= 8 < found[0].passes
