@@ -42,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--tolerance", type=not_negative_number, default=0.05, help="of the safe zone, in nats (default: 0.05)"
     )
+    parser.add_argument("--transformers", action="store_true", help="also compare ar with transformers' own decoding")
     parser.add_argument("--threads", type=positive, help="of the CPU (default: all cores)")
     parser.add_argument("--device", help="(default: a GPU where there is one)")
     parser.add_argument("--output", type=output_file, help="write all measurements as JSON")
@@ -71,16 +72,22 @@ def main() -> None:
         arguments.batch,
         [True, False] if arguments.blocks else [True],
     )
+    prompts, new_tokens = _prompts(arguments, model.shape.length), arguments.tokens or model.shape.length // 2
     measured = sweep(
         model,
-        _prompts(arguments, model.shape.length),
+        prompts,
         settings,
-        new_tokens=arguments.tokens or model.shape.length // 2,
+        new_tokens=new_tokens,
         sampling=Sampling(temperature=arguments.temperature, repetition_penalty=arguments.repetition_penalty),
         repetitions=arguments.repetitions,
         judge=load(arguments.judge, device) if arguments.judge else None,
     )
     outcomes = _printed(measured)
+    if arguments.transformers:
+        from card_scale.generation.hugging_face.reference_speed import describe, time_over_transformers
+
+        ratios = time_over_transformers(arguments.checkpoint, model, prompts, new_tokens, arguments.repetitions)
+        print(describe(ratios))
     safe = safe_zone(outcomes, arguments.tolerance)
     if arguments.output:
         _write(arguments, [one.record() | {"safe": is_safe} for one, is_safe in zip(outcomes, safe, strict=True)])

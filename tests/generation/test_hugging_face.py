@@ -18,6 +18,7 @@ from card_scale.generation import generate, load
 from card_scale.generation.hugging_face import export as exporting
 from card_scale.generation.hugging_face.export import export
 from card_scale.generation.hugging_face.importing import import_folder
+from card_scale.generation.hugging_face.reference_speed import describe, time_over_transformers
 from card_scale.generation.hugging_face.tokenizer import write_tokenizer
 from tests.corpora import ADVERSARIAL, make_texts
 from tests.generation.conftest import TINY, make_model, prompt, whole_model_weights, write_checkpoint
@@ -237,6 +238,13 @@ def test_a_folder_without_its_parts_is_refused(tmp_path):
         import_folder(tmp_path / "folder", tmp_path / "c")
     with pytest.raises(CheckpointError, match="no readable configuration"):
         import_folder(tmp_path, tmp_path / "c")
+
+
+def test_decoding_is_timed_beside_transformers_which_writes_the_same(checkpoint):
+    ratios = time_over_transformers(checkpoint, load(checkpoint), [prompt(4), prompt(9)], 10, repetitions=2)
+    assert len(ratios) == 2
+    assert min(ratios) > 0
+    assert "median of 2" in describe(ratios)
 
 
 def test_other_number_formats(checkpoint, tmp_path):
