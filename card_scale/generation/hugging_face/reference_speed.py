@@ -24,7 +24,7 @@ def time_over_transformers(
     with tempfile.TemporaryDirectory() as scratch:
         export(checkpoint, Path(scratch) / "folder")
         theirs = AutoModelForCausalLM.from_pretrained(Path(scratch) / "folder", dtype=model.embedding.weight.dtype)
-    theirs.to(device)
+    theirs = torch.nn.Module.to(theirs, device)
     ratios = []
     for repetition in range(repetitions + 1):
         seconds, ours, theirs_texts = [0.0, 0.0], list[list[int]](), list[list[int]]()
