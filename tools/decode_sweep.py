@@ -27,6 +27,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--methods", nargs="+", default=["self_verified", "card"], help="beside ar (default: both)")
     parser.add_argument("--drafts", nargs="+", type=positive, default=[2, 4, 8], help="K (default: 2 4 8)")
+    parser.add_argument("--copies", type=not_negative, default=8, help="of self_verified; 0 is none (default: 8)")
     parser.add_argument(
         "--tau", nargs="+", type=not_negative_number, default=[0.5, 0.7, 0.9], help="of card (default: 0.5 0.7 0.9)"
     )
@@ -71,6 +72,7 @@ def main() -> None:
         [count or None for count in arguments.max_passes],
         arguments.batch,
         [True, False] if arguments.blocks else [True],
+        arguments.copies,
     )
     prompts, new_tokens = _prompts(arguments, model.shape.length), arguments.tokens or model.shape.length // 2
     measured = sweep(

@@ -39,6 +39,9 @@ def parse() -> argparse.Namespace:
         "--tokens", type=positive, help=f"new tokens (default: {DEFAULT_TOKENS}, or what fits the model's length)"
     )
     how.add_argument("--drafts", type=positive, default=4, help="K: drafts a pass, or card's window (default: 4)")
+    how.add_argument(
+        "--copies", type=not_negative, default=8, help="self_verified: drafts by copying, at most (default: 8)"
+    )
     how.add_argument("--tau", type=not_negative_number, default=0.9, help="card: probability to exceed (default: 0.9)")
     how.add_argument(
         "--max-passes",
@@ -124,6 +127,7 @@ def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> 
         method=arguments.method or ("self_verified" if "self_verified" in model.decoders else model.decoders[0]),
         new_tokens=arguments.tokens or min(DEFAULT_TOKENS, room),
         drafts=arguments.drafts,
+        copies=arguments.copies,
         tau=arguments.tau,
         max_passes=arguments.max_passes,
         leftmost=not arguments.blocks,

@@ -1,6 +1,9 @@
-"""How many tokens to draft and to check: what drafts were worth so far against what more inputs of a pass cost."""
+"""Which drafts to make and to check: what drafts were worth so far against what more inputs of a pass cost."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+from card_scale.generation.copies import LONGEST, SHORTEST
 
 DECAY = 0.98
 """Weight of an old observation after each new one."""
@@ -9,22 +12,32 @@ PRIOR = 4.0
 BUCKETS = 8
 """Of the model's own probability of a draft, in which it is counted how often such drafts are right."""
 UNCHECKED = 0.5
-"""First estimate of the share of right drafts at each place."""
+"""First estimate for what has no probability: the drafts at each place, and copies."""
 
 
-class _Share:
+class Share:
     """An estimate of how often something happens."""
 
     def __init__(self, first: float):
         self._tried, self._happened = PRIOR, PRIOR * first
 
     def observe(self, happened: bool) -> None:
+        """It did, or did not, happen once more."""
         self._tried = DECAY * self._tried + 1
         self._happened = DECAY * self._happened + happened
 
     @property
     def value(self) -> float:
+        """The estimate."""
         return self._happened / self._tried
+
+
+class Draft(NamedTuple):
+    """A token that may come, and how often such drafts were right."""
+
+    token: int
+    share: Share
+    is_copy: bool
 
 
 class DraftLength:
@@ -34,35 +47,47 @@ class DraftLength:
     and as much for the input that has to check or to go on with it. Sequences of a batch share what is learnt.
 
     Args:
-        most: drafts to make at most.
+        most: drafts to make at most by masks, at each place.
+        copies: drafts to make at most by copying.
         input_cost: time of a further input of a pass, as a share of a pass with one; 0 makes all drafts, always.
     """
 
-    def __init__(self, most: int, input_cost: float):
-        self.most, self.threshold = most, 2 * input_cost
-        self._by_place = [_Share(UNCHECKED) for _ in range(most)]
-        self._by_probability = [_Share((bucket + 0.5) / BUCKETS) for bucket in range(BUCKETS)]
+    def __init__(self, most: int, copies: int, input_cost: float):
+        self.most, self.copies, self.input_cost = most, copies, input_cost
+        self._by_place = [Share(UNCHECKED) for _ in range(most)]
+        self._by_probability = [Share((bucket + 0.5) / BUCKETS) for bucket in range(BUCKETS)]
+        self._by_match = {length: Share(UNCHECKED) for length in range(SHORTEST, LONGEST + 1)}
 
-    def observe(self, right: int, probabilities: Sequence[float]) -> None:
+    def predicted(self, tokens: Sequence[int], probabilities: Sequence[float]) -> list[Draft]:
+        """Drafts that masks have made, by the model's own probabilities."""
+        buckets = [min(int(probability * BUCKETS), BUCKETS - 1) for probability in probabilities]
+        return [Draft(token, self._by_probability[b], False) for token, b in zip(tokens, buckets, strict=True)]
+
+    def copied(self, tokens: Sequence[int], match: int) -> list[Draft]:
+        """Drafts that followed ``match`` equal tokens before."""
+        return [Draft(token, self._by_match[match], True) for token in tokens]
+
+    def observe(self, right: int, drafts: Sequence[Draft]) -> None:
         """The first ``right`` of the checked drafts were right; those after a wrong one say nothing."""
-        for number, probability in enumerate(probabilities[: right + 1]):
-            self._by_place[number].observe(number < right)
-            self._of(probability).observe(number < right)
+        for number, draft in enumerate(drafts[: right + 1]):
+            draft.share.observe(number < right)
+            if number < self.most and not draft.is_copy:
+                self._by_place[number].observe(number < right)
 
-    def worth_checking(self, probabilities: Sequence[float]) -> int:
+    def worth_checking(self, drafts: Sequence[Draft]) -> int:
         """Return how many of the drafts, from the first, are worth being checked."""
         likely = 1.0
-        for number, probability in enumerate(probabilities):
-            likely *= self._of(probability).value
-            if likely < self.threshold:
+        for number, draft in enumerate(drafts):
+            likely *= draft.share.value
+            if likely < self.input_cost * (1 if draft.is_copy else 2):
                 return number
-        return len(probabilities)
+        return len(drafts)
 
-    def masks(self, probabilities: Sequence[float]) -> list[int]:
+    def masks(self, drafts: Sequence[Draft]) -> list[int]:
         """Return how many masks to put behind 0, 1, ... right ones of the checked drafts."""
         found, before = [], 1.0
-        for number in range(len(probabilities) + 1):
-            next_right = self._of(probabilities[number]).value if number < len(probabilities) else 0.0
+        for number in range(len(drafts) + 1):
+            next_right = drafts[number].share.value if number < len(drafts) else 0.0
             found.append(self._worth_drafting(before * (1.0 - next_right)))
             before *= next_right
         return found
@@ -71,9 +96,6 @@ class DraftLength:
         """Return how many drafts are worth their masks at a place that is reached with a probability."""
         for count, share in enumerate(self._by_place):
             likely *= share.value
-            if likely < self.threshold:
+            if likely < 2 * self.input_cost:
                 return count
         return self.most
-
-    def _of(self, probability: float) -> _Share:
-        return self._by_probability[min(int(probability * BUCKETS), BUCKETS - 1)]

@@ -44,6 +44,7 @@ def generate(
     method: str,
     new_tokens: int,
     drafts: int = 4,
+    copies: int = 8,
     tau: float = 0.9,
     max_passes: int | None = None,
     leftmost: bool = True,
@@ -68,6 +69,7 @@ def generate(
         method: ``ar``; ``self_verified``, which gives the same tokens in fewer passes; ``card``; ``bd3lm``; ``mdlm``.
         new_tokens: to generate.
         drafts: K: tokens that ``self_verified`` drafts at most, or positions of ``card``'s window.
+        copies: tokens that ``self_verified`` drafts at most by copying what followed the last ones before; 0 none.
         tau: ``card`` takes a token whose probability exceeds it.
         max_passes: T_max, after which ``card`` takes what is left; steps a block (``bd3lm``) or text (``mdlm``), by
             default one a token.
@@ -84,7 +86,7 @@ def generate(
             that with the new tokens is longer than the model's length.
     """
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty, seed)
-    options = Options(method, drafts, tau, max_passes, leftmost, input_cost)
+    options = Options(method, drafts, tau, max_passes, leftmost, input_cost, copies)
     stopping = Stopping(stop_tokens, stop_strings, model)
     decoders = create_decoders(model, prompts, new_tokens, options, sampling)
     return run(model, decoders, sequence_keys(prompts), Chooser(sampling), stopping, listener)

@@ -31,6 +31,7 @@ class Options:
     max_passes: int | None
     leftmost: bool
     input_cost: float | None
+    copies: int = 8
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -40,6 +41,8 @@ class Options:
         if not 0 <= self.tau <= 1 and not (self.leftmost and self.tau > 1):
             valid = "at least 0" if self.leftmost else "from 0 to 1, since nothing else would ever be taken"
             raise ConfigurationError(f"tau is {self.tau}; valid is a probability {valid}")
+        if self.copies < 0:
+            raise ConfigurationError(f"copies is {self.copies}; valid is at least 0")
         if self.max_passes is not None and self.max_passes < 1:
             raise ConfigurationError(f"max_passes (T_max) is {self.max_passes}; valid is at least 1")
         if self.input_cost is not None and self.input_cost < 0:
@@ -62,7 +65,7 @@ def create_decoders(
 
 def _creators(options: Options, sampling: Sampling, device: torch.device) -> dict[str, Callable[..., SequenceDecoder]]:
     cost = INPUT_COST.get(device.type, 0.0) if options.input_cost is None else options.input_cost
-    draft_length = DraftLength(options.drafts, cost)
+    draft_length = DraftLength(options.drafts, options.copies, cost)
     # A block of the paper that nothing is sure of must end all the same.
     block_passes = options.drafts if options.max_passes is None and not options.leftmost else options.max_passes
     steps, seed = options.max_passes, sampling.seed

@@ -26,6 +26,7 @@ class Setting:
     max_passes: int | None = None
     leftmost: bool = True
     batch: int = 1
+    copies: int = 8
 
     @property
     def label(self) -> str:
@@ -34,7 +35,7 @@ class Setting:
             return f"ar, batch {self.batch}"
         parts = [self.method]
         if self.method in ("self_verified", "card"):
-            parts.append(f"K {self.drafts}")
+            parts.append(f"K {self.drafts}" + ("" if self.copies or self.method == "card" else ", no copies"))
         if self.method == "card":
             parts.append(f"tau {self.tau:g}" + ("" if self.leftmost else ", blocks"))
         if self.max_passes is not None:
@@ -74,6 +75,7 @@ def grid(
     max_passes: Sequence[int | None],
     batches: Sequence[int],
     leftmost: Sequence[bool],
+    copies: int = 8,
 ) -> list[Setting]:
     """All combinations that differ: a method is not varied in what it does not look at. Autoregressive ones first."""
     found: dict[str, Setting] = {}
@@ -83,7 +85,7 @@ def grid(
                 for tau in taus if method == "card" else taus[:1]:
                     for most in max_passes if method in ("card", "bd3lm", "mdlm") else [None]:
                         for left in leftmost if method == "card" else [True]:
-                            setting = Setting(method, draft, tau, most, left, batch)
+                            setting = Setting(method, draft, tau, most, left, batch, copies)
                             found.setdefault(setting.label, setting)
     return list(found.values())
 

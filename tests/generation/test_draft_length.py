@@ -1,52 +1,94 @@
-"""How many drafts are made and checked follows what they were worth."""
+"""Which drafts are made and checked follows what they were worth."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from card_scale.generation.copies import LONGEST, SHORTEST, Copies
 from card_scale.generation.draft_length import DraftLength
 
 
+def predicted(policy, *probabilities):
+    return policy.predicted([7] * len(probabilities), probabilities)
+
+
 def taught(cost, right, probabilities, times=200):
-    policy = DraftLength(4, cost)
+    policy = DraftLength(4, 8, cost)
     for _ in range(times):
-        policy.observe(right, probabilities)
+        policy.observe(right, predicted(policy, *probabilities))
     return policy
 
 
 def test_inputs_that_cost_nothing_are_all_taken():
     policy = taught(0.0, 0, [0.01, 0.01, 0.01, 0.01])
-    assert policy.worth_checking([0.001] * 4) == 4
-    assert policy.masks([0.001] * 4) == [4] * 5
+    drafts = predicted(policy, *[0.001] * 4) + policy.copied([1, 2, 3], 2)
+    assert policy.worth_checking(drafts) == 7
+    assert policy.masks(drafts) == [4] * 8
 
 
 def test_drafts_that_are_never_right_are_not_made():
     policy = taught(0.05, 0, [0.3])
-    assert policy.worth_checking([0.3, 0.3]) == 0
+    assert policy.worth_checking(predicted(policy, 0.3, 0.3)) == 0
     assert policy.masks([]) == [0]
-    assert policy.masks([0.3]) == [0, 0]
+    assert policy.masks(predicted(policy, 0.3)) == [0, 0]
 
 
 def test_drafts_that_are_always_right_are_all_made():
     policy = taught(0.05, 4, [0.9] * 4)
-    assert policy.worth_checking([0.9] * 4) == 4
+    assert policy.worth_checking(predicted(policy, *[0.9] * 4)) == 4
     # The place behind all of them is where the next pass goes on; the others are not reached.
-    assert policy.masks([0.9] * 4) == [0, 0, 0, 0, 4]
+    assert policy.masks(predicted(policy, *[0.9] * 4)) == [0, 0, 0, 0, 4]
 
 
 def test_only_drafts_of_the_same_confidence_are_learnt_about():
     policy = taught(0.05, 0, [0.3])
-    assert policy.worth_checking([0.9]) == 1
-    assert taught(0.05, 1, [0.3]).worth_checking([0.35, 0.31]) == 2
+    assert policy.worth_checking(predicted(policy, 0.9)) == 1
+    assert policy.worth_checking(policy.copied([5], 3)) == 1
+    policy = taught(0.05, 1, [0.3])
+    assert policy.worth_checking(predicted(policy, 0.35, 0.31)) == 2
 
 
 def test_a_draft_behind_an_unlikely_one_is_not_checked():
-    policy = DraftLength(4, 0.1)
+    policy = DraftLength(4, 8, 0.1)
     # Untaught, a probability is taken at its word: 0.44 x 0.44 is below twice the cost.
-    assert policy.worth_checking([0.4, 0.4, 0.9]) == 1
-    assert policy.worth_checking([0.9, 0.9, 0.9]) == 3
+    assert policy.worth_checking(predicted(policy, 0.4, 0.4, 0.9)) == 1
+    assert policy.worth_checking(predicted(policy, 0.9, 0.9, 0.9)) == 3
 
 
 def test_what_follows_a_wrong_draft_says_nothing():
-    policy = DraftLength(4, 0.1)
+    policy = DraftLength(4, 8, 0.1)
     before = policy.masks([])
     for _ in range(100):
-        policy.observe(0, [0.1, 0.9, 0.9])
-    assert policy.worth_checking([0.9]) == 1
+        policy.observe(0, predicted(policy, 0.1, 0.9, 0.9))
+    assert policy.worth_checking(predicted(policy, 0.9)) == 1
     assert policy.masks([]) < before
+
+
+def test_copies_are_learnt_about_by_the_length_of_their_match():
+    policy = DraftLength(4, 8, 0.1)
+    for _ in range(100):
+        policy.observe(0, policy.copied([5, 6], 2))
+        policy.observe(2, policy.copied([5, 6], 4))
+    assert policy.worth_checking(policy.copied([5, 6], 2)) == 0
+    assert policy.worth_checking(policy.copied([5, 6], 4)) == 2
+    assert policy.masks([]) == DraftLength(4, 8, 0.1).masks([]), "copies say nothing of masks"
+
+
+def copied_by_search(tokens, context, most):
+    """The same by looking at every place."""
+    for length in range(min(LONGEST, len(context)), SHORTEST - 1, -1):
+        for end in range(len(tokens) - 1, length - 1, -1):
+            if tokens[end - length : end] == context[-length:]:
+                grown = list(tokens)
+                while len(grown) < end + most:
+                    grown.append(grown[len(grown) - len(tokens) + end])
+                return grown[end : end + most], length
+    return [], 0
+
+
+@given(st.lists(st.integers(0, 2), max_size=30), st.lists(st.integers(0, 2), max_size=3), st.integers(1, 9), st.data())
+def test_copies_equal_a_search_through_the_text(tokens, drafts, most, data):
+    known = Copies()
+    for length in sorted(data.draw(st.lists(st.integers(0, len(tokens)), max_size=4))):
+        known.learn(tokens[:length])
+    known.learn(tokens)
+    assert known.after(tokens + drafts, tokens, most) == copied_by_search(tokens, tokens + drafts, most)

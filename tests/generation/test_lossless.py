@@ -52,6 +52,7 @@ def test_autoregressive_decoding_is_the_loop(scale, temperature):
 @given(
     scale=st.sampled_from([1.0, 2.0, 5.0, 50.0]),
     drafts=st.integers(1, 7),
+    copies=st.sampled_from([0, 1, 8]),
     input_cost=st.sampled_from([0.0, 0.03, 1.0]),
     temperature=st.sampled_from([0.0, 0.5, 1.0]),
     filters=st.sampled_from([{}, {"top_p": 0.8}, {"top_k": 5}, {"repetition_penalty": 1.3}]),
@@ -59,12 +60,19 @@ def test_autoregressive_decoding_is_the_loop(scale, temperature):
     new_tokens=st.integers(1, 30),
 )
 @settings(max_examples=30)
-def test_self_verified_equals_autoregressive(scale, drafts, input_cost, temperature, filters, seed, new_tokens):
+def test_self_verified_equals_autoregressive(scale, drafts, copies, input_cost, temperature, filters, seed, new_tokens):
     model = make_model(scale, kv_heads=1 if seed % 2 else 3)
     options = {"temperature": temperature, "seed": seed, **filters}
     plain = generate(model, PROMPTS, new_tokens=new_tokens, method="ar", **options)
     verified = generate(
-        model, PROMPTS, new_tokens=new_tokens, method="self_verified", drafts=drafts, input_cost=input_cost, **options
+        model,
+        PROMPTS,
+        new_tokens=new_tokens,
+        method="self_verified",
+        drafts=drafts,
+        copies=copies,
+        input_cost=input_cost,
+        **options,
     )
     assert [one.tokens for one in verified] == [one.tokens for one in plain]
     assert all(one.passes <= other.passes for one, other in zip(verified, plain, strict=True))
@@ -77,11 +85,16 @@ def test_right_drafts_save_passes():
     with torch.no_grad():
         model.embedding.weight.fill_(1.0)
         model.head.weight[7] = 1.0
-    (one,) = generate(model, [prompt(3)], new_tokens=40, method="self_verified", drafts=4, input_cost=0.0)
+    options = {"new_tokens": 40, "method": "self_verified", "drafts": 4, "input_cost": 0.0}
+    (one,) = generate(model, [prompt(3)], copies=0, **options)
     assert one.tokens == [7] * 40
     # The first pass has no drafts to check, each further one wins five tokens.
     assert one.passes == 1 + math.ceil(39 / 5)
     assert one.commit_passes[:7] == [1, 2, 2, 2, 2, 2, 3]
+    # Once two tokens are known that were there before, eight more are copied behind the four.
+    (copying,) = generate(model, [prompt(3)], copies=8, **options)
+    assert copying.tokens == one.tokens
+    assert copying.passes == 2 + math.ceil(34 / 13)
 
 
 @given(
