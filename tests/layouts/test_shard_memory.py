@@ -45,7 +45,8 @@ def test_zero3_holds_its_states_alone(tmp_path):
     path = tmp_path / "zero3.json"
     buckets = dict.fromkeys(("reduce_bucket_size", "stage3_prefetch_bucket_size"), 100_000)
     path.write_text(json.dumps({"zero_optimization": {"stage": 3, **buckets}}))
-    config = small_config(model=SIZES, parallel={"deepspeed": str(path)})
+    # Many small layers: what was gathered and is not yet freed, more of it on a busy machine, is little of the whole.
+    config = small_config(model=SIZES | {"layers": 32, "hidden": 256, "ffn": 704}, parallel={"deepspeed": str(path)})
     for ((peak, whole, _),) in run_ranks(peak_of_building, 8, [config], deadline=120):
-        # Seen: 0.55 to 0.85, with what was gathered and is not yet freed; a stage made whole first gives 1.0.
-        assert peak < 0.97 * whole
+        # Five of eight shards are 0.63; a stage made whole first gives 1.0 and more.
+        assert peak < 0.9 * whole
