@@ -25,6 +25,9 @@ class RunConfig:
     """Seed of initialisation, data order and noise."""
     init_from: str | None = None
     """Checkpoint directory whose weights a new run starts from; the optimizer starts anew."""
+    extend: bool = False
+    """Let train.steps or data.epochs differ from those that the run was begun with: it goes on from its last
+    checkpoint, at the learning rate that a run of the new length has there."""
     timeout_seconds: int = 600
     """Time limit of a collective; a rank that waits longer ends the job."""
 

@@ -13,6 +13,7 @@ from card_scale.files import write_atomically
 MAY_CHANGE = {
     "run.dir",
     "run.timeout_seconds",
+    "run.extend",
     "data.path",
     "data.validation",
     "data.validation_samples",
@@ -41,8 +42,8 @@ EVALUATION = {"data.validation", "data.validation_samples", "data.train_samples"
 """Those of them that say what is evaluated and when; where training takes over what an evaluation finds, they do change
 the trajectory."""
 
-WITH_CONSTANT_SCHEDULE = {"train.steps", "data.epochs"}
-"""Keys that may change where the learning rate does not depend on the run's length."""
+LENGTH = {"train.steps", "data.epochs"}
+"""Keys that may change where the learning rate does not depend on the run's length, or by ``run.extend``."""
 
 
 class RunDirectory:
@@ -64,7 +65,8 @@ class RunDirectory:
             before = configs.load(self.config, [])
         except ConfigurationError as error:
             raise ForeignRunError(f"run.dir {self.path} holds an unreadable configuration: {error}") from None
-        allowed = MAY_CHANGE | (WITH_CONSTANT_SCHEDULE if config.optimizer.schedule == "constant" else set())
+        may_be_longer = config.run.extend or config.optimizer.schedule == "constant"
+        allowed = MAY_CHANGE | (LENGTH if may_be_longer else set())
         if config.objective.learns_from_evaluation:
             allowed -= EVALUATION
         differences = [
@@ -75,8 +77,8 @@ class RunDirectory:
         if differences:
             raise ForeignRunError(
                 f"run.dir {self.path} belongs to another configuration: {'; '.join(differences)}. "
-                "Choose another run.dir, or restore the values; a new run can start from this one's weights "
-                "(run.init_from=CHECKPOINT)"
+                "Choose another run.dir, or restore the values; run.extend=true lets a run become longer, "
+                "run.init_from=CHECKPOINT starts a new one from its weights"
             )
 
     def start(self, config: Config) -> None:

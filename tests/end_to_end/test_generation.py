@@ -3,6 +3,7 @@
 import io
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_a_new_run_starts_from_the_weights_even_by_way_of_another_format(trained
         start = [str(trained[0]), f"run.dir={run}", f"run.init_from={source}", "train.steps=1", *layout]
         assert run_ranks(train, 2, start, deadline=120) == [0, 0]
         assert records(run)[1][0]["validation_nll"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_finished_run_is_extended(trained, tmp_path):
+    shutil.copytree(trained[1], tmp_path / "run")
+    longer = [str(trained[0]), f"run.dir={tmp_path / 'run'}", "train.steps=6"]
+    assert run_ranks(train, 1, longer, deadline=120) == [3]
+    assert run_ranks(train, 1, [*longer, "run.extend=true"], deadline=120) == [0]
+    training = records(tmp_path / "run")[0]
+    assert [record["step"] for record in training] == [1, 2, 3, 4, 5, 6]
+    # The rate is that of a cosine over six steps.
+    assert training[4]["lr"] > training[5]["lr"] > 0
 
 
 def test_weights_that_do_not_fit_are_refused(trained, checkpoint, other_dataset, tmp_path):
