@@ -45,6 +45,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--transformers", action="store_true", help="also compare ar with transformers' own decoding")
     parser.add_argument("--threads", type=positive, help="of the CPU (default: all cores)")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile passes, on a GPU as CUDA graphs: pays for long runs"
+    )
     parser.add_argument("--device", help="(default: a GPU where there is one)")
     parser.add_argument("--output", type=output_file, help="write all measurements as JSON")
     parser.add_argument("--figure", type=figure_file, help="draw the front (.png, .svg, .pdf)")
@@ -64,7 +67,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(arguments.checkpoint, device)
+    model = load(arguments.checkpoint, device, compiled=arguments.compile)
     settings = grid(
         arguments.methods,
         arguments.drafts,

@@ -67,6 +67,9 @@ def parse() -> argparse.Namespace:
     show = parser.add_argument_group("output")
     show.add_argument("--json", action="store_true", help="one object a prompt: prompt, text, tokens, passes, seconds")
     show.add_argument("--colour", action="store_true", help="show which tokens were decided together, by pass")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile passes, on a GPU as CUDA graphs: pays for long runs"
+    )
     parser.add_argument("--device", help="(default: a GPU where there is one)")
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights (optimizer.ema)")
     arguments = parser.parse_args()
@@ -84,7 +87,7 @@ def main() -> None:
     from card_scale.generation import load
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(arguments.checkpoint, device, ema=arguments.ema)
+    model = load(arguments.checkpoint, device, ema=arguments.ema, compiled=arguments.compile)
     if arguments.interactive:
         for line in _lines():
             _generate(model, [line], arguments)

@@ -12,9 +12,11 @@
 #   compiled    compiled layers at L 1024, 124M and 1B, block diffusion among them
 #   engine      124M under FSDP2 at L 1024
 #   largest     124M at L 1024 with each arm's largest micro-batch that the memory holds
+#   decode      124M trained on short runs of masks and by AR, 500 steps each on data/quickstart/tokens; then its decoding,
+#               self-verified and CARD's, against cached AR at batch 1 to 64, and AR against transformers'
 set -euo pipefail
 python=${PYTHON:-.venv/bin/python}
-stages=(parity mfu 124m-short 124m-long 1b-short 1b-long compiled engine largest)
+stages=(parity mfu 124m-short 124m-long 1b-short 1b-long compiled engine largest decode)
 [[ $# -eq 0 ]] || stages=("$@")
 "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available() and "error: torch sees no GPU")'
 
@@ -53,6 +55,22 @@ mfu() {
   bench "$small" "$large" "${fsdp2[@]}" "${common[@]}" --json benchmarks/gpu_mfu_fsdp2.json
 }
 
+decode() {
+  local scratch common checkpoint=checkpoints/iter_0000500
+  [[ -d data/quickstart/tokens ]] || { echo "error: data/quickstart/tokens is missing; run make quickstart first" >&2; exit 4; }
+  scratch=$(mktemp -d)
+  common=("$small" data.path=data/quickstart/tokens data.validation_samples=64 train.steps=500 train.global_batch=64
+    train.micro_batch=32 train.compile=true train.eval_every=0 train.save_every=0 optimizer.lr=1.5e-3 optimizer.warmup_steps=50)
+  "$python" -m card_scale.train "${common[@]}" run.dir="$scratch/ar" objective.name=ar | tail -n 1
+  "$python" -m card_scale.train "${common[@]}" run.dir="$scratch/spans" objective.masking=spans objective.reweight=false | tail -n 1
+  "$python" tools/decode_sweep.py "$scratch/spans/$checkpoint" --judge "$scratch/ar/$checkpoint" --data data/quickstart/tokens \
+    --drafts 2 4 8 --tau 0.5 0.7 0.9 --batch 1 8 64 --prompts 64 --prompt-tokens 512 --tokens 128 --transformers --compile \
+    --output benchmarks/gpu_decode.json --figure benchmarks/gpu_decode.png
+  "$python" tools/decode_sweep.py "$scratch/spans/$checkpoint" --data data/quickstart/tokens --methods self_verified --copies 0 \
+    --drafts 2 4 8 --prompts 64 --prompt-tokens 512 --tokens 128 --compile --output benchmarks/gpu_decode_no_copies.json
+  rm -rf "$scratch"
+}
+
 sweep() { # NAME CONFIG TOKENS FLEX_BLOCKS... -- LENGTH...
   local name=$1 config=$2 tokens=$3 flex=()
   shift 3
@@ -86,6 +104,7 @@ for stage in "${stages[@]}"; do
       bench "$small" --tokens 16384 --lengths 1024 --arms card bd3lm-flex-b16 bd3lm-dense-b16 \
         --json benchmarks/gpu_latency_largest.json
       ;;
+    decode) decode ;;
     *) echo "error: unknown stage $stage; see the head of $0" >&2; exit 2 ;;
   esac
 done

@@ -33,7 +33,7 @@ def load(
     dtype: torch.dtype | None = None,
     *,
     ema: bool = False,
-    compiled: bool | None = None,
+    compiled: bool = False,
 ) -> TrainedModel:
     """Load the model of a checkpoint, tensor by tensor.
 
@@ -42,7 +42,8 @@ def load(
         device: to put it on.
         dtype: of weights and activations; by default float32 on a CPU, elsewhere the run's ``train.precision``.
         ema: the moving average of the weights (``optimizer.ema``) instead of the weights.
-        compiled: passes as one graph each, on a GPU as CUDA graphs; by default on a GPU. A new shape takes its time.
+        compiled: passes as one graph each, on a GPU as CUDA graphs. Each new shape takes its time once, which pays for
+            long runs.
 
     Raises:
         CheckpointError: a checkpoint that is missing, incomplete or without what is asked for, or of an objective whose
@@ -71,7 +72,7 @@ def load(
         read_weights(model.to_empty(device=device).to(dtype), reader, key)
     model.tokenizer, model.config = tokenizer, config
     model.objective, model.decoders = config.objective.name, config.objective.decoders
-    if device.type == "cuda" if compiled is None else compiled:
+    if compiled:
         model.compile_passes()
     return model
 
