@@ -7,12 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from card_scale.generation import generate
+from card_scale.generation import generate, loop
+from card_scale.generation.batch_pass import run_pass
 from card_scale.generation.sampling import sequence_keys
 from card_scale.objectives import noise
-from tests.generation.conftest import make_model, prompt
+from tests.generation.conftest import SHAPE, make_model, prompt
 
 PROMPTS = [prompt(5, 1), prompt(1, 2), prompt(12, 3), [], prompt(5, 1)]
+FULL_LENGTH = SHAPE.length - 12
+"""New tokens with which the longest prompt fills the model's length."""
 
 
 def tokens_of(model, prompts=PROMPTS, new_tokens=30, **options):
@@ -57,9 +60,9 @@ def test_autoregressive_decoding_is_the_loop(scale, temperature):
     temperature=st.sampled_from([0.0, 0.5, 1.0]),
     filters=st.sampled_from([{}, {"top_p": 0.8}, {"top_k": 5}, {"repetition_penalty": 1.3}]),
     seed=st.integers(0, 99),
-    new_tokens=st.integers(1, 30),
+    new_tokens=st.integers(1, 30) | st.just(FULL_LENGTH),
 )
-@settings(max_examples=30)
+@settings(max_examples=40)
 def test_self_verified_equals_autoregressive(scale, drafts, copies, input_cost, temperature, filters, seed, new_tokens):
     model = make_model(scale, kv_heads=1 if seed % 2 else 3)
     options = {"temperature": temperature, "seed": seed, **filters}
@@ -95,6 +98,21 @@ def test_right_drafts_save_passes():
     (copying,) = generate(model, [prompt(3)], copies=8, **options)
     assert copying.tokens == one.tokens
     assert copying.passes == 2 + math.ceil(34 / 13)
+
+
+def test_every_token_is_read_once_as_a_clean_one(monkeypatch):
+    read: list[int] = []
+
+    def counting_pass(model, plans, cache):
+        read.extend(len(plan.tokens) - len(plan.read) + 1 for plan in plans)
+        return run_pass(model, plans, cache)
+
+    monkeypatch.setattr(loop, "run_pass", counting_pass)
+    for method in ("ar", "self_verified"):
+        read.clear()
+        (one,) = generate(make_model(2.0), [prompt(7)], method=method, new_tokens=25)
+        # The prompt at first, then the one token whose output is the next pass's first.
+        assert read == [7] + [1] * (one.passes - 1)
 
 
 @given(

@@ -121,3 +121,14 @@ def test_a_repetition_penalty_keeps_from_looping():
     (penalised,) = generate(model, start, method="ar", new_tokens=40, repetition_penalty=5.0)
     assert len(set(penalised.tokens)) > len(set(plain.tokens))
     assert SHAPE.mask_id not in penalised.tokens
+
+
+def test_a_probability_must_exceed_tau():
+    model = make_model(0.0)
+    with torch.no_grad():
+        model.embedding.weight.fill_(1.0)
+        model.head.weight[7] = 1000.0
+    assert torch.softmax(model.logits(torch.tensor([[5]])), -1)[0, 0, 7] == 1.0
+    options = {"method": "card", "new_tokens": 12, "drafts": 4}
+    assert generate(model, [prompt(3)], tau=1.0, **options)[0].passes == 12
+    assert generate(model, [prompt(3)], tau=0.999, **options)[0].passes == 3
