@@ -115,6 +115,19 @@ def test_every_token_is_read_once_as_a_clean_one(monkeypatch):
         assert read == [7] + [1] * (one.passes - 1)
 
 
+def test_clean_blocks_are_read_once(monkeypatch):
+    read: list[int] = []
+
+    def counting_pass(model, plans, cache):
+        read.extend(len(plan.tokens) for plan in plans)
+        return run_pass(model, plans, cache)
+
+    monkeypatch.setattr(loop, "run_pass", counting_pass)
+    generate(make_model(block=4, in_place=True), [prompt(9)], method="bd3lm", new_tokens=7)
+    # Two clean blocks of the prompt with the third, of which one token is known; then that block with the fourth.
+    assert read == [12, 4, 4, 8, 4, 4, 4]
+
+
 @given(
     scale=st.sampled_from([2.0, 50.0]),
     window=st.integers(1, 9),

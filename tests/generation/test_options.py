@@ -7,6 +7,7 @@ import torch
 
 from card_scale.errors import ConfigurationError
 from card_scale.generation import generate
+from card_scale.generation.sampling import Chooser, Sampling
 from tests.generation.conftest import MASK_ID, SHAPE, make_model, prompt
 
 
@@ -121,6 +122,13 @@ def test_a_repetition_penalty_keeps_from_looping():
     (penalised,) = generate(model, start, method="ar", new_tokens=40, repetition_penalty=5.0)
     assert len(set(penalised.tokens)) > len(set(plain.tokens))
     assert SHAPE.mask_id not in penalised.tokens
+
+
+def test_a_repetition_penalty_makes_what_was_there_less_likely():
+    logits = torch.tensor([[2.0, -1.0, 0.5, -3.0, 1.5]])
+    chosen = Chooser(Sampling(repetition_penalty=4.0))(logits, [(0, 0)], [[0, 3, 0]])
+    assert logits.tolist() == [[0.5, -1.0, 0.5, -12.0, 1.5]]
+    assert chosen.tolist() == [4]
 
 
 def test_a_probability_must_exceed_tau():
