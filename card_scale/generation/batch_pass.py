@@ -80,8 +80,6 @@ def _seen(
         index = behind.clamp(0, inputs - 1).unsqueeze(1).expand(-1, inputs, -1)
         here = ((behind >= 0) & (behind < inputs)).unsqueeze(1)
         visible = within.expand(len(plans), -1, -1).gather(2, index) & here | (behind < 0).unsqueeze(1)
-        # What only fills up may find its own key outside the span; it must see something all the same.
-        visible[:, :, 0] |= ~visible.any(-1)
     return model.additive(visible).unsqueeze(1), False
 
 
