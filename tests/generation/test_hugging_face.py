@@ -12,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from card_scale.corpus.tokenizer_training import train_tokenizer
-from card_scale.data.tokenizer import CONTROL_IDS, MASK_ID, Tokenizer
+from card_scale.data.tokenizer import CONTROL_IDS, MASK_ID, PAD_ID, Tokenizer
 from card_scale.errors import CheckpointError, DataError
 from card_scale.generation import generate, load
 from card_scale.generation.hugging_face import export as exporting
@@ -199,6 +199,9 @@ def test_a_foreign_llama_keeps_its_logits_and_its_pieces(tmp_path, tied):
     found = ours.logits(torch.tensor(moved)[tokens])[..., moved]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert ours.tokenizer.vocabulary_size == len(pieces) + 2
+    new_row = theirs.get_input_embeddings().weight.mean(0)
+    torch.testing.assert_close(ours.embedding.weight[MASK_ID], new_row)
+    torch.testing.assert_close(ours.embedding.weight[PAD_ID], new_row)
     text = "def print\n    return [MASK] 漢"
     assert ours.tokenizer.decode(ours.tokenizer.encode(text)) == text
     assert generate(ours, [[5, 6]], method="self_verified", new_tokens=5)[0].tokens
