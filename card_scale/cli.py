@@ -1,5 +1,6 @@
 """What every command-line tool shares: one line for an expected failure, and its exit code."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -32,6 +33,10 @@ def run_tool(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("stopped: interrupted", file=sys.stderr)
         return ExitCode.STOPPED
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough. What is left of it must not complain at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.DATA

@@ -61,6 +61,7 @@ def main() -> None:
     import torch
 
     from card_scale.generation import load
+    from card_scale.generation.methods import check_method
     from card_scale.generation.sampling import Sampling
     from card_scale.generation.sweep import grid, safe_zone, sweep
 
@@ -77,7 +78,12 @@ def main() -> None:
         [True, False] if arguments.blocks else [True],
         arguments.copies,
     )
-    prompts, new_tokens = _prompts(arguments, model.shape.length), arguments.tokens or model.shape.length // 2
+    judge = load(arguments.judge, device) if arguments.judge else None
+    if judge is not None:
+        model.check_tokenizer(judge.tokenizer.sha256, f"--judge {arguments.judge}")
+    for method in arguments.methods:
+        check_method(model, method)
+    prompts, new_tokens = _prompts(arguments, model), arguments.tokens or model.shape.length // 2
     measured = sweep(
         model,
         prompts,
@@ -85,7 +91,7 @@ def main() -> None:
         new_tokens=new_tokens,
         sampling=Sampling(temperature=arguments.temperature, repetition_penalty=arguments.repetition_penalty),
         repetitions=arguments.repetitions,
-        judge=load(arguments.judge, device) if arguments.judge else None,
+        judge=judge,
     )
     outcomes = _printed(measured)
     if arguments.transformers:
@@ -102,13 +108,13 @@ def main() -> None:
         draw(outcomes, safe, arguments.figure)
 
 
-def _prompts(arguments: argparse.Namespace, length: int) -> list[list[int]]:
+def _prompts(arguments: argparse.Namespace, model: Any) -> list[list[int]]:
     """The beginnings of validation samples."""
     import numpy as np
 
-    from card_scale.data.stream import PackedStream
+    from card_scale.generation.perplexity import open_stream
 
-    stream = PackedStream(arguments.data, "validation", 0, length)
+    stream, length = open_stream(model, arguments.data, "validation"), model.shape.length
     rows = stream.samples(np.arange(min(arguments.prompts, stream.sample_count)))
     return rows[:, : arguments.prompt_tokens or max(1, length // 4)].tolist()
 

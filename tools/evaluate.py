@@ -11,6 +11,8 @@ from typing import Any
 from card_scale.argument_types import output_file, positive
 from card_scale.cli import run_tool
 
+METHODS = ("ar", "self_verified", "card", "bd3lm", "mdlm")
+
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
@@ -28,11 +30,16 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--split", choices=("train", "validation"), default="validation", help="(default: validation)")
     parser.add_argument("--samples", type=positive, help="of each dataset, the first so many (default: all)")
-    parser.add_argument("--tasks", type=lambda names: names.split(","), default=[], help="names, separated by commas")
+    parser.add_argument(
+        "--tasks",
+        type=lambda names: [name.strip() for name in names.split(",")],
+        default=[],
+        help="names, separated by commas",
+    )
     parser.add_argument("--include-path", type=Path, help="directory of task files (YAML) of your own")
     parser.add_argument("--few-shot", type=int, help="examples before each question (default: the task's)")
     parser.add_argument("--limit", type=positive, help="questions of each task (default: all)")
-    parser.add_argument("--method", help="of generation (default: by the checkpoint's objective)")
+    parser.add_argument("--method", choices=METHODS, help="of generation (default: by the checkpoint's objective)")
     parser.add_argument("--batch", type=positive, default=16, help="sequences a pass (default: 16)")
     parser.add_argument(
         "--draws",
@@ -44,6 +51,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights (optimizer.ema)")
     parser.add_argument("--output", type=output_file, help="write all results as JSON")
     arguments = parser.parse_args()
+    if arguments.include_path and not arguments.include_path.is_dir():
+        parser.error(f"--include-path {arguments.include_path}: there is no such directory")
     if not arguments.data and not arguments.tasks:
         parser.error("nothing to evaluate: give --data or --tasks")
     if arguments.tasks and importlib.util.find_spec("lm_eval") is None:
@@ -58,10 +67,12 @@ def main() -> None:
     import torch
 
     from card_scale.generation import load
-    from card_scale.generation.perplexity import dataset_perplexity
+    from card_scale.generation.perplexity import dataset_perplexity, open_stream
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load(arguments.checkpoint, device, ema=arguments.ema)
+    for dataset in arguments.data:
+        open_stream(model, dataset, arguments.split)  # all are refused before any is evaluated
     results: dict[str, Any] = {"checkpoint": str(arguments.checkpoint), "datasets": {}, "tasks": {}}
     for dataset in arguments.data:
         for found in dataset_perplexity(

@@ -10,6 +10,7 @@ from typing import Any
 
 from card_scale.argument_types import not_negative, not_negative_number, positive, positive_number, positive_share
 from card_scale.cli import run_tool
+from card_scale.errors import CardScaleError, ConfigurationError, DataError
 
 METHODS = ("ar", "self_verified", "card", "bd3lm", "mdlm")
 DEFAULT_TOKENS = 100
@@ -28,7 +29,23 @@ def parse() -> argparse.Namespace:
     where.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="may be given several times")
     where.add_argument("--file", action="append", default=[], type=Path, help="whose text is a prompt; several times")
     where.add_argument("--interactive", action="store_true", help="read prompts line by line until end of input")
-    how = parser.add_argument_group("decoding")
+    _add_decoding(parser.add_argument_group("decoding"))
+    show = parser.add_argument_group("output")
+    show.add_argument("--json", action="store_true", help="one object a prompt: prompt, text, tokens, passes, seconds")
+    show.add_argument("--colour", action="store_true", help="show which tokens were decided together, by pass")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile passes, on a GPU as CUDA graphs: pays for long runs"
+    )
+    parser.add_argument("--device", help="(default: a GPU where there is one)")
+    parser.add_argument("--ema", action="store_true", help="the moving average of the weights (optimizer.ema)")
+    arguments = parser.parse_args()
+    if arguments.interactive and (arguments.prompt or arguments.file):
+        parser.error("--interactive reads its prompts itself: leave out --prompt and --file")
+    return arguments
+
+
+def _add_decoding(how: argparse._ArgumentGroup) -> None:
+    """Add what card_scale.generation.generate takes."""
     how.add_argument(
         "--method",
         choices=METHODS,
@@ -40,7 +57,7 @@ def parse() -> argparse.Namespace:
     )
     how.add_argument("--drafts", type=positive, default=4, help="K: drafts a pass, or card's window (default: 4)")
     how.add_argument(
-        "--copies", type=not_negative, default=8, help="self_verified: drafts by copying, at most (default: 8)"
+        "--copies", type=not_negative, default=8, help="self_verified: tokens to draft at most by copying (default: 8)"
     )
     how.add_argument("--tau", type=not_negative_number, default=0.9, help="card: probability to exceed (default: 0.9)")
     how.add_argument(
@@ -64,18 +81,6 @@ def parse() -> argparse.Namespace:
     how.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
     how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; several times")
     how.add_argument("--through-end", action="store_true", help="go on behind the end of a document")
-    show = parser.add_argument_group("output")
-    show.add_argument("--json", action="store_true", help="one object a prompt: prompt, text, tokens, passes, seconds")
-    show.add_argument("--colour", action="store_true", help="show which tokens were decided together, by pass")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile passes, on a GPU as CUDA graphs: pays for long runs"
-    )
-    parser.add_argument("--device", help="(default: a GPU where there is one)")
-    parser.add_argument("--ema", action="store_true", help="the moving average of the weights (optimizer.ema)")
-    arguments = parser.parse_args()
-    if arguments.interactive and (arguments.prompt or arguments.file):
-        parser.error("--interactive reads its prompts itself: leave out --prompt and --file")
-    return arguments
 
 
 def main() -> None:
@@ -90,10 +95,20 @@ def main() -> None:
     model = load(arguments.checkpoint, device, ema=arguments.ema, compiled=arguments.compile)
     if arguments.interactive:
         for line in _lines():
-            _generate(model, [line], arguments)
+            try:
+                _generate(model, [line], arguments)
+            except CardScaleError as error:
+                print(f"error: {error}", file=sys.stderr)  # the next line may be a better one
         return
-    prompts = arguments.prompt + [path.read_text(encoding="utf-8") for path in arguments.file]
-    _generate(model, prompts or [""], arguments)
+    _generate(model, arguments.prompt + [_text_of(path) for path in arguments.file] or [""], arguments)
+
+
+def _text_of(path: Path) -> str:
+    """The text of a file, its line ends as they are."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text: {error}") from None
 
 
 def _lines():
@@ -108,7 +123,6 @@ def _lines():
 def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> None:
     """Generate for prompts in one batch and print; a single one is printed while it comes."""
     from card_scale.data.tokenizer import EOS_ID
-    from card_scale.errors import ConfigurationError
     from card_scale.generation import generate
     from card_scale.generation.stopping import text_before_stop
     from card_scale.generation.text import TextStream, prompt_tokens
@@ -119,10 +133,11 @@ def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> 
         raise ConfigurationError(
             f"a prompt of {max(map(len, tokens))} tokens leaves no room in the model's length {model.shape.length}"
         )
-    streams = [TextStream(model.tokenizer, sys.stdout, coloured=arguments.colour) for _ in prompts]
+    stops = tuple(arguments.stop)
+    streams = [
+        TextStream(model.tokenizer, sys.stdout, prompt, coloured=arguments.colour, stops=stops) for prompt in prompts
+    ]
     is_streamed = len(prompts) == 1 and not arguments.json
-    if is_streamed:
-        print(prompts[0], end="", flush=True)
     begin = time.perf_counter()
     found = generate(
         model,
@@ -140,18 +155,17 @@ def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> 
         repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
         stop_tokens=() if arguments.through_end else (EOS_ID,),
-        stop_strings=tuple(arguments.stop),
+        stop_strings=stops,
         listener=(lambda index, new, passes: streams[index].write(new, passes)) if is_streamed else None,
     )
     seconds = time.perf_counter() - begin
     for prompt, one, stream in zip(prompts, found, streams, strict=True):
         if arguments.json:
-            text = text_before_stop(model.tokenizer.decode(one.tokens), tuple(arguments.stop))
+            text = text_before_stop(model.tokenizer.decode(one.tokens), stops)
             record = {"prompt": prompt, "text": text, "tokens": one.tokens, "passes": one.passes, "seconds": seconds}
             print(json.dumps(record | {"stopped": one.stopped}), flush=True)
             continue
         if not is_streamed:
-            print(prompt, end="")
             stream.write(one.tokens, one.commit_passes)
         stream.close()
         print("\n" if is_streamed else "\n---")

@@ -30,6 +30,23 @@ def pruned_name(step: int) -> str:
     return f"{name_of(step)}.pruned-{uuid.uuid4().hex[:8]}"
 
 
+def checkpoint_at(path: Path, what: str = "checkpoint") -> Path:
+    """Return the directory of one checkpoint, with or without its files.
+
+    Raises CheckpointError, saying what to give instead, for what is no such directory.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{what} {path}: there is no such directory")
+    if (path / checkpoint_format.MANIFEST_NAME).exists():
+        return path
+    for root in (path, path / "checkpoints"):
+        if steps := published_steps(root):
+            raise CheckpointError(f"{what} {path} holds checkpoints; give one of them: {root / name_of(steps[0])}")
+    if (path / "config.json").exists():
+        raise CheckpointError(f"{what} {path} is a Hugging Face folder; import it first (tools/checkpoint.py import)")
+    return path
+
+
 def published_steps(root: Path) -> list[int]:
     """Return the steps of the checkpoints that have their name, newest first."""
     return sorted(

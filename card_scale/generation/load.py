@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from card_scale import config as configs
+from card_scale.checkpoint.directory import checkpoint_at
 from card_scale.checkpoint.format import WEIGHT
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.config import Config
 from card_scale.data.tokenizer import EOS_ID, Tokenizer
-from card_scale.errors import CheckpointError, ConfigurationError
+from card_scale.errors import CheckpointError, ConfigurationError, DataError
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.shape import DecoderShape
 from card_scale.model.vocabulary import Vocabulary
@@ -25,6 +26,14 @@ class TrainedModel(InferenceModel):
     tokenizer: Tokenizer
     config: Config
     """Of the run that trained it."""
+
+    def check_tokenizer(self, sha256: str, what: object) -> None:
+        """Raise DataError unless ``what`` has the model's tokenizer."""
+        if sha256 != self.tokenizer.sha256:
+            raise DataError(
+                f"{what} was made with tokenizer {sha256[:12]}, the model has {self.tokenizer.sha256[:12]}; build it "
+                "with the checkpoint's tokenizer.model"
+            )
 
 
 def load(
@@ -48,11 +57,10 @@ def load(
     Raises:
         CheckpointError: a checkpoint that is missing, incomplete or without what is asked for, or of an objective whose
             attention no decoder here can follow.
+        ConfigurationError: a device that is not there.
     """
-    directory = Path(checkpoint)
-    if not directory.is_dir():
-        raise CheckpointError(f"checkpoint {directory}: there is no such directory")
-    device = torch.device(device)
+    directory = checkpoint_at(Path(checkpoint))
+    device = usable_device(device)
     with CheckpointReader(directory) as reader:
         key = EMA if ema else WEIGHT
         if key not in reader.manifest.state_keys:
@@ -75,6 +83,19 @@ def load(
     if compiled:
         model.compile_passes()
     return model
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of a name. Raises ConfigurationError for one that this machine does not have."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ConfigurationError(f"device is {device!r}; valid are cpu, cuda and cuda:N") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"device is {device!r}; valid are cpu, cuda and cuda:N")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"device is {device!r}, and torch sees {torch.cuda.device_count()} GPUs")
+    return found
 
 
 def read_config(reader: CheckpointReader) -> Config:

@@ -1,15 +1,17 @@
 """The loop that all decoders share: plan, pass, choose, take."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
+from card_scale.errors import NumericError
 from card_scale.generation.batch_pass import run_pass
 from card_scale.generation.cache import KeyValueCache
 from card_scale.generation.decoder import Choices, SequenceDecoder
-from card_scale.generation.methods import Options, create_decoders
+from card_scale.generation.methods import Options, as_prompts, create_decoders
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.sampling import Chooser, Sampling, sequence_keys
 from card_scale.generation.stopping import Stopping
@@ -82,12 +84,14 @@ def generate(
         listener: is told of new tokens as they are decided.
 
     Raises:
+        NumericError: the model's logits are not finite.
         ConfigurationError: for an option outside its range, a method that the model was not trained for, or a prompt
             that with the new tokens is longer than the model's length.
     """
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty, seed)
     options = Options(method, drafts, tau, max_passes, leftmost, input_cost, copies)
     stopping = Stopping(stop_tokens, stop_strings, model)
+    prompts = as_prompts(prompts)
     decoders = create_decoders(model, prompts, new_tokens, options, sampling)
     return run(model, decoders, sequence_keys(prompts), Chooser(sampling), stopping, listener)
 
@@ -143,11 +147,15 @@ def _one_pass(
         ]
     places = [(key, position) for key, plan in zip(keys, plans, strict=True) for position in plan.predicts]
     normalisers = logits.logsumexp(-1) if running[0].wants_probabilities else None
-    plain = logits.clone() if normalisers is not None and contexts is not None else logits
+    plain = logits.clone() if contexts is not None else logits
     chosen = chooser(logits, places, contexts)
+    picked = plain.gather(1, chosen[:, None])[:, 0]
     tokens, probabilities = chosen.tolist(), []
     if normalisers is not None:
-        probabilities = (plain.gather(1, chosen[:, None])[:, 0] - normalisers).exp().tolist()
+        picked = (picked - normalisers).exp()
+        probabilities = picked.tolist()
+    if not all(map(math.isfinite, probabilities or picked.tolist())):
+        raise NumericError("the model's logits are not finite: its weights are damaged, or its type cannot hold them")
     counts, begin = [], 0
     for decoder, read in zip(running, reads, strict=True):
         decoder.passes += 1

@@ -1,7 +1,9 @@
 """The methods of decoding by name, their options, and which model can be decoded by which."""
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,6 +18,9 @@ from card_scale.generation.sampling import Sampling, sequence_keys
 from card_scale.generation.self_verified import SelfVerified
 
 METHODS = ("ar", "self_verified", "card", "bd3lm", "mdlm")
+
+MOST_DRAFTS = 128
+"""A pass of self-verified decoding has up to K masks behind each of K drafts."""
 
 INPUT_COST = {"cpu": 0.08}
 """Time of one more input of a pass, as a share of a pass with one, by device; elsewhere 0: passes wait for memory."""
@@ -36,16 +41,16 @@ class Options:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigurationError(f"method is {self.method!r}; valid are {', '.join(METHODS)}")
-        if self.drafts < 1:
-            raise ConfigurationError(f"drafts (K) is {self.drafts}; valid is at least 1")
+        if not 1 <= self.drafts <= MOST_DRAFTS:
+            raise ConfigurationError(f"drafts (K) is {self.drafts}; valid is from 1 to {MOST_DRAFTS}")
         if not 0 <= self.tau <= 1 and not (self.leftmost and self.tau > 1):
             valid = "at least 0" if self.leftmost else "from 0 to 1, since nothing else would ever be taken"
             raise ConfigurationError(f"tau is {self.tau}; valid is a probability {valid}")
-        if self.copies < 0:
-            raise ConfigurationError(f"copies is {self.copies}; valid is at least 0")
+        if not 0 <= self.copies <= MOST_DRAFTS:
+            raise ConfigurationError(f"copies is {self.copies}; valid is from 0 to {MOST_DRAFTS}")
         if self.max_passes is not None and self.max_passes < 1:
             raise ConfigurationError(f"max_passes (T_max) is {self.max_passes}; valid is at least 1")
-        if self.input_cost is not None and self.input_cost < 0:
+        if self.input_cost is not None and not self.input_cost >= 0:
             raise ConfigurationError(f"input_cost is {self.input_cost}; valid is at least 0")
 
 
@@ -88,6 +93,21 @@ def _creators(options: Options, sampling: Sampling, device: torch.device) -> dic
             prompt, limit, shape, steps=steps, seed=seed, key=key
         ),
     }
+
+
+def as_prompts(prompts: Any) -> list[list[int]]:
+    """Prompts as lists of integers, out of sequences, arrays or tensors. ConfigurationError for anything else."""
+    rows = prompts.tolist() if hasattr(prompts, "tolist") else prompts
+    found = []
+    for number, row in enumerate(() if isinstance(rows, str) else rows):
+        row = row.tolist() if hasattr(row, "tolist") else row
+        try:
+            found.append([operator.index(token) for token in row])
+        except TypeError:
+            raise ConfigurationError(f"prompt {number} is {row!r:.60}; valid is a list of token ids") from None
+    if isinstance(rows, str):
+        raise ConfigurationError("prompts is a text; valid is a list of lists of token ids")
+    return found
 
 
 def check_method(model: InferenceModel, method: str) -> None:

@@ -219,8 +219,14 @@ class InferenceModel(nn.Module):
         """The logits of whole sequences, int64 [B, T] → float32 [B, T, vocabulary]; -inf for [MASK].
 
         Output n is about token n + 1, or with ``shape.in_place`` about token n itself. Raises ValueError for sequences
-        longer than the model's length.
+        longer than the model's length, or of another shape or other ids.
         """
+        if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.dim() != 2 or not tokens.numel():
+            raise ValueError("tokens must be an int64 tensor [B, T] with at least one token")
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.shape.rows:
+            raise ValueError(
+                f"tokens are from {int(tokens.min())} to {int(tokens.max())}, the model has {self.shape.rows}"
+            )
         count = tokens.shape[1]
         if count > self.shape.length:
             raise ValueError(f"{count} tokens are more than the model's length {self.shape.length}")

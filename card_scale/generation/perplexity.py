@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from card_scale.data.stream import PackedStream
-from card_scale.errors import DataError
 from card_scale.generation.load import TrainedModel
 from card_scale.generation.scoring import Scored, is_exact, score
 
@@ -33,6 +32,13 @@ class Perplexity(NamedTuple):
         return math.exp(self.nats_per_token)
 
 
+def open_stream(model: TrainedModel, dataset: Path, split: str) -> PackedStream:
+    """Samples of the model's length. Raises DataError for a dataset of another tokenizer."""
+    stream = PackedStream(dataset, split, 0, model.shape.length)
+    model.check_tokenizer(stream.manifest.tokenizer.sha256, dataset)
+    return stream
+
+
 def dataset_perplexity(
     model: TrainedModel, dataset: Path, split: str, *, samples: int | None, batch: int, draws: int
 ) -> Iterator[Perplexity]:
@@ -42,12 +48,7 @@ def dataset_perplexity(
 
     Raises DataError for a dataset of another tokenizer.
     """
-    stream = PackedStream(dataset, split, 0, model.shape.length)
-    if stream.manifest.tokenizer.sha256 != model.tokenizer.sha256:
-        raise DataError(
-            f"{dataset} was made with tokenizer {stream.manifest.tokenizer.sha256[:12]}, the model has "
-            f"{model.tokenizer.sha256[:12]}; build it with the checkpoint's tokenizer.model"
-        )
+    stream = open_stream(model, dataset, split)
     count = stream.sample_count if samples is None else min(samples, stream.sample_count)
     lengths = [len(model.tokenizer.piece_bytes(token)) for token in range(model.shape.vocabulary)]
     nats = tokens = text_bytes = 0.0

@@ -8,6 +8,8 @@ class Stopping:
     """Stop tokens and strings. Raises ConfigurationError for strings without a tokenizer, and for an empty one."""
 
     def __init__(self, tokens: tuple[int, ...], strings: tuple[str, ...], model: InferenceModel):
+        if isinstance(strings, str):
+            raise ConfigurationError(f"stop_strings is the text {strings!r}; valid is a tuple of texts")
         self.tokens, self.strings, self.tokenizer = frozenset(tokens), tuple(strings), model.tokenizer
         if self.strings and self.tokenizer is None:
             raise ConfigurationError("stop_strings need a model with a tokenizer")

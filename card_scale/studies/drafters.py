@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from card_scale.checkpoint import directory as directories
 from card_scale.config import Config
-from card_scale.errors import CheckpointError
+from card_scale.errors import CheckpointError, ConfigurationError
 from card_scale.generation.load import load
 from card_scale.generation.loop import generate
 from card_scale.objectives import registry
@@ -40,7 +40,7 @@ def measure(run: Path, prompts: list[list[int]], new_tokens: int, drafts: int) -
     """Measure the last checkpoint of a run. Raises CheckpointError where there is none."""
     latest = directories.find_latest(run / "checkpoints")
     if latest is None:
-        raise CheckpointError(f"{run} holds no checkpoint")
+        raise CheckpointError(f"{run} holds no checkpoint; give run directories")
     model = load(latest[0])
     config = model.config
     last = evaluations_of(read_metrics(run / "metrics.jsonl"))[-1]
@@ -112,6 +112,8 @@ def draw(drafters: Sequence[Drafter], path: Path) -> None:
         for one, excess in zip(drafters, over_autoregressive(drafters), strict=True)
         if excess is not None and one.label != "ar"
     ]
+    if not points:
+        raise ConfigurationError("no figure to draw: no run stands beside an AR run of its size, data, seed and tokens")
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     labels = list(dict.fromkeys(one.label for one, _ in points))
     for number, name in enumerate(labels):

@@ -2,17 +2,22 @@
 
 import io
 import json
+import re
 import runpy
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
+from card_scale import config as configs
+from card_scale.errors import CardScaleError
 from card_scale.generation import load
 from card_scale.generation.perplexity import dataset_perplexity
+from card_scale.training import initial_weights, run_data
 from tests.end_to_end.conftest import write_config
 from tests.end_to_end.test_train import records, train
 from tests.layouts.processes import run_ranks
@@ -87,14 +92,22 @@ def test_a_finished_run_is_extended(trained, tmp_path):
 
 def test_weights_that_do_not_fit_are_refused(trained, checkpoint, other_dataset, tmp_path):
     cases = {
-        f"run.init_from={tmp_path / 'nothing'}": (5, "run.init_from"),
-        f"run.init_from={checkpoint} model.ffn=64": (5, "is of another model"),
+        f"run.init_from={tmp_path / 'nothing'}": (5, "there is no such directory"),
+        f"run.init_from={trained[1]}": (5, f"holds checkpoints; give one of them: {checkpoint}"),
+        f"run.init_from={checkpoint} model.layers=2": (5, "model.layers is 4 there, here 2"),
+        f"run.init_from={checkpoint} model.heads=2": (5, "model.heads is 4 there, here 2"),
+        f"run.init_from={checkpoint} model.rotary_base=500": (5, "model.rotary_base is 10000.0 there, here 500"),
         f"run.init_from={checkpoint} data.path={other_dataset}": (4, "build the data with the checkpoint's tokenizer"),
+        f"run.init_from={checkpoint} model.ffn=64": (5, "is of another model: model.ffn is 48 there, here 64"),
     }
-    for number, (overrides, (code, words)) in enumerate(cases.items()):
-        start = [str(trained[0]), f"run.dir={tmp_path / str(number)}", *overrides.split()]
-        assert run_ranks(train, 1, start, deadline=120) == [code]
-        assert words in json.loads((tmp_path / str(number) / "exit.json").read_text())["reason"]
+    for overrides, (code, words) in cases.items():
+        config = configs.load(trained[0], overrides.split())
+        with pytest.raises(CardScaleError, match=re.escape(words)) as refused:
+            initial_weights.find(config, run_data.open_data(config))
+        assert refused.value.exit_code == code
+    # The whole command says so too, of the last of them.
+    assert run_ranks(train, 1, [str(trained[0]), f"run.dir={tmp_path}", *overrides.split()], deadline=120) == [code]
+    assert words in json.loads((tmp_path / "exit.json").read_text())["reason"]
 
 
 def test_generate_prints_text_and_says_what_it_cost(checkpoint, tool):
@@ -123,13 +136,45 @@ def test_generate_writes_one_object_a_prompt(checkpoint, tool, tmp_path):
         assert one["text"] == load(checkpoint).tokenizer.decode(one["tokens"])
 
 
+def test_a_stop_ends_the_text_alike_in_both_forms(checkpoint, tool):
+    options = ["--prompt", "def", "--tokens", 15, "--through-end", "--temperature", 1, "--seed", 5]
+    whole = json.loads(tool("generate", checkpoint, *options, "--json")[1])["text"]
+    stop = whole[len(whole) // 2 :][:2]
+    expected = whole[: whole.index(stop)]
+    assert json.loads(tool("generate", checkpoint, *options, "--json", "--stop", stop)[1])["text"] == expected
+    assert tool("generate", checkpoint, *options, "--stop", stop)[1] == f"def{expected}\n\n"
+    assert tool("generate", checkpoint, *options, "--stop", "not there at all")[1] == f"def{whole}\n\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(checkpoint):
+    command = [sys.executable, str(TOOLS / "generate.py"), str(checkpoint), "--prompt", "def", "--tokens", "20"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, "Broken pipe" in said, "Traceback" in said) == (0, False, False)
+
+
+def test_a_run_directory_is_answered_with_its_newest_checkpoint(trained, checkpoint, tool):
+    code, _, said = tool("generate", trained[1])
+    assert code == 5
+    assert f"holds checkpoints; give one of them: {checkpoint}" in said
+
+
+def test_another_tokenizer_is_refused_before_anything_is_measured(checkpoint, dataset, other_dataset, tool):
+    for name, more in (("decode_sweep", []), ("evaluate", ["--data", dataset])):
+        code, text, said = tool(name, checkpoint, *more, "--data", other_dataset)
+        assert (code, text) == (4, "")
+        assert "build it with the checkpoint's tokenizer" in said
+
+
 def test_generate_answers_line_by_line(checkpoint, tool, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("def\nimport\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"def\n{'def ' * 60}\nimport\n"))
     code, text, said = tool("generate", checkpoint, "--interactive", "--tokens", 5)
     assert code == 0
     assert text.startswith("def")
     assert "\nimport" in text
     assert said.count("a second") == 2
+    assert said.count("leaves no room") == 1, "a line that does not fit does not end the session"
 
 
 @pytest.mark.parametrize(
@@ -143,6 +188,12 @@ def test_generate_answers_line_by_line(checkpoint, tool, monkeypatch):
         (["--tokens", "24"], 3, "more than the model's length 24"),
         (["--prompt", "def " * 50], 3, "leaves no room in the model's length 24"),
         (["--file", "/nowhere"], 4, "No such file"),
+        (["--file", sys.executable], 4, "is no UTF-8 text"),
+        (["--prompt", "half \udcf0"], 4, "the prompt is no valid text at character 5"),
+        (["--device", "nonsense"], 3, "device is 'nonsense'; valid are cpu, cuda and cuda:N"),
+        (["--device", "mps"], 3, "device is 'mps'; valid are cpu"),
+        (["--device", "cuda:99"], 3, "device is 'cuda:99', and torch sees"),
+        (["--drafts", "1000"], 3, "drafts (K) is 1000; valid is from 1 to 128"),
     ],
 )
 def test_what_generate_refuses_is_one_clear_line(checkpoint, tool, arguments, code, words):
@@ -159,7 +210,7 @@ def test_no_checkpoint_is_one_clear_line(tool, tmp_path):
         assert said.strip().endswith("there is no such directory")
 
 
-def test_evaluate_says_exact_and_writes_what_it_found(checkpoint, dataset, tool, tmp_path):
+def test_evaluate_says_exact_and_writes_what_it_found(checkpoint, dataset, tool, tmp_path, monkeypatch):
     out = tmp_path / "results.json"
     code, text, _ = tool("evaluate", checkpoint, "--ema", "--data", dataset, "--samples", 5, "--output", out)
     assert code == 0
@@ -167,7 +218,9 @@ def test_evaluate_says_exact_and_writes_what_it_found(checkpoint, dataset, tool,
     found = json.loads(out.read_text())["datasets"][str(dataset)]
     assert found["nats_per_token"] == pytest.approx(likelihood(load(checkpoint, ema=True), dataset))
     assert tool("evaluate", checkpoint)[0] == 2
-    code, _, said = tool("evaluate", checkpoint, "--tasks", "no_such_task")
+    # The harness's own tasks take ten seconds to be listed.
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda include_path: types.SimpleNamespace(all_tasks=["arc"]))
+    code, _, said = tool("evaluate", checkpoint, "--tasks", "arc, no_such_task")
     assert (code, "--tasks no_such_task: no such task" in said) == (3, True)
 
 

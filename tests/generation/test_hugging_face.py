@@ -1,9 +1,11 @@
 """Export and import, with transformers as the oracle."""
 
+import io
 import json
 import re
 
 import pytest
+import sentencepiece
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,6 +78,11 @@ def test_the_bundled_class_decodes_in_parallel(folder):
     for one, start in zip(plain, starts, strict=True):
         out = theirs.generate(torch.tensor([start]), max_new_tokens=30, do_sample=False, eos_token_id=None)
         assert out[0, len(start) :].tolist() == one.tokens
+    with torch.no_grad():
+        theirs.model.norm.weight.mul_(-1.0)
+    assert [one.tokens for one in theirs.generate_parallel(starts, new_tokens=30)] != [one.tokens for one in plain]
+    with pytest.raises(Exception, match=r"method bd3lm does not decode a model"):
+        theirs.generate_parallel(starts, new_tokens=3, method="bd3lm")
     bundled = "".join(path.read_text() for path in folder.glob("*.py"))
     assert not re.search(r"^(from|import) card_scale", bundled, re.MULTILINE)
 
@@ -117,7 +124,7 @@ def test_a_unigram_model_that_cannot_spell_its_control_symbols_is_refused(tmp_pa
 
 def test_special_tokens_are_known_by_name(tokenizers):
     _, theirs = tokenizers
-    assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.mask_token_id) == (0, 2, 3, MASK_ID)
+    assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.mask_token_id) == (0, 3, 3, MASK_ID)
     assert theirs.decode([5, *CONTROL_IDS, 6], skip_special_tokens=True) == theirs.decode([5, 6])
 
 
@@ -134,8 +141,13 @@ def test_nothing_is_written_over(checkpoint, folder, tmp_path):
         export(checkpoint, folder)
     with pytest.raises(CheckpointError, match="exists; choose another name"):
         import_folder(folder, checkpoint)
-    with pytest.raises(CheckpointError, match="no such directory"):
-        export(tmp_path / "nothing", tmp_path / "x")
+    (tmp_path / "x.part").mkdir()
+    (tmp_path / "x.part/precious").touch()
+    for wrong, words in ((tmp_path / "nothing", "no such directory"), (folder, "import it first")):
+        with pytest.raises(CheckpointError, match=words):
+            export(wrong, tmp_path / "x")
+    export(checkpoint, tmp_path / "x")
+    assert (tmp_path / "x.part/precious").exists()
 
 
 def test_an_exported_folder_comes_back_unchanged(checkpoint, folder, tmp_path):
@@ -147,7 +159,7 @@ def test_an_exported_folder_comes_back_unchanged(checkpoint, folder, tmp_path):
     assert back.tokenizer.sha256 == before.tokenizer.sha256
 
 
-def foreign_tokenizer(path, **changes):
+def foreign_tokenizer(path):
     """A tokenizer of the Llama 2 kind: <unk>, <s>, </s> first, a space before text, no pad and no mask."""
     model = sentencepiece_model_pb2.ModelProto.FromString(train_tokenizer(make_texts(60, seed=3), 330))
     by_id = list(model.pieces)
@@ -159,10 +171,22 @@ def foreign_tokenizer(path, **changes):
     spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = 0, 1, 2, -1
     del spec.control_symbols[:]
     model.normalizer_spec.add_dummy_prefix = True
-    for name, value in changes.items():
-        setattr(model.normalizer_spec, name, value)
     path.write_bytes(model.SerializeToString())
     return copies
+
+
+def rewriting_tokenizer() -> bytes:
+    """As sentencepiece makes one by default: it rewrites what looks alike."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(make_texts(60, seed=3)),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=330,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 def foreign_folder(path, **changes):
@@ -214,9 +238,17 @@ def test_a_foreign_llama_keeps_its_logits_and_its_pieces(tmp_path, tied):
         ("attention_bias", True, "attention_bias is True"),
         ("mlp_bias", True, "mlp_bias is True"),
         ("architectures", ["Qwen2ForCausalLM"], "is a Qwen2ForCausalLM; valid are LlamaForCausalLM"),
-        ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1.0}, "rope_parameters is"),
-        ("head_dim", 16, "head_dim is 16"),
+        ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1.0}, "rope_type is 'llama3'"),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope_type is 'linear'"),
+        ("sliding_window", 8, "sliding_window is 8"),
+        ("head_dim", 16, "head_dim 16 and num_key_value_heads 2 do not divide each other"),
+        ("num_key_value_heads", 3, "num_key_value_heads 3 do not divide each other"),
         ("num_hidden_layers", 3, "holds no tensor model.layers.2"),
+        ("num_hidden_layers", 1, "holds model.layers.1.input_layernorm.weight, of which config.json knows nothing"),
+        ("intermediate_size", 64, "mlp.gate_proj.weight has shape (48, 32), by config.json it has (64, 32)"),
+        ("intermediate_size", None, "intermediate_size is None; it must be a positive integer"),
+        ("vocab_size", "336", "vocab_size is '336'; it must be a positive integer"),
+        ("vocab_size", 400, "model.embed_tokens.weight has shape (336, 32), by config.json it has (400, 32)"),
         ("vocab_size", 300, "they do not match"),
     ],
 )
@@ -231,12 +263,21 @@ def test_another_shape_is_refused_by_its_key(tmp_path, key, value, words):
 
 def test_a_folder_without_its_parts_is_refused(tmp_path):
     foreign_folder(tmp_path / "folder")
-    foreign_tokenizer(tmp_path / "folder/tokenizer.model", name="nmt_nfkc", precompiled_charsmap=b"")
+    (tmp_path / "folder/tokenizer.model").write_bytes(rewriting_tokenizer())
     (tmp_path / "folder/tokenizer.model").rename(tmp_path / "kept")
     with pytest.raises(DataError, match="only folders with a sentencepiece tokenizer"):
         import_folder(tmp_path / "folder", tmp_path / "c")
+    (tmp_path / "folder/tokenizer.model").write_bytes(b"no model at all")
+    with pytest.raises(DataError, match="is no sentencepiece model"):
+        import_folder(tmp_path / "folder", tmp_path / "c")
     (tmp_path / "kept").rename(tmp_path / "folder/tokenizer.model")
-    (tmp_path / "folder/model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"folder/tokenizer.model cannot be taken over: the tokenizer rewrites text"):
+        import_folder(tmp_path / "folder", tmp_path / "c")
+    weights = tmp_path / "folder/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged"):
+        import_folder(tmp_path / "folder", tmp_path / "c")
+    weights.unlink()
     with pytest.raises(CheckpointError, match=re.escape("holds no *.safetensors")):
         import_folder(tmp_path / "folder", tmp_path / "c")
     with pytest.raises(CheckpointError, match="no readable configuration"):

@@ -2,10 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
-from card_scale.errors import ConfigurationError
+from card_scale.errors import ConfigurationError, NumericError
 from card_scale.generation import generate
 from card_scale.generation.sampling import Chooser, Sampling
 from tests.generation.conftest import MASK_ID, SHAPE, make_model, prompt
@@ -15,7 +16,15 @@ from tests.generation.conftest import MASK_ID, SHAPE, make_model, prompt
     "options, words",
     [
         ({"method": "beam"}, "method is 'beam'; valid are ar, self_verified, card, bd3lm, mdlm"),
-        ({"drafts": 0}, "drafts (K) is 0; valid is at least 1"),
+        ({"drafts": 0}, "drafts (K) is 0; valid is from 1 to 128"),
+        ({"drafts": 10**5}, "drafts (K) is 100000"),
+        ({"copies": -1}, "copies is -1; valid is from 0 to 128"),
+        ({"input_cost": float("nan")}, "input_cost is nan"),
+        ({"stop_strings": "self"}, "stop_strings is the text 'self'"),
+        ({"prompts": "def"}, "prompts is a text"),
+        ({"prompts": ["def"]}, "prompt 0 is 'def'; valid is a list of token ids"),
+        ({"prompts": [1, 2]}, "prompt 0 is 1; valid is a list of token ids"),
+        ({"prompts": [[1.5]]}, "prompt 0 is [1.5]"),
         ({"tau": -0.1}, "tau is -0.1"),
         ({"tau": 1.5, "leftmost": False, "method": "card"}, "tau is 1.5; valid is a probability from 0 to 1"),
         ({"tau": float("nan")}, "tau is nan"),
@@ -36,6 +45,31 @@ def test_what_cannot_be_is_one_clear_line(options, words):
     arguments = {"method": "ar", "new_tokens": 3, "prompts": [prompt(5)]} | options
     with pytest.raises(ConfigurationError, match=re.escape(words)):
         generate(make_model(), arguments.pop("prompts"), **arguments)
+
+
+def test_prompts_may_be_arrays_and_tensors():
+    model, options = make_model(), {"method": "ar", "new_tokens": 5}
+    expected = [one.tokens for one in generate(model, [[5, 6, 7], [8, 9, 10]], **options)]
+    rows = np.array([[5, 6, 7], [8, 9, 10]])
+    for prompts in (rows, torch.tensor(rows), list(rows), list(torch.tensor(rows)), tuple(map(tuple, rows))):
+        assert [one.tokens for one in generate(model, prompts, **options)] == expected
+
+
+@pytest.mark.parametrize("method", ["ar", "self_verified", "card"])
+def test_logits_that_are_not_finite_are_an_error(method):
+    model = make_model()
+    with torch.no_grad():
+        model.final_norm.weight[0] = torch.nan
+    with pytest.raises(NumericError, match="not finite"):
+        generate(model, [[5]], method=method, new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    "tokens", [[[1]], torch.tensor([1]), torch.tensor([[1.0]]), torch.tensor([[64]]), torch.zeros(0)]
+)
+def test_logits_of_what_are_no_tokens(tokens):
+    with pytest.raises(ValueError, match="tokens"):
+        make_model().logits(tokens)
 
 
 def test_a_model_is_decoded_only_as_it_was_trained():

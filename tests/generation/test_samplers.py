@@ -12,7 +12,7 @@ from tests.generation.conftest import make_model
 VOCABULARY = 7
 MASK_ID = 4
 ALLOWED = [token for token in range(VOCABULARY) if token != MASK_ID]
-COUNT = 6000
+COUNT = 4000
 START = [1, 2]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from card_scale.checkpoint.directory import checkpoint_at
 from card_scale.checkpoint.format import TOKENIZER_NAME, WEIGHT
 from card_scale.checkpoint.reader import CheckpointReader
-from card_scale.data.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, Tokenizer
+from card_scale.data.tokenizer import EOS_ID, MASK_ID, PAD_ID, Tokenizer
 from card_scale.errors import CheckpointError
 from card_scale.files import write_atomically
 from card_scale.generation.hugging_face.bundle import write_bundle
@@ -43,9 +45,7 @@ def export(checkpoint: Path, folder: Path, dtype: str = "float32", *, ema: bool 
     """
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another folder or remove it")
-    if not checkpoint.is_dir():
-        raise CheckpointError(f"checkpoint {checkpoint}: there is no such directory")
-    with CheckpointReader(checkpoint) as reader:
+    with CheckpointReader(checkpoint_at(checkpoint)) as reader:
         config = read_config(reader)
         tokenizer = Tokenizer.load(reader.tokenizer_path)
         shape = decoder_shape(config, Vocabulary(tokenizer.vocabulary_size, config.objective.mask_id))
@@ -57,11 +57,11 @@ def export(checkpoint: Path, folder: Path, dtype: str = "float32", *, ema: bool 
         key = EMA if ema else WEIGHT
         if key not in reader.manifest.state_keys:
             raise CheckpointError(f"checkpoint {checkpoint} holds no {key}: it was trained with optimizer.ema = 0")
-        temporary = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+        temporary.chmod(0o755)
         _write_weights(_llama_weights(reader, shape, key, TYPES[dtype]), temporary)
-        _write_json(temporary / "config.json", _llama_config(shape, dtype))
+        _write_json(temporary / "config.json", _llama_config(shape, dtype, config.objective.decoders))
         _write_json(temporary / "generation_config.json", _generation_config())
         shutil.copyfile(reader.tokenizer_path, temporary / TOKENIZER_NAME)
         write_tokenizer(reader.tokenizer_path, temporary, shape.length)
@@ -110,7 +110,7 @@ def _write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
 
 
-def _llama_config(shape: DecoderShape, dtype: str) -> dict:
+def _llama_config(shape: DecoderShape, dtype: str, decoders: tuple[str, ...]) -> dict:
     return {
         "architectures": ["LlamaForCausalLM"],
         "auto_map": {"AutoModelForCausalLM": "modeling_card.CardForCausalLM"},
@@ -131,17 +131,19 @@ def _llama_config(shape: DecoderShape, dtype: str) -> dict:
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": shape.tied,
-        "bos_token_id": BOS_ID,
+        # A text begins behind the end of another.
+        "bos_token_id": EOS_ID,
         "eos_token_id": EOS_ID,
         "pad_token_id": PAD_ID,
         "mask_token_id": MASK_ID,
+        "card_decoders": list(decoders),
         "torch_dtype": dtype,
     }
 
 
 def _generation_config() -> dict:
     # Training forbids [MASK] as a prediction, so its logit says nothing.
-    return {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID, "suppress_tokens": [MASK_ID]}
+    return {"bos_token_id": EOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID, "suppress_tokens": [MASK_ID]}
 
 
 def _write_json(path: Path, content: dict) -> None:

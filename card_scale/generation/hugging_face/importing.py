@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from google.protobuf.message import DecodeError
+from safetensors import SafetensorError, safe_open
 from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
@@ -16,13 +18,14 @@ from card_scale.checkpoint.whole import write_whole
 from card_scale.config import Config, ModelConfig
 from card_scale.data.tokenizer import EOS_ID, MASK_ID, MASK_PIECE, SPECIAL_IDS, UNK_ID, Tokenizer
 from card_scale.errors import CheckpointError, DataError
-from card_scale.files import write_atomically
-from card_scale.generation.hugging_face.weights import VOCABULARY_WEIGHTS, from_llama, names
+from card_scale.generation.hugging_face.weights import VOCABULARY_WEIGHTS, from_llama, llama_shapes, names
 from card_scale.generation.load import decoder_shape
 from card_scale.model.vocabulary import Vocabulary
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "CardForCausalLM")
 """Those whose layers are this decoder's."""
+LLAMA_EPSILON = 1e-6
+"""transformers' default of rms_norm_eps."""
 NEW = -1
 """In a table of rows: a token that the folder does not have."""
 
@@ -38,42 +41,43 @@ def import_folder(folder: Path, checkpoint: Path) -> Config:
     """
     settings = _read_json(folder / "config.json")
     _check_shape(folder, settings)
-    tokenizer_model, rows = take_tokenizer(folder / TOKENIZER_NAME, settings["vocab_size"])
-    model = ModelConfig(
-        layers=settings["num_hidden_layers"],
-        hidden=settings["hidden_size"],
-        heads=settings["num_attention_heads"],
-        kv_heads=settings.get("num_key_value_heads") or settings["num_attention_heads"],
-        ffn=settings["intermediate_size"],
-        length=settings["max_position_embeddings"],
-        tie_embeddings=settings.get("tie_word_embeddings", False),
-        rotary_base=float(_rotary_base(settings)),
-        norm_epsilon=settings["rms_norm_eps"],
-    )
-    config = Config(model=model)
+    sizes = _model_sizes(folder, settings)
+    rows_there = _integer(folder, settings, "vocab_size")
+    tokenizer_model, rows = take_tokenizer(folder / TOKENIZER_NAME, rows_there)
+    config = Config(model=sizes)
     vocabulary = Vocabulary(len(rows), MASK_ID)
     shape = decoder_shape(config, vocabulary)
     files = _weight_files(folder)
+    expected = llama_shapes(shape, rows_there)
+    _check_names(folder, set(files), set(expected), shape.tied)
 
     def read(name: str) -> Tensor:
-        if name not in files:
-            raise CheckpointError(f"{folder} holds no tensor {name}")
-        with safe_open(files[name], framework="pt") as file:
-            return file.get_tensor(name)
+        try:
+            with safe_open(files[name], framework="pt") as file:
+                found = file.get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{files[name]} is damaged: {error}") from None
+        if tuple(found.shape) != expected[name]:
+            raise CheckpointError(
+                f"{folder}: {name} has shape {tuple(found.shape)}, by config.json it has {expected[name]}"
+            )
+        return found
 
     weights = {}
     for name, theirs in names(shape).items():
         weight = from_llama(name, read, theirs, shape)
         weights[name] = _moved(weight, rows, vocabulary.padded) if name in VOCABULARY_WEIGHTS else weight
-    converted = checkpoint.with_name(f"{checkpoint.name}.{TOKENIZER_NAME}")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(converted, tokenizer_model)
-    try:
-        tokenizer = Tokenizer.load(converted)
+    with tempfile.TemporaryDirectory() as scratch:
+        converted = Path(scratch) / TOKENIZER_NAME
+        converted.write_bytes(tokenizer_model)
+        try:
+            tokenizer = Tokenizer.load(converted)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{converted}: ")
+            raise DataError(f"{folder / TOKENIZER_NAME} cannot be taken over: {reason}") from None
         run_files = RunFiles({"step": 0}, config.to_yaml(), converted)
         write_whole(checkpoint, weights, run_files, tokenizer.sha256, "Hugging Face folder")
-    finally:
-        converted.unlink()
     return config
 
 
@@ -87,13 +91,16 @@ def take_tokenizer(path: Path, rows: int) -> tuple[bytes, list[int]]:
     """
     if not path.is_file():
         raise DataError(f"{path} is missing: only folders with a sentencepiece tokenizer can be imported")
-    with contextlib.suppress(DataError):
-        # One of this project, as an exported folder has it.
-        return path.read_bytes(), list(range(Tokenizer.load(path).vocabulary_size))
-    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    try:
+        model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    except DecodeError as error:
+        raise DataError(f"{path} is no sentencepiece model: {error}") from None
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     if len(model.pieces) > rows:
         raise DataError(f"{path} has {len(model.pieces)} pieces, the weights have {rows} rows: they do not match")
+    with contextlib.suppress(DataError):
+        # One of this project, as an exported folder has it.
+        return path.read_bytes(), list(range(Tokenizer.load(path).vocabulary_size))
     if sum(piece.type == kinds.BYTE for piece in model.pieces) != 256:
         raise DataError(f"{path} has no byte fallback, so it could not encode all text")
     spec = model.trainer_spec
@@ -129,31 +136,75 @@ def _moved(weight: Tensor, rows: list[int], padded: int) -> Tensor:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no readable configuration of a model: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}, not keys")
+    return content
+
+
+def _integer(folder: Path, settings: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A size. Raises CheckpointError for what is no positive integer."""
+    value = settings.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{folder}/config.json: {key} is {value!r}; it must be a positive integer")
+    return value
+
+
+def _model_sizes(folder: Path, settings: dict[str, Any]) -> ModelConfig:
+    heads = _integer(folder, settings, "num_attention_heads")
+    kv_heads = _integer(folder, settings, "num_key_value_heads", heads)
+    hidden = _integer(folder, settings, "hidden_size")
+    head_size = _integer(folder, settings, "head_dim", hidden // heads)
+    if head_size * heads != hidden or heads % kv_heads:
+        raise CheckpointError(
+            f"{folder}/config.json: hidden_size {hidden}, num_attention_heads {heads}, head_dim {head_size} and "
+            f"num_key_value_heads {kv_heads} do not divide each other"
+        )
+    return ModelConfig(
+        layers=_integer(folder, settings, "num_hidden_layers"),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        ffn=_integer(folder, settings, "intermediate_size"),
+        length=_integer(folder, settings, "max_position_embeddings"),
+        tie_embeddings=bool(settings.get("tie_word_embeddings", False)),
+        rotary_base=float(_rotary_base(settings)),
+        norm_epsilon=float(settings.get("rms_norm_eps", LLAMA_EPSILON)),
+    )
 
 
 def _check_shape(folder: Path, settings: dict[str, Any]) -> None:
     """Raise CheckpointError where the model is not of the Llama shape."""
-    found = (settings.get("architectures") or ["none"])[0]
-    if found not in ARCHITECTURES:
-        raise CheckpointError(f"{folder} is a {found}; valid are {', '.join(ARCHITECTURES)}")
-    scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    found = settings.get("architectures") or ["model of no architecture"]
+    if found[0] not in ARCHITECTURES:
+        raise CheckpointError(f"{folder} is a {found[0]}; valid are {', '.join(ARCHITECTURES)}")
+    rotary = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     window = settings.get("sliding_window")
-    head = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
     refused = {
-        "hidden_act": settings.get("hidden_act", "silu") not in ("silu", "swish"),
-        "attention_bias": settings.get("attention_bias", False),
-        "mlp_bias": settings.get("mlp_bias", False),
-        "rope_parameters": scaling.get("rope_type", scaling.get("type", "default")) != "default",
-        "sliding_window": window is not None and window < settings["max_position_embeddings"],
-        "head_dim": head * settings["num_attention_heads"] != settings["hidden_size"],
+        "hidden_act": (settings.get("hidden_act", "silu"), ("silu", "swish")),
+        "attention_bias": (settings.get("attention_bias", False), (False,)),
+        "mlp_bias": (settings.get("mlp_bias", False), (False,)),
+        "rope_type": (rotary.get("rope_type", rotary.get("type", "default")), ("default",)),
     }
-    for key, is_refused in refused.items():
-        if is_refused:
-            value = settings.get(key, scaling)
+    for key, (value, valid) in refused.items():
+        if value not in valid:
             raise CheckpointError(f"{folder}/config.json: {key} is {value!r}, which this decoder does not have")
+    if window is not None and window < _integer(folder, settings, "max_position_embeddings"):
+        raise CheckpointError(f"{folder}/config.json: sliding_window is {window}, which this decoder does not have")
+
+
+def _check_names(folder: Path, there: set[str], expected: set[str], tied: bool) -> None:
+    """Raise CheckpointError for tensors that are missing or that nothing would read."""
+    missing = sorted(expected - there)
+    # Tables that are computed, and an output matrix beside the embedding that it is.
+    computed = {name for name in there if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")}
+    unread = sorted(there - expected - computed)
+    if missing or unread:
+        what = f"holds no tensor {missing[0]}" if missing else f"holds {unread[0]}, of which config.json knows nothing"
+        raise CheckpointError(f"{folder} {what}")
 
 
 def _rotary_base(settings: dict[str, Any]) -> float:
@@ -165,8 +216,11 @@ def _weight_files(folder: Path) -> dict[str, Path]:
     """Tensor name → file."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= dict.fromkeys(file.keys(), path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from None
     if not found:
         raise CheckpointError(f"{folder} holds no *.safetensors; convert other formats with transformers first")
     return found

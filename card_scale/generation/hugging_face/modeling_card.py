@@ -15,6 +15,8 @@ class CardForCausalLM(LlamaForCausalLM):
     """``LlamaForCausalLM`` with :meth:`generate_parallel`; all else is transformers'."""
 
     _inference_model: InferenceModel | None = None
+    _made_of: list | None = None
+    """The weights that it was made of."""
 
     def generate_parallel(
         self, prompts: list[list[int]], *, new_tokens: int, method: str = "self_verified", **options: Any
@@ -26,9 +28,10 @@ class CardForCausalLM(LlamaForCausalLM):
         return generate(self.inference_model(), prompts, method=method, new_tokens=new_tokens, **options)
 
     def inference_model(self) -> InferenceModel:
-        """The decoder of the loop with this model's weights; made once."""
+        """The decoder of the loop with this model's weights; made anew when they have changed."""
+        state = [(weight.data_ptr(), weight._version, weight.dtype) for weight in self.parameters()]
         model = self._inference_model
-        if model is None:
+        if model is None or state != self._made_of:
             config: Any = self.config
             shape = DecoderShape(
                 rows=config.vocab_size,
@@ -53,6 +56,8 @@ class CardForCausalLM(LlamaForCausalLM):
                 model = InferenceModel(shape)
             model = model.to_empty(device=self.device).to(self.dtype)
             model.fill(whole.__getitem__)
+            model.objective, model.decoders = "card", tuple(config.card_decoders)
             # Not as a submodule: its weights are these.
             object.__setattr__(self, "_inference_model", model)
+            object.__setattr__(self, "_made_of", state)
         return model

@@ -6,7 +6,7 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
-from card_scale.data.tokenizer import BOS_ID, CONTROL_IDS, EOS_ID, MASK_ID, PAD_ID, UNK_ID
+from card_scale.data.tokenizer import CONTROL_IDS, EOS_ID, MASK_ID, PAD_ID, UNK_ID
 from card_scale.errors import DataError
 from card_scale.files import write_atomically
 
@@ -57,7 +57,8 @@ def write_tokenizer(model_file: Path, folder: Path, length: int) -> None:
     write_atomically(folder / "tokenizer.json", json.dumps(content, ensure_ascii=False).encode())
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": pieces[BOS_ID],
+        # A text begins behind the end of another.
+        "bos_token": pieces[EOS_ID],
         "eos_token": pieces[EOS_ID],
         "pad_token": pieces[PAD_ID],
         "unk_token": pieces[UNK_ID],

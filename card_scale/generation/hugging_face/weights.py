@@ -36,6 +36,25 @@ def names(shape: DecoderShape) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def llama_shapes(shape: DecoderShape, rows: int) -> dict[str, tuple[int, ...]]:
+    """Name in a Llama folder → shape, of a vocabulary with so many rows."""
+    keys = shape.kv_heads * shape.head_size
+    of_layer = {
+        "input_layernorm.weight": (shape.hidden,),
+        "self_attn.q_proj.weight": (shape.hidden, shape.hidden),
+        "self_attn.k_proj.weight": (keys, shape.hidden),
+        "self_attn.v_proj.weight": (keys, shape.hidden),
+        "self_attn.o_proj.weight": (shape.hidden, shape.hidden),
+        "post_attention_layernorm.weight": (shape.hidden,),
+        "mlp.gate_proj.weight": (shape.ffn, shape.hidden),
+        "mlp.up_proj.weight": (shape.ffn, shape.hidden),
+        "mlp.down_proj.weight": (shape.hidden, shape.ffn),
+    }
+    found = {f"model.layers.{layer}.{name}": size for layer in range(shape.layers) for name, size in of_layer.items()}
+    found |= {WHOLE["embedding.weight"]: (rows, shape.hidden), WHOLE["final_norm.weight"]: (shape.hidden,)}
+    return found if shape.tied else found | {WHOLE["head.weight"]: (rows, shape.hidden)}
+
+
 def to_llama(name: str, weight: Tensor, shape: DecoderShape) -> list[Tensor]:
     """Cut a whole parameter into those that stand for it in a Llama folder, in the order of :func:`names`."""
     if name in VOCABULARY_WEIGHTS:
