@@ -219,7 +219,7 @@ def test_evaluate_says_exact_and_writes_what_it_found(checkpoint, dataset, tool,
     assert found["nats_per_token"] == pytest.approx(likelihood(load(checkpoint, ema=True), dataset))
     assert tool("evaluate", checkpoint)[0] == 2
     # The harness's own tasks take ten seconds to be listed.
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda include_path: types.SimpleNamespace(all_tasks=["arc"]))
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_options: types.SimpleNamespace(all_tasks=["arc"]))
     code, _, said = tool("evaluate", checkpoint, "--tasks", "arc, no_such_task")
     assert (code, "--tasks no_such_task: no such task" in said) == (3, True)
 
