@@ -10,8 +10,7 @@ from typing import Any
 
 from card_scale.argument_types import output_file, positive
 from card_scale.cli import run_tool
-
-METHODS = ("ar", "self_verified", "card", "bd3lm", "mdlm")
+from card_scale.objectives.decoders import METHODS
 
 
 def parse() -> argparse.Namespace:

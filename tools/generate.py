@@ -11,8 +11,8 @@ from typing import Any
 from card_scale.argument_types import not_negative, not_negative_number, positive, positive_number, positive_share
 from card_scale.cli import run_tool
 from card_scale.errors import CardScaleError, ConfigurationError, DataError
+from card_scale.objectives.decoders import METHODS
 
-METHODS = ("ar", "self_verified", "card", "bd3lm", "mdlm")
 DEFAULT_TOKENS = 100
 
 

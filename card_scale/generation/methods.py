@@ -16,8 +16,7 @@ from card_scale.generation.masked_diffusion import AncestralSampler, BlockDiffus
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.sampling import Sampling, sequence_keys
 from card_scale.generation.self_verified import SelfVerified
-
-METHODS = ("ar", "self_verified", "card", "bd3lm", "mdlm")
+from card_scale.objectives.decoders import METHODS
 
 MOST_DRAFTS = 128
 """A pass of self-verified decoding has up to K masks behind each of K drafts."""

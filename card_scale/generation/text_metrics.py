@@ -1,8 +1,11 @@
 """What generated tokens look like, without a model: variety and repetition."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
+
+import numpy as np
+
+from card_scale.corpus.entropy import unigram_entropy
 
 REPEATED = 4
 """Length of the n-grams whose repetition is counted."""
@@ -31,10 +34,7 @@ def repetition_rate(texts: Sequence[Sequence[int]], length: int = REPEATED) -> f
 
 def entropy(texts: Sequence[Sequence[int]]) -> float:
     """Entropy of the tokens of a text in nats, the mean over texts; NaN without any."""
-    found = []
-    for text in texts:
-        counts = Counter(text).values()
-        found.append(-sum(count / len(text) * math.log(count / len(text)) for count in counts))
+    found = [unigram_entropy(np.array(text)) for text in texts]
     return sum(found) / len(found) if found else math.nan
 
 
