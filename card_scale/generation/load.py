@@ -1,6 +1,7 @@
 """From a checkpoint of any layout and engine to a model that decodes."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,17 +63,7 @@ def load(
     directory = checkpoint_at(Path(checkpoint))
     device = usable_device(device)
     with CheckpointReader(directory) as reader:
-        key = EMA if ema else WEIGHT
-        if key not in reader.manifest.state_keys:
-            raise CheckpointError(f"checkpoint {directory} holds no {key}: it was trained with optimizer.ema = 0")
-        config = read_config(reader)
-        tokenizer = Tokenizer.load(reader.tokenizer_path)
-        if tokenizer.sha256 != reader.manifest.tokenizer_sha256:
-            raise CheckpointError(
-                f"checkpoint {directory}: {reader.tokenizer_path.name} is {tokenizer.sha256[:12]}, the manifest says "
-                f"{reader.manifest.tokenizer_sha256[:12]}"
-            )
-        shape = decoder_shape(config, Vocabulary(tokenizer.vocabulary_size, config.objective.mask_id))
+        key, config, tokenizer, shape = described(reader, ema)
         if dtype is None:
             dtype = torch.bfloat16 if device.type != "cpu" and config.train.precision == "bf16" else torch.float32
         with torch.device("meta"):
@@ -83,6 +74,32 @@ def load(
     if compiled:
         model.compile_passes()
     return model
+
+
+class Described(NamedTuple):
+    """What a checkpoint says of its model."""
+
+    key: str
+    """State key of the weights that are asked for."""
+    config: Config
+    tokenizer: Tokenizer
+    shape: DecoderShape
+
+
+def described(reader: CheckpointReader, ema: bool) -> Described:
+    """Read all of a checkpoint but its tensors. Raises CheckpointError as :func:`load` does."""
+    directory, key = reader.directory, EMA if ema else WEIGHT
+    if key not in reader.manifest.state_keys:
+        raise CheckpointError(f"checkpoint {directory} holds no {key}: it was trained with optimizer.ema = 0")
+    config = read_config(reader)
+    tokenizer = Tokenizer.load(reader.tokenizer_path)
+    if tokenizer.sha256 != reader.manifest.tokenizer_sha256:
+        raise CheckpointError(
+            f"checkpoint {directory}: {reader.tokenizer_path.name} is {tokenizer.sha256[:12]}, the manifest says "
+            f"{reader.manifest.tokenizer_sha256[:12]}"
+        )
+    shape = decoder_shape(config, Vocabulary(tokenizer.vocabulary_size, config.objective.mask_id))
+    return Described(key, config, tokenizer, shape)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

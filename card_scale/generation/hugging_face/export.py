@@ -11,17 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from card_scale.checkpoint.directory import checkpoint_at
-from card_scale.checkpoint.format import TOKENIZER_NAME, WEIGHT
+from card_scale.checkpoint.format import TOKENIZER_NAME
 from card_scale.checkpoint.reader import CheckpointReader
-from card_scale.data.tokenizer import EOS_ID, MASK_ID, PAD_ID, Tokenizer
+from card_scale.data.tokenizer import EOS_ID, MASK_ID, PAD_ID
 from card_scale.errors import CheckpointError
 from card_scale.files import write_atomically
 from card_scale.generation.hugging_face.bundle import write_bundle
 from card_scale.generation.hugging_face.tokenizer import write_tokenizer
 from card_scale.generation.hugging_face.weights import names, to_llama
-from card_scale.generation.load import EMA, decoder_shape, read_config
+from card_scale.generation.load import described
 from card_scale.generation.shape import DecoderShape
-from card_scale.model.vocabulary import Vocabulary
 
 SHARD_BYTES = 5 * 10**9
 """Largest file of weights."""
@@ -46,17 +45,12 @@ def export(checkpoint: Path, folder: Path, dtype: str = "float32", *, ema: bool 
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another folder or remove it")
     with CheckpointReader(checkpoint_at(checkpoint)) as reader:
-        config = read_config(reader)
-        tokenizer = Tokenizer.load(reader.tokenizer_path)
-        shape = decoder_shape(config, Vocabulary(tokenizer.vocabulary_size, config.objective.mask_id))
+        key, config, _, shape = described(reader, ema)
         if shape.block != 1 or shape.in_place:
             raise CheckpointError(
                 f"checkpoint {checkpoint}: objective.name {config.objective.name} is no causal decoder, and the Llama "
                 "architecture is; it cannot be exported"
             )
-        key = EMA if ema else WEIGHT
-        if key not in reader.manifest.state_keys:
-            raise CheckpointError(f"checkpoint {checkpoint} holds no {key}: it was trained with optimizer.ema = 0")
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
         temporary.chmod(0o755)
