@@ -10,8 +10,10 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/installed
 	$(BIN)/python tools/quickstart.py
 
+# Two at a time: half of the tests are of one process, and those of several wait for each other most of the time. Files
+# stay whole, since their tests share what they start.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ setup(
             "mypy",
             "pyarrow",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "submitit",
             "transformers",
