@@ -20,7 +20,7 @@ class Arm(NamedTuple):
     objective: str
     backend: str = "auto"
     block: int = 0
-    """Value of ``objective.block``, 0 for objectives without blocks."""
+    """Value of ``objective.block``, 0 for objectives without blocks and for one-token blocks."""
 
     @property
     def name(self) -> str:
@@ -50,10 +50,13 @@ def _parse(name: str, blocks: Sequence[int]) -> Iterable[Arm]:
     for part, value, valid in (("objective", objective, registry.names()), ("backend", backend, BACKENDS)):
         if value not in valid:
             raise ConfigurationError(f"arm {name!r}: unknown {part} {value!r}{nearest(value, valid)}")
-    if "block" not in registry.keys(registry.objective_class(objective)):
+    block = registry.keys(registry.objective_class(objective)).get("block")
+    if block is None:
         if matched["block"]:
             raise ConfigurationError(f"arm {name!r}: {objective} has no blocks")
         return [Arm(objective, backend)]
+    if block.default == 1 and not matched["block"]:
+        return [Arm(objective, backend)]  # one-token blocks are what its name stands for
     sizes = [int(matched["block"])] if matched["block"] else blocks
     if not sizes:
         raise ConfigurationError(f"arm {name!r} names no block size; write {name}-b16 or give --blocks")
@@ -68,6 +71,8 @@ def config_of(arm: Arm, base: Config) -> Config:
     Raises ConfigurationError where the arm cannot be run so, e.g. a block that does not divide ``model.length``.
     """
     kept = registry.keys(registry.objective_class(arm.objective)).keys() & registry.keys(type(base.objective)).keys()
+    if arm.objective != base.objective.name:
+        kept = kept - {"block"}  # the arm says it
     values: dict[str, Any] = {key: getattr(base.objective, key) for key in kept}
     if arm.block:
         values["block"] = arm.block

@@ -64,8 +64,9 @@ def parts(engine: ShardingEngine, partition: Partition, *, inside_layers: bool) 
             for hook in _chunk_hooks(chunk, partition.switch):
                 stack.callback(hook.remove)
             if inside_layers:
-                attend = chunk.attention.attend
-                stack.enter_context(_replaced(chunk.attention, "attend", _stamped_attention(attend, partition.switch)))
+                for kernel in chunk.attention.kernels:
+                    attend = _stamped_attention(kernel.attend, partition.switch)
+                    stack.enter_context(_replaced(kernel, "attend", attend))
         yield
 
 

@@ -14,8 +14,11 @@ from card_scale.data.samples import Samples
 from card_scale.data.tokenizer import MASK_ID
 from card_scale.distributed import process_groups
 from card_scale.engine.base import ShardingEngine
-from card_scale.model.attention.selection import create_attention
+from card_scale.model.attention.by_layer import LayerAttention
 from card_scale.training.train_step import TrainStep
+
+LATE_UPDATE = 10**9
+"""Steps are those of the end of a training: a schedule of the objective's has gone through."""
 
 
 class ArmRunner:
@@ -28,8 +31,9 @@ class ArmRunner:
         device = self.train_step.device
         # One object per chunk, as the model builds it.
         kind = self.config.objective.attention
-        self.attentions = [create_attention(kind, arm.backend, device) for _ in engine.chunks]
-        self.backend = self.attentions[0].backend
+        layers = self.config.model.layers
+        self.attentions = [LayerAttention(kind, layers, arm.backend, device) for _ in engine.chunks]
+        self.backend = self.attentions[0].wide.backend
         self.sums: list[Tensor] = []
         """Loss sums of the steps made, still on the device."""
 
@@ -75,6 +79,8 @@ def random_batches(config: Config, vocabulary: int) -> Callable[[int], Samples]:
         generator = torch.Generator().manual_seed(first)
         tokens = torch.randint(MASK_ID + 1, vocabulary, (rows, config.model.length + 1), generator=generator)
         places = torch.arange(first, first + rows)
-        return Samples(tokens, places, torch.zeros_like(places), places, config.train.global_batch)
+        return Samples(
+            tokens, places, torch.zeros_like(places), places, config.train.global_batch, update=LATE_UPDATE + step
+        )
 
     return batch

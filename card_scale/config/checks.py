@@ -13,6 +13,7 @@ def check(config: "Config") -> None:
     _check_ranges(config)
     _check_combinations(config)
     config.objective.check(config.model.length)
+    config.objective.attention.check_layers(config.model.layers)
 
 
 def _check_ranges(config: "Config") -> None:

@@ -55,8 +55,8 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout on the embedding and on both residual branches of a layer."""
     attention_backend: Literal["auto", "sdpa", "flex", "split", "dense"] = "auto"
-    """Kernel of attention. sdpa: torch's fused kernels (causal, bidirectional). flex: FlexAttention (GPU). split and
-    dense: block diffusion in exact pieces, or with the whole mask. auto: the device's best."""
+    """Kernel of attention. sdpa: torch's fused kernels (causal, bidirectional, two streams of one-token blocks).
+    flex: FlexAttention (GPU). split: blocks in exact pieces. dense: any kind, with the whole mask. auto: the best."""
 
     @property
     def head_size(self) -> int:

@@ -56,10 +56,13 @@ def step_memory(config: Config, dims: ParallelDims, zero_stage: int, vocabulary_
     share = parameter_counts(model, vocabulary_rows).total / (dims.tensor * dims.pipeline)
     compute_weight = 2 if train.precision == "bf16" else 4 if zero_stage in (1, 2, 3) else 0
     optimizer = _MASTER_AND_MOMENTS + (_AVERAGE if config.optimizer.ema else 0)
-    positions = config.objective.attention.inputs_per_token * model.length
+    kind = config.objective.attention
+    wide, positions = kind.wide_layers(model.layers), kind.inputs_per_token * model.length
+    # Narrow layers keep the positions that predict alone.
+    positions_of_layers = wide * positions + (model.layers - wide) * model.length
     per_layer = model.hidden if config.parallel.recompute == "full" else 10 * model.hidden + 4 * model.ffn
     in_flight = min(dims.pipeline, train.global_batch // (train.micro_batch * dims.data))
-    kept = train.micro_batch * positions * in_flight * per_layer * model.layers / dims.pipeline
+    kept = train.micro_batch * positions_of_layers * in_flight * per_layer / dims.pipeline
     return MemoryByCause(
         weights=share * compute_weight / (dims.data if zero_stage == 3 else 1),
         gradients=share * 4 / (dims.data if zero_stage >= 2 else 1),

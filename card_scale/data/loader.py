@@ -109,6 +109,7 @@ class GlobalBatchLoader:
             epochs=torch.from_numpy(epochs),
             global_positions=torch.from_numpy(global_positions),
             batch_size=self._global_batch,
+            update=step,
         )
 
     def _order(self, epoch: int) -> np.ndarray:

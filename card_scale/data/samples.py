@@ -23,6 +23,8 @@ class Samples(NamedTuple):
     valid: torch.Tensor | None = None
     """bool [B]: false for rows that only fill up the last batch of an evaluation and must not be counted; None where
     all count."""
+    update: int = 0
+    """Number of the update that they are for, from 0; in an evaluation 0."""
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """The tensors by which two ranks' samples are compared."""
@@ -39,7 +41,7 @@ class Samples(NamedTuple):
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Samples":
         tokens, sample_ids, epochs, global_positions = map(change, self.tensors())
         valid = None if self.valid is None else change(self.valid)
-        return Samples(tokens, sample_ids, epochs, global_positions, self.batch_size, valid)
+        return Samples(tokens, sample_ids, epochs, global_positions, self.batch_size, valid, self.update)
 
     def resampled(self, resample: bool) -> "Samples":
         """The same samples, or unless ``resample`` ones whose noise depends on their id, not on epoch and batch."""

@@ -28,7 +28,7 @@ def run(
 
     def forward_step(batches: Iterator[Batch], stage) -> tuple[Tensor, Callable]:
         batch = next(batches)
-        output = stage(batch.inputs, batch.positions, batch.targets, batch.dropout_keys)
+        output = stage(batch.inputs, batch.positions, batch.targets, batch.dropout_keys, batch.attention)
 
         def finish(token_losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             differentiated, reports = loss(token_losses, batch)
@@ -39,7 +39,7 @@ def run(
 
     interleaved = len(engine.stages) > 1
     iterators = [iter(micro_batches) for _ in engine.stages]
-    batch_rows, length = micro_batches[0].inputs.shape
+    batch_rows, positions = micro_batches[0].positions.shape
     gradient_context = torch.no_grad() if forward_only else contextlib.nullcontext()
     with cpu_backend.factories_on_cpu(), _before_each_backward(engine.before_backward), gradient_context:
         return schedules.get_forward_backward_func()(
@@ -47,7 +47,7 @@ def run(
             data_iterator=iterators if interleaved else iterators[0],
             model=list(engine.stages),
             num_microbatches=len(micro_batches),
-            seq_length=length,
+            seq_length=positions,
             micro_batch_size=batch_rows,
             forward_only=forward_only,
         )

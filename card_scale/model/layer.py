@@ -19,7 +19,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from card_scale.model.attention.base import Attention, AttentionFunction, CoreAttention
+from card_scale.model.attention.base import AttentionFunction, CoreAttention
 from card_scale.model.dropout import dropout
 from card_scale.model.norm import RMSNorm
 
@@ -54,14 +54,13 @@ def feed_forward_spec() -> ModuleSpec:
 class DecoderLayer(nn.Module):
     """hidden += attention(norm(hidden)); hidden += mlp(norm(hidden)).
 
-    The last layer of the model goes on with the positions that predict only.
+    Where the attention answers the first positions only, those that predict, the layer goes on with them.
     """
 
     def __init__(self, config: TransformerConfig, index: int, recompute: bool):
         """Build layer ``index`` (0-based, over the whole model)."""
         super().__init__()
         self.index = index
-        self.is_last = index == config.num_layers - 1
         self.dropout = config.hidden_dropout
         self.recompute = recompute
         self.tensor_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -88,10 +87,9 @@ class DecoderLayer(nn.Module):
         self._run = torch.compile(self._forward, fullgraph=True)
 
     def forward(
-        self, hidden_states: Tensor, rotary: Tensor, attention: Attention, dropout_keys: Tensor | None
+        self, hidden_states: Tensor, rotary: Tensor, attend: AttentionFunction, dropout_keys: Tensor | None
     ) -> Tensor:
-        """Return the layer's output, [positions, B, hidden] like its input, or fewer positions from the last layer."""
-        attend = attention.for_predictions if self.is_last else attention.everywhere
+        """Return the layer's output, [positions, B, hidden] of the positions that ``attend`` answers."""
         arguments = (hidden_states, rotary, attend, dropout_keys, 2 * self.index + 1)
         if self.recompute and torch.is_grad_enabled():
             # Nothing in a layer draws from a generator, so there is no random state to restore.

@@ -43,6 +43,16 @@ class Probe(NamedTuple):
     """Mean cross-entropy at each position over the samples, float64 [L] → what is recorded, by key."""
 
 
+class SampledLikelihood(NamedTuple):
+    """A likelihood that depends on random choices, recorded as the mean over draws with its standard error. It stands
+    beside the objective's own and is compared with nothing else."""
+
+    name: str
+    """Key of the mean in nats per predicted token; ``_standard_error`` is appended for its error."""
+    corrupt: Callable[[Samples, int], Batch]
+    """(samples of a draw, seed) → the batch that the model is asked."""
+
+
 class Observer(Protocol):
     """What an objective learns from the draws of its likelihood."""
 
@@ -123,6 +133,10 @@ class Objective(ABC):
 
     def probes(self, length: int) -> tuple[Probe, ...]:  # noqa: ARG002 - none at any length
         """What is evaluated beside the likelihood."""
+        return ()
+
+    def sampled_likelihoods(self, length: int) -> tuple[SampledLikelihood, ...]:  # noqa: ARG002 - none at any length
+        """What else is evaluated as a mean over random choices."""
         return ()
 
     @property

@@ -1,14 +1,15 @@
 """What the model reads of samples and what it is asked for."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from card_scale.data.samples import Samples
+from card_scale.objectives.attention import AttentionKind
 
 
 class Batch(NamedTuple):
-    """B samples as an objective presents them to the model: L predictions each, of M inputs.
+    """B samples as an objective presents them to the model: L predictions each, of M positions.
 
     M is L times the attention kind's ``inputs_per_token``.
     """
@@ -16,10 +17,10 @@ class Batch(NamedTuple):
     samples: Samples
     """The clean samples that it is made of."""
     inputs: torch.Tensor
-    """int64 [B, M]: tokens that the model reads, [MASK] where corrupted."""
+    """int64 [B, M]: tokens that the model reads, [MASK] where corrupted. [B, L] where the kind of attention has a query
+    stream, whose positions read none."""
     positions: torch.Tensor
-    """int64 [B, M]: rotary positions of the inputs. One row expanded over the batch (stride 0) costs nothing more than
-    one row."""
+    """int64 [B, M]: rotary positions. One row expanded over the batch (stride 0) costs nothing more than one row."""
     targets: torch.Tensor
     """int64 [B, L]: clean token to predict at each position; never [MASK]."""
     weights: torch.Tensor
@@ -31,11 +32,14 @@ class Batch(NamedTuple):
     block diffusion."""
     dropout_keys: torch.Tensor | None = None
     """int64 [B, 2] (see ``card_scale.model.dropout``), or None for no dropout."""
+    attention: AttentionKind | None = None
+    """Kind of attention, where it is not the objective's own."""
 
     def rows(self, rows: slice) -> "Batch":
         """Some of the rows: a micro-batch."""
-        tensors = {name: field[rows] for name, field in self._asdict().items() if isinstance(field, torch.Tensor)}
-        return self._replace(samples=self.samples.rows(rows), **tensors)
+        fields: dict[str, Any] = self._asdict()
+        tensors = {name: field[rows] for name, field in fields.items() if isinstance(field, torch.Tensor)}
+        return Batch(**fields | tensors | {"samples": self.samples.rows(rows)})
 
     def micro_batches(self, size: int) -> list["Batch"]:
         """Consecutive rows, ``size`` at a time."""

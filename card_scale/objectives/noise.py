@@ -30,6 +30,11 @@ class Stream(enum.IntEnum):
     EVALUATION_STRATA = 7
     GENERATION = 8
     GENERATION_ORDER = 9
+    ORDER = 10
+    ORDER_RANKS = 11
+    EVALUATION_ORDER = 12
+    EVALUATION_ORDER_RANKS = 13
+    STRIDE = 14
 
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

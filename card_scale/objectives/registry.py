@@ -19,6 +19,7 @@ BUILT_IN = MappingProxyType(
         "ar": "card_scale.objectives.ar:ArObjective",
         "mdlm": "card_scale.objectives.mdlm:MdlmObjective",
         "bd3lm": "card_scale.objectives.block_diffusion:BlockDiffusionObjective",
+        "armd": "card_scale.objectives.armd:ArmdObjective",
     }
 )
 """``module:class`` by name."""

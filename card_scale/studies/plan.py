@@ -17,7 +17,7 @@ from card_scale.engine.selection import engine_kind
 from card_scale.errors import ConfigurationError
 from card_scale.files import write_atomically
 from card_scale.model.vocabulary import padded_vocabulary
-from card_scale.objectives.evaluation import likelihood_passes
+from card_scale.objectives.evaluation import DRAWS, likelihood_passes
 from card_scale.studies.grid import Grid, Hardware
 from card_scale.studies.spec import RunSpec
 from card_scale.studies.tasks import Task
@@ -152,6 +152,7 @@ def _evaluated_tokens(spec: RunSpec) -> int:
     samples = scored + min(config.data.train_samples, spec.samples_per_epoch)
     passes = likelihood_passes(config.objective) * (2 if config.optimizer.ema else 1)
     passes += len(config.objective.probes(config.model.length))
+    passes += DRAWS * len(config.objective.sampled_likelihoods(config.model.length))
     return samples * passes * config.model.length
 
 

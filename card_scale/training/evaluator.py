@@ -13,7 +13,7 @@ from card_scale.data.samples import Samples
 from card_scale.distributed.device import current_device
 from card_scale.engine import schedule
 from card_scale.engine.base import ShardingEngine
-from card_scale.objectives.base import Objective, Probe
+from card_scale.objectives.base import Objective, Observer, Probe
 from card_scale.objectives.batch import Batch
 from card_scale.objectives.evaluation import DRAWS
 from card_scale.training.metric_sums import global_sums
@@ -30,8 +30,11 @@ class Evaluator:
         self.device = current_device()
 
     def __call__(self, objective: Objective) -> dict[str, Any]:
-        """Return :meth:`likelihood` and the results of the objective's probes."""
+        """Return :meth:`likelihood`, the objective's sampled likelihoods, and the results of its probes."""
         results = self.likelihood(objective)
+        for sampled in objective.sampled_likelihoods(self.config.model.length):
+            mean, standard_error, _ = self._sampled(sampled.corrupt, objective)
+            results |= {sampled.name: mean, f"{sampled.name}_standard_error": standard_error}
         for probe in objective.probes(self.config.model.length):
             results |= probe.results(self._by_position(probe))
         return results
@@ -55,14 +58,20 @@ class Evaluator:
         return {"validation_nll": total / (count * objective.scored(self.config.model.length))}
 
     def _bound(self, objective: Objective) -> dict[str, Any]:
-        """The mean over samples and draws, in nats per token.
+        mean, standard_error, observed = self._sampled(objective.likelihood, objective, objective.observer)
+        return {"validation_nll": mean, "validation_nll_standard_error": standard_error, "bound": True} | observed
+
+    def _sampled(
+        self, corrupt: Callable[[Samples, int], Batch], objective: Objective, observer: Observer | None = None
+    ) -> tuple[float, float, dict[str, float]]:
+        """Return (mean over samples and draws in nats per token, its standard error, what the observer concludes).
 
         The standard error is that of the noise: how far other draws over the same samples would lie apart. It is taken
         from the scatter of each sample's draws, which is unbiased for the variance but for what stratifying the noise
         levels over the samples gains. Rare low mask rates have large weights, so with few samples most single values
         are too small and a few too large.
         """
-        observer, scored = objective.observer, objective.scored(self.config.model.length)
+        scored = objective.scored(self.config.model.length)
 
         def summarise(token_losses: Tensor, batch: Batch, valid: Tensor) -> dict[str, Tensor]:
             per_sample = (token_losses.double() * batch.weights).sum(1) / scored
@@ -71,25 +80,21 @@ class Evaluator:
                 summary["observed"] = observer.observe(token_losses, batch, valid)
             return summary
 
-        draws = [list(self._reports(objective.likelihood, summarise, draw)) for draw in range(DRAWS)]
+        draws = [list(self._reports(corrupt, summarise, draw)) for draw in range(DRAWS)]
         # Pipeline stages before the last have no reports: nothing of theirs enters the sums.
         nothing = torch.zeros(0, dtype=torch.float64, device=self.device)
         per_sample = torch.stack([torch.cat([nothing, *(report["per_sample"] for report in draw)]) for draw in draws])
         count = torch.cat([nothing, *(report["valid"] for report in draws[0])]).sum()
         local = torch.stack((per_sample.mean(0).sum(), per_sample.var(0).sum() / DRAWS, count))
         total, variance, samples = global_sums(local).tolist()
-        results: dict[str, Any] = {
-            "validation_nll": total / samples,
-            "validation_nll_standard_error": math.sqrt(variance) / samples,
-            "bound": True,
-        }
+        observed: dict[str, float] = {}
         if observer is not None:
             reports = (report for draw in draws for report in draw)
-            results |= observer.conclude(self._sum("observed", observer.shape, reports))
-        return results
+            observed = observer.conclude(self._sum("observed", observer.shape, reports))
+        return total / samples, math.sqrt(variance) / samples, observed
 
     def _by_position(self, probe: Probe) -> Tensor:
-        """Return the mean cross-entropy at each position over the samples, float64 [L] on every rank."""
+        """Return the mean cross-entropy of each prediction over the samples, float64 [L] on every rank."""
 
         def summarise(token_losses: Tensor, _: Batch, valid: Tensor) -> dict[str, Tensor]:
             return {"sums": torch.cat(((token_losses.double() * valid[:, None]).sum(0), valid.sum()[None]))}

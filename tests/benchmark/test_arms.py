@@ -51,6 +51,18 @@ def test_impossible_arms_are_refused(arm, message):
         arms.config_of(arm, small_config())
 
 
+def test_blocks_of_one_token_need_no_name():
+    assert arms.parse(["armd", "armd-dense", "armd-split-b4"], [8, 16]) == [
+        Arm("armd"),
+        Arm("armd", "dense"),
+        Arm("armd", "split", 4),
+    ]
+    base = small_config(objective={"name": "bd3lm", "block": 8}, model={"length": 64})
+    assert arms.config_of(Arm("armd"), base).objective.block == 1
+    assert arms.config_of(Arm("armd", "split", 4), base).objective.block == 4
+    assert arms.config_of(Arm("bd3lm", "split", 4), base).objective.block == 4
+
+
 def test_an_arm_changes_objective_and_attention_alone():
     base = small_config()
     config = arms.config_of(Arm("bd3lm", "split", 4), base)

@@ -20,6 +20,7 @@ from card_scale.engine.fsdp2 import engine as fsdp2_engine
 from card_scale.model import gpt, head, layer, norm
 from card_scale.model.weights import LogicalWeight
 from card_scale.objectives import masked_diffusion
+from card_scale.objectives.armd import ArmdObjective
 from card_scale.objectives.attention import BlockDiffusion
 from card_scale.objectives.block_diffusion import BlockDiffusionObjective
 from card_scale.objectives.card import CardObjective
@@ -141,7 +142,7 @@ def noise_differs_by_stage(patch: pytest.MonkeyPatch) -> None:
 
 
 def _shift_sample_ids(patch: pytest.MonkeyPatch, shift: int) -> None:
-    _change_samples(patch, lambda samples: samples._replace(sample_ids=samples.sample_ids + 1000 * shift))
+    change_samples(patch, lambda samples: samples._replace(sample_ids=samples.sample_ids + 1000 * shift))
 
 
 def noise_strata_are_of_the_ranks_own_places(patch: pytest.MonkeyPatch) -> None:
@@ -151,15 +152,15 @@ def noise_strata_are_of_the_ranks_own_places(patch: pytest.MonkeyPatch) -> None:
         first = samples.global_positions // samples.batch_size * samples.batch_size
         return samples._replace(global_positions=first + torch.arange(len(first), device=first.device))
 
-    _change_samples(patch, own)
+    change_samples(patch, own)
 
 
 def noise_is_stratified_over_the_ranks_samples(patch: pytest.MonkeyPatch) -> None:
-    _change_samples(patch, lambda samples: samples._replace(batch_size=len(samples.tokens)))
+    change_samples(patch, lambda samples: samples._replace(batch_size=len(samples.tokens)))
 
 
-def _change_samples(patch: pytest.MonkeyPatch, change: Callable[[Samples], Samples]) -> None:
-    for objective in (CardObjective, MdlmObjective, BlockDiffusionObjective):
+def change_samples(patch: pytest.MonkeyPatch, change: Callable[[Samples], Samples]) -> None:
+    for objective in (CardObjective, MdlmObjective, BlockDiffusionObjective, ArmdObjective):
         original = objective.corrupt
         patch.setattr(objective, "corrupt", lambda self, samples, seed, of=original: of(self, change(samples), seed))
 

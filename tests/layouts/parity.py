@@ -41,11 +41,11 @@ def label(config: Config) -> str:
 def one_rank(config: Config) -> Config:
     """Return the configuration that trains the same on one rank, in the plainest way: no sharding, no micro-batches.
 
-    DeepSpeed's stage 0 does not train in bf16; stage 1 on one rank shards nothing. The plainest attention of block
-    diffusion is the one with the whole mask.
+    DeepSpeed's stage 0 does not train in bf16; stage 1 on one rank shards nothing. The plainest attention of two
+    streams is the one with the whole mask.
     """
     zero = 1 if config.train.precision == "bf16" else 0
-    backend = "dense" if config.objective.name == "bd3lm" else "auto"
+    backend = "dense" if config.objective.name in ("bd3lm", "armd") else "auto"
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, attention_backend=backend),

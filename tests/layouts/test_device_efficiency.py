@@ -29,6 +29,8 @@ HOST_READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", 
 MOST_GRAPHS = 4
 """Layers share their graphs, those of a first and of a last layer apart: far fewer than the ten layers."""
 
+ARMD = {"name": "armd", "permuted": 8, "ar_steps": 0, "permute_steps": 0}
+
 
 def run_and_count_graphs(configs) -> list[tuple[Trajectory, int]]:
     form_groups(configs[0])
@@ -46,6 +48,7 @@ def test_every_layer_compiles_as_one_graph_and_trains_the_same():
     cases = [
         (ENGINES[2], {"name": "mdlm"}, {}),
         (ENGINES[3], {"name": "bd3lm", "block": 4}, {}),
+        (ENGINES[1], ARMD, {}),
         ({**ENGINES[4], "recompute": "full"}, {"name": "card"}, {"dropout": 0.1}),
     ]
     plain, compiled = (
@@ -115,7 +118,7 @@ def test_the_host_reads_nothing_from_the_device(precision):
     cells = [
         cell((1, 1, 1), engine, objective=objective, train={"precision": precision})
         for engine in engines
-        for objective in ({"name": "card"}, {"name": "mdlm"}, {"name": "bd3lm", "block": 4, "min_mask": 0.3})
+        for objective in ({"name": "card"}, {"name": "mdlm"}, {"name": "bd3lm", "block": 4, "min_mask": 0.3}, ARMD)
     ]
     (found,) = run_ranks(reads_of_an_update, 1, cells, deadline=120)
     for config, reads in zip(cells, found, strict=True):

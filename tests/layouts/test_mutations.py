@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from card_scale.config import Config
+from tests.layouts import armd_mutations
 from tests.layouts import mutations as faults
 from tests.layouts.mutations import Mutation, run_mutated
 from tests.layouts.parity import deadline, deviations, label
@@ -98,6 +99,48 @@ CASES = {
         ),
     ],
 }
+MOVING = {"name": "armd", "permuted": 8, "ar_steps": 0, "permute_steps": 0}
+BEGINNING = MOVING | {"ar_steps": 2, "permute_steps": 4}
+CASES_OF_ARMD = {
+    (1, 1, 2): [
+        Case(faults.noise_differs_by_data_rank, [ZERO2], ("losses",), {"objective": MOVING}),
+        Case(armd_mutations.tokens_begin_to_move_at_another_update, [FSDP2], ("losses",), {"objective": BEGINNING}),
+    ],
+    (1, 2, 1): [
+        *(
+            Case(
+                armd_mutations.queries_see_their_own_block,
+                [ZERO1],
+                ("losses",),
+                {"objective": objective, "model": model},
+            )
+            for objective, model in (
+                (MOVING, {"attention_backend": "dense"}),
+                (MOVING | {"block": 4}, {"attention_backend": "split"}),
+            )
+        ),
+        Case(armd_mutations.prefix_aggregation_is_off_by_one, [ZERO1], ("losses",), {"objective": MOVING}),
+        Case(armd_mutations.streams_are_swapped_at_a_stage_border, [FSDP2], ("losses",), {"objective": MOVING}),
+        Case(armd_mutations.positions_are_ranks_in_the_order, [ZERO2], ("losses",), {"objective": MOVING}),
+        Case(faults.noise_differs_by_stage, [ZERO0], ("losses",), {"objective": MOVING}),
+    ],
+    (2, 1, 1): [
+        Case(faults.noise_differs_by_tensor_rank, [ZERO1], ("losses",), {"objective": MOVING}),
+        *(
+            Case(fault, [ZERO1, FSDP2], ("norms",), {"objective": MOVING, "sequence": True})
+            for fault in (
+                armd_mutations.the_aggregations_gradient_is_summed_over_equal_copies,
+                faults.the_noisy_halfs_gradient_is_lost,
+            )
+        ),
+    ],
+    # The border lies behind the last layer of two streams only where there are more stages.
+    (1, 4, 1): [
+        Case(
+            armd_mutations.stages_keep_the_stream_that_the_layers_have_left, [ZERO1], ("losses",), {"objective": MOVING}
+        ),
+    ],
+}
 INTERLEAVED = {
     (1, 2, 1): [
         Case(
@@ -112,8 +155,12 @@ INTERLEAVED = {
 
 @pytest.mark.parametrize(
     "layout, cases",
-    [*CASES.items(), *INTERLEAVED.items()],
-    ids=[*map(named, CASES), *(f"{named(layout)} interleaved" for layout in INTERLEAVED)],
+    [*CASES.items(), *CASES_OF_ARMD.items(), *INTERLEAVED.items()],
+    ids=[
+        *map(named, CASES),
+        *(f"{named(layout)} armd" for layout in CASES_OF_ARMD),
+        *(f"{named(layout)} interleaved" for layout in INTERLEAVED),
+    ],
 )
 def test_every_fault_is_noticed(references, layout, cases):
     """The faults of a layout run in one set of ranks, between runs without a fault that must pass."""

@@ -2,7 +2,8 @@
 
 In common are the uniform numbers and the initial weights, tested by themselves; not the layers, the objective, the
 loss, the norm, the clip or the optimizer's grouping. Under block diffusion the plain trainer takes all 2L positions
-through all layers, under a mask that it makes itself, and lets go of the clean half at the very end.
+through all layers, under a mask that it makes itself, and lets go of the clean half at the very end; ARMD's two streams
+it takes apart where the paper does.
 """
 
 import dataclasses
@@ -25,6 +26,8 @@ from tests.objectives import oracles
 
 LLAMA = {"kv_heads": 2, "rotary_base": 300.0, "norm_epsilon": 1e-3}
 
+MOVING = {"name": "armd", "permuted": 8, "ar_steps": 0, "permute_steps": 0}
+
 CONFIGS = {
     "card": small_config(),
     "tied": small_config(model={"tie_embeddings": True}),
@@ -46,6 +49,11 @@ CONFIGS = {
     "bd3lm clipped": small_config(objective={"name": "bd3lm", "block": 4, "min_mask": 0.3, "max_mask": 0.8}),
     "bd3lm clipped below": small_config(objective={"name": "bd3lm", "block": 8, "max_mask": 0.5}),
     "bd3lm without weights": small_config(objective={"name": "bd3lm", "block": 8, "min_mask": 0.55}),
+    "armd": small_config(objective=MOVING),
+    "armd, tokens begin to move": small_config(objective=MOVING | {"ar_steps": 2, "permute_steps": 4}),
+    "armd dense": small_config(objective=MOVING, model={"attention_backend": "dense", "length": 20, "layers": 5}),
+    "armd in blocks": small_config(objective=MOVING | {"block": 4}),
+    "armd in strides": small_config(objective={"name": "armd", "permuted": 0, "max_stride": 4}),
 }
 
 
@@ -58,6 +66,8 @@ class Prediction(NamedTuple):
     normaliser: float
     sees: Tensor | None
     positions: Tensor | None
+    queries_see: Tensor | None = None
+    """Among the queries, in the second half of the layers."""
 
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -90,10 +100,64 @@ def prediction(config: Config, batch: Samples) -> Prediction:
             torch.tensor(loops.sees),
             torch.tensor(loops.positions),
         )
+    if config.objective.name == "armd":
+        return in_an_order(config, batch)
     masked, weights = next_token_corruption(config, batch.sample_ids, batch.epochs)
     inputs = torch.where(torch.tensor(masked), VOCABULARY.mask_id, batch.tokens[:, :-1])
     weights = torch.tensor(weights, dtype=torch.float64)
     return Prediction(inputs, batch.tokens[:, 1:], weights, weights.sum().item(), None, None)
+
+
+def in_an_order(config: Config, batch: Samples) -> Prediction:
+    """The plain trainer's view of ARMD: orders made token by token."""
+    length, objective, tokens = config.model.length, config.objective, batch.tokens.tolist()
+    block, is_strided, orders = objective.block, False, [list(range(length))] * len(tokens)
+    if objective.max_stride > 1:
+        update = torch.tensor([batch.update])
+        draw = float(uniforms(config.run.seed, update, torch.zeros_like(update), 1, Stream.STRIDE))
+        block = [1, 2, 4][int(draw * 3)]
+        is_strided, stretch = block > 1, length // block
+        orders = [[stream * stretch + offset for offset in range(stretch) for stream in range(block)]] * len(tokens)
+    elif batch.update >= objective.ar_steps:
+        ramp = objective.permute_steps - objective.ar_steps
+        part = 1.0 if batch.update >= objective.permute_steps else (batch.update - objective.ar_steps) / ramp
+        count = 1 + int((objective.permuted - 1) * part)
+        draws = [
+            uniforms(config.run.seed, batch.sample_ids, batch.epochs, length, stream).tolist()
+            for stream in (Stream.ORDER, Stream.ORDER_RANKS)
+        ]
+        orders = [oracles.order_with_moved_tokens(*of_row, count) for of_row in zip(*draws, strict=True)]
+    asked = [[place + 1 for place in order] for order in orders]
+    read = [[0, *places[:-1]] for places in asked]
+    return Prediction(
+        inputs=torch.tensor([[row[place] for place in places] for row, places in zip(tokens, read, strict=True)]),
+        targets=torch.tensor([[row[place] for place in places] for row, places in zip(tokens, asked, strict=True)]),
+        weights=torch.ones(len(tokens), length, dtype=torch.float64),
+        normaliser=len(tokens) * length,
+        sees=torch.tensor(oracles.two_stream_sight(length, block, is_strided)),
+        positions=torch.tensor([places + before for places, before in zip(asked, read, strict=True)]),
+        queries_see=torch.tensor(oracles.query_sight(length, block, is_strided)),
+    )
+
+
+def logits_of(config: Config, weights: dict[str, Tensor], asked: Prediction) -> Tensor:
+    """Return the plain trainer's logits [B, L, vocabulary]."""
+    model = config.model
+    if asked.queries_see is not None:
+        return reference_gpt.two_stream_logits(
+            weights, asked.inputs, asked.positions, model.layers, model.heads, asked.sees, asked.queries_see
+        )
+    return reference_gpt.logits(
+        weights,
+        asked.inputs,
+        model.layers,
+        model.heads,
+        asked.sees,
+        asked.positions,
+        kv_heads=model.kv_heads,
+        rotary_base=model.rotary_base,
+        epsilon=model.norm_epsilon,
+    )[:, : model.length]
 
 
 def next_token_corruption(config: Config, sample_ids: Tensor, epochs: Tensor) -> tuple[list, list]:
@@ -132,17 +196,7 @@ def float64_trajectory(config: Config) -> tuple[list[float], list[float]]:
     losses, norms = [], []
     for step in range(config.train.steps):
         asked = prediction(config, global_batch(config, step))
-        logits = reference_gpt.logits(
-            weights,
-            asked.inputs,
-            config.model.layers,
-            config.model.heads,
-            asked.sees,
-            asked.positions,
-            kv_heads=config.model.kv_heads,
-            rotary_base=config.model.rotary_base,
-            epsilon=config.model.norm_epsilon,
-        )[:, : config.model.length]
+        logits = logits_of(config, weights, asked)
         token_losses = torch.logsumexp(logits[..., allowed], -1) - logits.gather(-1, asked.targets[..., None])[..., 0]
         loss = (token_losses * asked.weights).sum() / asked.normaliser
         optimizer.zero_grad()

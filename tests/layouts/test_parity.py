@@ -61,11 +61,11 @@ def cell(layout: tuple[int, int, int], engine: dict, tied: bool = False, sequenc
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=named)
 def test_every_engine_equals_one_rank(references, layout):
+    """Tied or not, with or without sequence parallelism: all pairs in each layout, all triples over the layouts."""
     cells = [
-        cell(layout, engine, tied, sequence)
-        for sequence in ((False, True) if layout[0] > 1 else (False,))
+        cell(layout, engine, tied, layout[0] > 1 and tied ^ (number + LAYOUTS.index(layout)) % 2 == 1)
         for tied in (False, True)
-        for engine in ENGINES
+        for number, engine in enumerate(ENGINES)
     ]
     ranks = check_cells(references, layout, cells)
     # Equality alone would let an engine pass that shards nothing.
@@ -220,7 +220,7 @@ def test_the_deepspeed_files_in_the_repository(references):
     check_cells(references, layout, [cell(layout, {"deepspeed": str(file)}, tied=True) for file in files])
 
 
-@pytest.mark.parametrize("layout", [(1, 1, 2), (1, 2, 2), (2, 2, 1)], ids=named)
+@pytest.mark.parametrize("layout", [(1, 2, 2), (2, 2, 1)], ids=named)
 def test_bf16(references, layout):
     objectives = ({"name": "card"}, MDLM, BD3LM)
     cells = [

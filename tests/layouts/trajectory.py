@@ -73,7 +73,7 @@ def global_batch(config: Config, step: int) -> Samples:
     generator = torch.Generator().manual_seed(1000 + step)
     tokens = torch.randint(5, VOCABULARY.size, (size, length + 1), generator=generator)
     ids = torch.arange(step * size, (step + 1) * size)
-    return Samples(tokens, ids, torch.zeros_like(ids), ids, size)
+    return Samples(tokens, ids, torch.zeros_like(ids), ids, size, update=step)
 
 
 def rank_batch(config: Config, step: int) -> Samples:

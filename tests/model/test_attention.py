@@ -14,8 +14,15 @@ from card_scale.model.attention.base import Attention
 from card_scale.model.attention.dense import DenseAttention
 from card_scale.model.attention.flex import FlexAttention
 from card_scale.model.attention.selection import create_attention, resolve_backend
-from card_scale.model.attention.split import CHUNK_QUERIES, SplitBlockDiffusion
-from card_scale.objectives.attention import AttentionKind, Bidirectional, BlockDiffusion, Causal
+from card_scale.model.attention.split import CHUNK_QUERIES, SplitAttention
+from card_scale.objectives.attention import (
+    AttentionKind,
+    Bidirectional,
+    BlockCausal,
+    BlockDiffusion,
+    Causal,
+    StrictBlockCausal,
+)
 from tests.objectives import oracles
 
 # FlexAttention says, uncompiled, that it is slow.
@@ -44,6 +51,10 @@ def states(positions, batch=2, heads=2, size=4, seed=0, dtype=torch.float64):
 def sees(kind, query, key, positions):
     if kind.name == "block_diffusion":
         return oracles.sees(query, key, positions // 2, kind.block)
+    if kind.name == "strict_block_causal":
+        return oracles.two_stream_sight(positions // 2, kind.block, kind.single_heads)[query][key]
+    if kind.name == "block_causal":
+        return oracles.query_sight(positions, kind.block, kind.single_heads)[query][key]
     return kind.name == "bidirectional" or key <= query
 
 
@@ -64,7 +75,7 @@ def check(kind, attention, positions, **sizes):
     """Output and, where there is a backward pass, gradients of both functions against the loop's."""
     expected_states = states(positions, **sizes)
     expected = by_hand(kind, *expected_states)
-    predictions = positions // 2 if kind.name == "block_diffusion" else positions
+    predictions = positions // kind.inputs_per_token
     attention.prepare(positions, CPU)
     assert kind.predictions(positions) == predictions
     for function, rows in ((attention.everywhere, positions), (attention.for_predictions, predictions)):
@@ -104,6 +115,69 @@ def test_block_diffusion(blocks, block, batch, heads, size, backend, blocks_per_
     check(kind, attention, 2 * blocks * block, batch=batch, heads=heads, size=size)
 
 
+@given(
+    blocks=st.integers(1, 5),
+    block=st.integers(1, 5),
+    single_heads=st.booleans(),
+    streams=st.sampled_from([1, 2]),
+    grouped=st.booleans(),
+    backend=st.sampled_from(["flex", "split", "dense", "sdpa"]),
+    blocks_per_chunk=st.integers(1, 4),
+)
+@settings(max_examples=60)
+def test_two_streams_and_the_queries_behind_them(
+    blocks, block, single_heads, streams, grouped, backend, blocks_per_chunk
+):
+    block = 1 if backend == "sdpa" else block
+    kind = (BlockCausal if streams == 1 and block > 1 else StrictBlockCausal)(block, single_heads)
+    attention = create(kind, backend)
+    if backend == "split":
+        attention.chunk = block * blocks_per_chunk
+    check(kind, attention, kind.inputs_per_token * blocks * block, heads=2 if not grouped else 1)
+
+
+@pytest.mark.parametrize("length, block", [(320, 16), (256, 1), (240, 48), (200, 200)])
+@pytest.mark.parametrize("single_heads", [False, True])
+def test_two_streams_at_every_chunk_boundary(length, block, single_heads):
+    kind = StrictBlockCausal(block, single_heads)
+    given = states(2 * length, batch=1, size=2).detach()
+    dense = create(kind, "dense")
+    dense.prepare(2 * length, CPU)
+    for backend in ["split", "flex"] + (["sdpa"] if block == 1 else []):
+        attention = create(kind, backend)
+        attention.prepare(2 * length, CPU)
+        torch.testing.assert_close(attention.everywhere(*given), dense.everywhere(*given), rtol=1e-10, atol=1e-10)
+        first = attention.for_predictions(*given)
+        torch.testing.assert_close(first, dense.everywhere(*given)[:length], rtol=1e-10, atol=1e-10)
+
+
+@dataclass(frozen=True)
+class Strict(AttentionKind):
+    """Each position sees those before it, the first one nobody."""
+
+    name = "strict"
+
+    def visible(self, query, key, positions):  # noqa: ARG002 - the same at every length
+        return key < query
+
+    def pairs_per_token(self, length):
+        return length / 2
+
+
+@pytest.mark.parametrize("backend", ["dense", "flex"])
+def test_a_row_that_sees_nothing_is_zero(backend):
+    attention = create(Strict(), backend)
+    attention.prepare(5, CPU)
+    given = states(5)
+    found = attention.everywhere(*(given.detach() if backend == "flex" else given))
+    assert (found[0] == 0).all()
+    assert found[1:].abs().min() > 0
+    if backend == "dense":
+        found.sum().backward()
+        assert given.grad.isfinite().all()
+        assert (given.grad[0, 0] == 0).all()
+
+
 # (L, block): chunks of several blocks, their last one shorter, of a single block or even; one block a chunk, at most
 # 128 or more; all of L.
 CHUNKS = [(320, 16), (144, 16), (256, 4), (130, 1), (240, 48), (288, 96), (384, 192), (256, 128), (200, 200), (12, 3)]
@@ -135,7 +209,7 @@ def test_the_backends_agree_at_every_chunk_boundary(length, block):
 
 @pytest.mark.parametrize("blocks, block, blocks_per_chunk", [(3, 1, 2), (2, 2, 1), (3, 2, 2)])
 def test_the_split_form_has_the_numerical_gradient(blocks, block, blocks_per_chunk):
-    attention = SplitBlockDiffusion(block_diffusion(block))
+    attention = SplitAttention(block_diffusion(block))
     attention.chunk = block * blocks_per_chunk
     positions = 2 * blocks * block
     attention.prepare(positions, CPU)
@@ -188,12 +262,11 @@ def count_calls(patch, name):
     return calls
 
 
-def test_chunks_of_one_block_need_no_mask(monkeypatch):
-    made = count_calls(monkeypatch, "card_scale.objectives.attention.BlockDiffusion.visible")
+def test_chunks_of_one_block_need_no_mask():
     attention = create(block_diffusion(70), "split")
     attention.prepare(280, CPU)
-    attention.everywhere(*states(280).detach())
-    assert not made
+    assert [chunk.mask for chunk in attention.chunks] == [None] * 4
+    assert [sum(keys.stop - keys.start for keys in chunk.keys) for chunk in attention.chunks] == [70, 140, 70, 140]
 
 
 def test_a_dense_mask_follows_the_length():
@@ -242,6 +315,11 @@ def test_flex_computes_the_tiles_that_the_mask_leaves(length, block, ratio):
         (CAUSAL, "cpu", "sdpa"),
         (BIDIRECTIONAL, "cpu", "sdpa"),
         (block_diffusion(4), "cpu", "split"),
+        (StrictBlockCausal(), "cpu", "sdpa"),
+        (StrictBlockCausal(), "cuda", "sdpa"),
+        (StrictBlockCausal(2), "cpu", "split"),
+        (StrictBlockCausal(2), "cuda", "flex"),
+        (BlockCausal(2), "cpu", "split"),
         (CAUSAL, "cuda", "sdpa"),
         (BIDIRECTIONAL, "cuda", "sdpa"),
         (block_diffusion(4), "cuda", "flex"),

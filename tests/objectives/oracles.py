@@ -52,6 +52,45 @@ def sees(query: int, key: int, length: int, block: int) -> bool:
     return block_diagonal or offset_block_causal or block_causal
 
 
+def order_blocks(length: int, block: int, single_heads: bool) -> list[list[int]]:
+    """Blocks of the numbers 0 ... length - 1 of an order; with single heads the first block falls apart."""
+    blocks = [list(range(begin, begin + block)) for begin in range(0, length, block)]
+    return [[number] for number in blocks[0]] + blocks[1:] if single_heads else blocks
+
+
+def two_stream_sight(length: int, block: int, single_heads: bool) -> list[list[bool]]:
+    """[query][key] over the query stream and the contents behind it, from the words of the ARMD paper.
+
+    Content 0 is the given token, in a block of its own before all; content i is token i - 1 of the order.
+    """
+    blocks = [[-1], *order_blocks(length, block, single_heads)]
+    block_of = {number: index for index, numbers in enumerate(blocks) for number in numbers}
+    sees = [[False] * (2 * length) for _ in range(2 * length)]
+    for number in range(length):
+        for content in range(length):
+            sees[number][length + content] = block_of[content - 1] < block_of[number]
+            sees[length + number][length + content] = block_of[content - 1] <= block_of[number - 1]
+    return sees
+
+
+def query_sight(length: int, block: int, single_heads: bool) -> list[list[bool]]:
+    """[query][key] among the queries: their block and those before."""
+    blocks = order_blocks(length, block, single_heads)
+    block_of = {number: index for index, numbers in enumerate(blocks) for number in numbers}
+    return [[block_of[key] <= block_of[query] for key in range(length)] for query in range(length)]
+
+
+def order_with_moved_tokens(token_draws: list[float], rank_draws: list[float], count: int) -> list[int]:
+    """Take tokens out of the row, then put them back, each at the rank that it was dealt."""
+    length = len(token_draws)
+    moved = sorted(range(length), key=lambda place: token_draws[place])[:count]
+    ranks = sorted(range(length), key=lambda place: rank_draws[place])[:count]
+    row = [place for place in range(length) if place not in moved]
+    for rank, token in sorted(zip(ranks, moved, strict=True)):
+        row.insert(rank, token)
+    return row
+
+
 def cross_entropy(logits: list[float], target: int) -> float:
     top = max(logits)
     return top + math.log(math.fsum(math.exp(logit - top) for logit in logits)) - logits[target]

@@ -89,7 +89,7 @@ def test_it_is_checked_and_counted(config_file):
         "-m", "card_scale.train", config_file, *TOY, "objective.width=50", "--dry-run", code=3
     )
     assert "objective.rate is 0.95" in tool("-m", "card_scale.train", config_file, *TOY, "objective.rate=0.95", code=3)
-    assert "valid are card, ar, mdlm, bd3lm, toy" in tool(
+    assert "valid are card, ar, mdlm, bd3lm, armd, toy" in tool(
         "-m", "card_scale.train", config_file, "objective.name=x", code=3
     )
     assert "'toy'; valid are card, ar, mdlm, bd3lm" in tool(

@@ -80,10 +80,14 @@ def test_every_checkpoint_that_is_kept_takes_disk(write_grid, tmp_path, save_eve
 
 def test_evaluations_cost_what_the_objective_makes_of_them(write_grid, tmp_path):
     arms = {name: {"objective.name": name} for name in ("ar", "card", "mdlm")}
-    _, _, found = planned(write_grid(arms=arms, epochs=[1]), tmp_path)
+    arms["armd"] = {"objective.name": "armd", "objective.permuted": 4}
+    sizes = {"s": {"model.layers": 2, "model.hidden": 16, "model.heads": 2, "model.ffn": 24}}
+    _, _, found = planned(write_grid(arms=arms, sizes=sizes, epochs=[1]), tmp_path)
     cost = {one.arm: one.evaluation_flops / one.flops for one in found.costs}
     assert cost["card"] == pytest.approx(6 * cost["ar"])
     assert cost["mdlm"] == pytest.approx(4 * cost["ar"])
+    # Left to right once; any order and orders as in training four draws each.
+    assert cost["armd"] == pytest.approx(9 * cost["ar"])
 
 
 def test_a_measurement_replaces_the_stated_speed(write_grid, tmp_path):

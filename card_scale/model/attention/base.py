@@ -19,8 +19,6 @@ class Attention(ABC):
 
     backend: ClassVar[str]
     """Value of ``model.attention_backend``."""
-    kinds: ClassVar[frozenset[type[AttentionKind]] | None]
-    """The kinds that the kernel computes; None: any. Not those derived from them, which may see other positions."""
     trains_on: ClassVar[frozenset[str]]
     """Device types on which it has a backward pass."""
 
@@ -30,7 +28,12 @@ class Attention(ABC):
         self.everywhere: AttentionFunction = self._attend_everywhere
         """Attention of all positions."""
         self.for_predictions: AttentionFunction = self._attend_for_predictions
-        """Attention of the positions that predict: all that is needed of the last layer."""
+        """Attention of the positions that predict: all that is needed of the last wide layer."""
+
+    @classmethod
+    @abstractmethod
+    def computes(cls, kind: AttentionKind) -> bool:
+        """Whether the kernel can compute a kind. Not one derived from what it knows, which may see other positions."""
 
     def prepare(self, positions: int, device: torch.device) -> None:  # noqa: B027 - not every kernel has a mask
         """Make what passes over ``positions`` positions need; called before each, cheap after the first."""

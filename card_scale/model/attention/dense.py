@@ -14,12 +14,15 @@ class DenseAttention(Attention):
     """Fused attention with the mask [positions, positions], made once per length."""
 
     backend: ClassVar[str] = "dense"
-    kinds: ClassVar[None] = None
     trains_on: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
 
     def __init__(self, kind: AttentionKind):
         super().__init__(kind)
         self.mask = torch.empty(0, 0, dtype=torch.bool)
+
+    @classmethod
+    def computes(cls, kind: AttentionKind) -> bool:  # noqa: ARG003 - any
+        return True
 
     def prepare(self, positions: int, device: torch.device) -> None:
         if len(self.mask) != positions or self.mask.device != device:

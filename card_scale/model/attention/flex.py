@@ -14,7 +14,6 @@ class FlexAttention(Attention):
     """FlexAttention with a block mask, made once per length. It has no backward pass on a CPU (torch 2.13)."""
 
     backend: ClassVar[str] = "flex"
-    kinds: ClassVar[None] = None
     trains_on: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
     def __init__(self, kind: AttentionKind, compiled: bool = True):
@@ -24,6 +23,10 @@ class FlexAttention(Attention):
         # Not compiled, it computes and masks all scores: right, but only fit for checking.
         self.flex_attention = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
         self.block_masks: dict[tuple[int, int, torch.device], object] = {}
+
+    @classmethod
+    def computes(cls, kind: AttentionKind) -> bool:  # noqa: ARG003 - any
+        return True
 
     def prepare(self, positions: int, device: torch.device) -> None:
         if type(self.kind) is Bidirectional or (positions, positions, device) in self.block_masks:

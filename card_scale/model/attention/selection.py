@@ -7,10 +7,10 @@ from card_scale.model.attention.base import Attention
 from card_scale.model.attention.dense import DenseAttention
 from card_scale.model.attention.flex import FlexAttention
 from card_scale.model.attention.fused import FusedAttention
-from card_scale.model.attention.split import SplitBlockDiffusion
+from card_scale.model.attention.split import SplitAttention
 from card_scale.objectives.attention import AttentionKind
 
-BACKENDS: tuple[type[Attention], ...] = (FusedAttention, FlexAttention, SplitBlockDiffusion, DenseAttention)
+BACKENDS: tuple[type[Attention], ...] = (FusedAttention, FlexAttention, SplitAttention, DenseAttention)
 """All kernels, the best first: fused ones where they know the mask, else FlexAttention where it has a backward pass."""
 
 
@@ -19,7 +19,7 @@ def resolve_backend(kind: AttentionKind, backend: str, device_type: str) -> type
 
     Raises ConfigurationError for a kernel that the kind or the device does not have.
     """
-    of_kind = [kernel for kernel in BACKENDS if kernel.kinds is None or type(kind) in kernel.kinds]
+    of_kind = [kernel for kernel in BACKENDS if kernel.computes(kind)]
     valid = {kernel.backend: kernel for kernel in of_kind if device_type in kernel.trains_on}
     if backend == "auto":
         return next(iter(valid.values()))
@@ -30,6 +30,12 @@ def resolve_backend(kind: AttentionKind, backend: str, device_type: str) -> type
             f"{device_type}{reason}; valid here: auto, {', '.join(valid)}"
         )
     return valid[backend]
+
+
+def create_narrow_attention(kind: AttentionKind, backend: str, device: torch.device) -> Attention:
+    """The attention of the layers behind the wide ones: by ``backend`` if it computes their kind, else by the best."""
+    computed = [kernel.backend for kernel in BACKENDS if kernel.computes(kind) and device.type in kernel.trains_on]
+    return create_attention(kind, backend if backend in computed else "auto", device)
 
 
 def create_attention(kind: AttentionKind, backend: str, device: torch.device) -> Attention:

@@ -1,0 +1,59 @@
+"""Which attention each layer of a model has: one kind in all of them, or another behind the wide ones."""
+
+import torch
+
+from card_scale.model.attention.base import Attention, AttentionFunction
+from card_scale.model.attention.selection import create_attention, create_narrow_attention
+from card_scale.objectives.attention import AttentionKind
+
+
+class LayerAttention:
+    """The attention of all layers, of one kind; one object serves a model chunk.
+
+    Attributes:
+        kind: of the wide layers, which compute all positions.
+        wide: their kernel.
+        narrow: that of the layers behind them, None where there are none.
+    """
+
+    def __init__(self, kind: AttentionKind, layers: int, backend: str, device: torch.device):
+        """Choose kernels for a model of ``layers`` layers.
+
+        Raises ConfigurationError for a backend that the kind or the device does not have.
+        """
+        self.kind, self.layers, self.backend, self.device = kind, layers, backend, device
+        self.wide_layers = kind.wide_layers(layers)
+        self.wide: Attention = create_attention(kind, backend, device)
+        self.narrow: Attention | None = None
+        if self.wide_layers < layers:
+            self.narrow = create_narrow_attention(kind.behind_wide_layers, backend, device)
+        self._others: dict[AttentionKind, LayerAttention] = {}
+
+    def of_kind(self, kind: AttentionKind | None) -> "LayerAttention":
+        """This one, or that of a kind which some batches have, made once."""
+        if kind is None or kind == self.kind:
+            return self
+        if kind not in self._others:
+            self._others[kind] = LayerAttention(kind, self.layers, self.backend, self.device)
+        return self._others[kind]
+
+    @property
+    def kernels(self) -> list[Attention]:
+        """One or both."""
+        return [self.wide] if self.narrow is None else [self.wide, self.narrow]
+
+    def prepare(self, positions: int, device: torch.device) -> None:
+        """Make what passes over ``positions`` positions need; called before each, cheap after the first."""
+        self.wide.prepare(positions, device)
+        if self.narrow is not None:
+            self.narrow.prepare(self.kind.predictions(positions), device)
+
+    def is_wide(self, layer: int) -> bool:
+        """Whether layer ``layer``, of the whole model, reads all positions; else those that predict."""
+        return layer < self.wide_layers
+
+    def of(self, layer: int) -> AttentionFunction:
+        """The attention of layer ``layer``, of the whole model."""
+        if self.narrow is not None and not self.is_wide(layer):
+            return self.narrow.everywhere
+        return self.wide.for_predictions if layer == self.wide_layers - 1 else self.wide.everywhere
