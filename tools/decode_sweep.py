@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures ways to decode a checkpoint: speed in turns with cached autoregressive decoding, and what they write."""
+"""Measures ways to decode a checkpoint: speed in turns with decoding one token a pass, and what they write."""
 
 import argparse
 import json
@@ -25,13 +25,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--judge", type=Path, help="checkpoint of another model that scores what is written (an AR one)"
     )
-    parser.add_argument("--methods", nargs="+", default=["self_verified", "card"], help="beside ar (default: both)")
+    parser.add_argument(
+        "--methods", nargs="+", help="beside one token a pass (default: all that the checkpoint's objective knows)"
+    )
     parser.add_argument("--drafts", nargs="+", type=positive, default=[2, 4, 8], help="K (default: 2 4 8)")
     parser.add_argument("--copies", type=not_negative, default=8, help="of self_verified; 0 is none (default: 8)")
     parser.add_argument(
         "--tau", nargs="+", type=not_negative_number, default=[0.5, 0.7, 0.9], help="of card (default: 0.5 0.7 0.9)"
     )
     parser.add_argument("--max-passes", nargs="+", type=not_negative, default=[0], help="T_max; 0 is none (default: 0)")
+    parser.add_argument("--strides", nargs="+", type=positive, default=[1, 2, 4], help="S of armd (default: 1 2 4)")
     parser.add_argument("--blocks", action="store_true", help="card also as in the paper, a block at a time")
     parser.add_argument("--batch", nargs="+", type=positive, default=[1], help="sequences at a time (default: 1)")
     parser.add_argument("--prompts", type=positive, default=16, help="number of prompts (default: 16)")
@@ -69,20 +72,24 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load(arguments.checkpoint, device, compiled=arguments.compile)
+    known = model.decoders or ("ar",)
+    methods = arguments.methods or known
+    for method in methods:
+        check_method(model, method)
     settings = grid(
-        arguments.methods,
+        methods,
         arguments.drafts,
         arguments.tau,
         [count or None for count in arguments.max_passes],
         arguments.batch,
         [True, False] if arguments.blocks else [True],
         arguments.copies,
+        arguments.strides,
+        baseline=known[0],
     )
     judge = load(arguments.judge, device) if arguments.judge else None
     if judge is not None:
         model.check_tokenizer(judge.tokenizer.sha256, f"--judge {arguments.judge}")
-    for method in arguments.methods:
-        check_method(model, method)
     prompts, new_tokens = _prompts(arguments, model), arguments.tokens or model.shape.length // 2
     measured = sweep(
         model,

@@ -50,7 +50,7 @@ def _add_decoding(how: argparse._ArgumentGroup) -> None:
         "--method",
         choices=METHODS,
         help="ar: a token a pass; self_verified: the same tokens in fewer passes; card: blocks, not lossless; bd3lm, "
-        "mdlm: samplers of these models (default: the best that the checkpoint's objective knows, losslessly)",
+        "mdlm, armd: samplers of these models (default: the best that the checkpoint's objective knows, losslessly)",
     )
     how.add_argument(
         "--tokens", type=positive, help=f"new tokens (default: {DEFAULT_TOKENS}, or what fits the model's length)"
@@ -71,6 +71,9 @@ def _add_decoding(how: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="card: as in the paper, a block at a time, nothing is forced"
         " on the left (default: always take the first masked token and move on)",
+    )
+    how.add_argument(
+        "--strides", type=positive, default=1, help="armd: S stretches of the text at once (default: 1, a token a pass)"
     )
     how.add_argument("--temperature", type=not_negative_number, default=0.0, help="0: the most probable (default)")
     how.add_argument(
@@ -149,6 +152,7 @@ def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> 
         tau=arguments.tau,
         max_passes=arguments.max_passes,
         leftmost=not arguments.blocks,
+        strides=arguments.strides,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         top_k=arguments.top_k,

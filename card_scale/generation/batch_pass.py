@@ -3,15 +3,17 @@
 import torch
 from torch import Tensor
 
-from card_scale.generation.cache import CacheWriter, KeyValueCache
+from card_scale.generation.cache import CacheWriter, KeyValueCache, SequenceCache, behind_cached, filled
 from card_scale.generation.decoder import Plan
 from card_scale.generation.model import InferenceModel, Look, block_visible
+from card_scale.generation.two_stream_pass import run_two_streams
+from card_scale.generation.two_streams import TwoStreamCache, TwoStreamModel
 
 SPAN = 128
 """A compiled pass reads the cache in whole multiples of this."""
 
 
-def run_pass(model: InferenceModel, plans: list[Plan], cache: KeyValueCache | None) -> tuple[Tensor, list[int]]:
+def run_pass(model: InferenceModel, plans: list[Plan], cache: SequenceCache | None) -> tuple[Tensor, list[int]]:
     """Run one pass.
 
     Args:
@@ -24,16 +26,20 @@ def run_pass(model: InferenceModel, plans: list[Plan], cache: KeyValueCache | No
         each of them reads).
     """
     device = model.embedding.weight.device
+    if isinstance(model, TwoStreamModel):
+        assert isinstance(cache, TwoStreamCache)
+        return run_two_streams(model, plans, cache)
+    assert cache is None or isinstance(cache, KeyValueCache)
     inputs, outputs = max(len(plan.tokens) for plan in plans), max(len(plan.read) for plan in plans)
     span = None
     if model.is_compiled and cache is not None:
         span = min(-(-(max(cache.lengths) + inputs) // SPAN) * SPAN, cache.capacity)
         inputs, outputs = _power_of_two(inputs), _power_of_two(outputs)
-    tokens = torch.tensor([_filled(plan.tokens, inputs) for plan in plans], device=device)
-    positions = torch.tensor([_filled(plan.positions, inputs) for plan in plans], device=device)
+    tokens = torch.tensor([filled(plan.tokens, inputs) for plan in plans], device=device)
+    positions = torch.tensor([filled(plan.positions, inputs) for plan in plans], device=device)
     counts = [len(plan.read) for plan in plans]
     reads_all = span is None and all(count == inputs for count in counts)
-    read = None if reads_all else torch.tensor([_filled(plan.read, outputs) for plan in plans], device=device)
+    read = None if reads_all else torch.tensor([filled(plan.read, outputs) for plan in plans], device=device)
     look = Look(None)
     if cache is None:
         look.mask, look.is_causal = _seen(model, plans, positions, [0] * len(plans), None)
@@ -52,10 +58,6 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _filled(values: list[int], length: int) -> list[int]:
-    return values + [0] * (length - len(values))
-
-
 def _seen(
     model: InferenceModel, plans: list[Plan], positions: Tensor, lengths: list[int], span: int | None
 ) -> tuple[Tensor | None, bool]:
@@ -63,7 +65,7 @@ def _seen(
 
     With a ``span`` there is always a mask, of so many keys, since the compiled pass has one.
     """
-    inputs, block, device = positions.shape[1], model.shape.block, positions.device
+    inputs, block = positions.shape[1], model.shape.block
     is_even = len(set(lengths)) == 1
     is_plain = is_even and all(plan.visible is None and len(plan.tokens) == inputs for plan in plans)
     if span is None and is_plain and block == 1 and (inputs == 1 or lengths[0] == 0):
@@ -76,10 +78,7 @@ def _seen(
         visible = torch.cat((before, within), -1)
     else:
         span = max(lengths) + inputs if span is None else span
-        behind = torch.arange(span, device=device) - torch.tensor(lengths, device=device).unsqueeze(1)
-        index = behind.clamp(0, inputs - 1).unsqueeze(1).expand(-1, inputs, -1)
-        here = ((behind >= 0) & (behind < inputs)).unsqueeze(1)
-        visible = within.expand(len(plans), -1, -1).gather(2, index) & here | (behind < 0).unsqueeze(1)
+        visible = behind_cached(within.expand(len(plans), -1, -1), lengths, span)
     return model.additive(visible).unsqueeze(1), False
 
 

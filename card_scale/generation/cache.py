@@ -1,7 +1,30 @@
 """The keys and values of what has been read, one static buffer a layer."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+
+class SequenceCache(Protocol):
+    """What the loop asks of a cache of B sequences."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Clean tokens of each sequence that later passes see."""
+
+    def commit(self, counts: list[int]) -> None:
+        """Keep the first ``counts[row]`` positions that the last pass wrote."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop all other sequences."""
+
+
+class LayerKeys(Protocol):
+    """Where the keys of a pass go, and what it looks at."""
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take [B, kv heads, inputs, head size] of a layer; return all that the pass may look at."""
 
 
 class KeyValueCache:
@@ -11,12 +34,13 @@ class KeyValueCache:
     behind them counts only once :meth:`commit` says so; the next pass writes over the rest.
     """
 
-    def __init__(self, layers: int, rows: int, kv_heads: int, capacity: int, head_size: int, like: Tensor):
-        """``like`` gives type and device."""
+    def __init__(self, layers: range, rows: int, kv_heads: int, capacity: int, head_size: int, like: Tensor):
+        """For ``layers`` of the model; ``like`` gives type and device."""
         # One position more than are ever read: where the keys go of inputs that only fill up a pass.
         size = (rows, kv_heads, capacity + 1, head_size)
-        self.keys = [like.new_zeros(size) for _ in range(layers)]
-        self.values = [like.new_zeros(size) for _ in range(layers)]
+        self.first_layer = layers.start
+        self.keys = [like.new_zeros(size) for _ in layers]
+        self.values = [like.new_zeros(size) for _ in layers]
         self.capacity = capacity
         self.lengths = [0] * rows
 
@@ -52,7 +76,7 @@ class CacheWriter:
         span: int | None = None,
         counts: list[int] | None = None,
     ):
-        self.keys, self.values = cache.keys, cache.values
+        self.keys, self.values, self.first_layer = cache.keys, cache.values, cache.first_layer
         written = max(cache.lengths) + (max(counts) if counts else inputs)
         self.span = written if span is None else span
         if max(written, self.span) > cache.capacity:
@@ -68,9 +92,29 @@ class CacheWriter:
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write [B, kv heads, inputs, head size] of a layer; return views of all that the pass may look at."""
-        for buffer, new in ((self.keys[layer], keys), (self.values[layer], values)):
+        number = layer - self.first_layer
+        for buffer, new in ((self.keys[number], keys), (self.values[number], values)):
             if self.start is None:
                 buffer[self.rows, :, self.slots] = new.transpose(1, 2)
             else:
                 buffer[:, :, self.start : self.span] = new
-        return self.keys[layer][:, :, : self.span], self.values[layer][:, :, : self.span]
+        return self.read(layer)
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Views of what of a layer the pass may look at."""
+        number = layer - self.first_layer
+        return self.keys[number][:, :, : self.span], self.values[number][:, :, : self.span]
+
+
+def behind_cached(within: Tensor, lengths: list[int], span: int) -> Tensor:
+    """What is seen of the pass, bool [B, Q, inputs], behind so many cached positions, all seen → bool [B, Q, span]."""
+    queries, inputs = within.shape[1:]
+    place = torch.arange(span, device=within.device) - torch.tensor(lengths, device=within.device).unsqueeze(1)
+    index = place.clamp(0, inputs - 1).unsqueeze(1).expand(-1, queries, -1)
+    here = ((place >= 0) & (place < inputs)).unsqueeze(1)
+    return within.gather(2, index) & here | (place < 0).unsqueeze(1)
+
+
+def filled(values: list[int], length: int) -> list[int]:
+    """``values`` with zeros behind them."""
+    return values + [0] * (length - len(values))

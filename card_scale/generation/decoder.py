@@ -9,19 +9,31 @@ from torch import Tensor
 from card_scale.generation.shape import DecoderShape
 
 
+class Queries(NamedTuple):
+    """What a pass asks of a model with a query stream, beside the decided tokens that it adds."""
+
+    positions: list[int]
+    sees_tokens: Tensor
+    """bool [Q, T], which query sees which of the plan's tokens; all see those of the cache."""
+    sees_queries: Tensor
+    """bool [Q, Q], which query sees which; all see those of the cache."""
+
+
 class Plan(NamedTuple):
     """The inputs of one pass for one sequence, behind those that the cache holds."""
 
     tokens: list[int]
     positions: list[int]
     read: list[int]
-    """Of which inputs the output is wanted."""
+    """Of which inputs, or where there are queries of which of these, the output is wanted."""
     predicts: list[int]
     """Position of the token that each of these outputs is about."""
     visible: Tensor | None = None
     """bool [Q, Q], which input sees which; None where each sees its block and those before it."""
     behind: Sequence[Sequence[int]] = ()
     """Tokens that each output stands behind beyond those of the sequence; empty where none does."""
+    queries: Queries | None = None
+    """Of a model with a query stream."""
 
 
 class Choices(NamedTuple):

@@ -15,6 +15,7 @@ from card_scale.data.tokenizer import EOS_ID, Tokenizer
 from card_scale.errors import CheckpointError, ConfigurationError, DataError
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.shape import DecoderShape
+from card_scale.generation.two_streams import TwoStreamModel
 from card_scale.model.vocabulary import Vocabulary
 
 EMA = "ema"
@@ -67,13 +68,17 @@ def load(
         if dtype is None:
             dtype = torch.bfloat16 if device.type != "cpu" and config.train.precision == "bf16" else torch.float32
         with torch.device("meta"):
-            model = TrainedModel(shape)
+            model = (TrainedTwoStreamModel if shape.two_streams else TrainedModel)(shape)
         read_weights(model.to_empty(device=device).to(dtype), reader, key)
     model.tokenizer, model.config = tokenizer, config
     model.objective, model.decoders = config.objective.name, config.objective.decoders
     if compiled:
         model.compile_passes()
     return model
+
+
+class TrainedTwoStreamModel(TwoStreamModel, TrainedModel):
+    """The same of two streams."""
 
 
 class Described(NamedTuple):
@@ -129,7 +134,7 @@ def decoder_shape(config: Config, vocabulary: Vocabulary) -> DecoderShape:
     block = config.objective.attention.decoding_block(model.length)
     if block is None:
         raise CheckpointError(
-            f"objective.name {config.objective.name} attends by {config.objective.attention.name}, which the inference "
+            f"objective.name {config.objective.name} attends by {config.objective.attention}, which the inference "
             "model does not follow"
         )
     return DecoderShape(
@@ -148,6 +153,7 @@ def decoder_shape(config: Config, vocabulary: Vocabulary) -> DecoderShape:
         tied=model.tie_embeddings,
         block=block,
         in_place=config.objective.in_place,
+        two_streams=config.objective.attention.has_query_stream,
     )
 
 

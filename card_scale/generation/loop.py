@@ -9,7 +9,7 @@ import torch
 
 from card_scale.errors import NumericError
 from card_scale.generation.batch_pass import run_pass
-from card_scale.generation.cache import KeyValueCache
+from card_scale.generation.cache import SequenceCache
 from card_scale.generation.decoder import Choices, SequenceDecoder
 from card_scale.generation.methods import Options, as_prompts, create_decoders
 from card_scale.generation.model import InferenceModel
@@ -50,6 +50,7 @@ def generate(
     tau: float = 0.9,
     max_passes: int | None = None,
     leftmost: bool = True,
+    strides: int = 1,
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
@@ -68,7 +69,8 @@ def generate(
     Args:
         model: from :func:`card_scale.generation.load`.
         prompts: token ids, of any lengths; an empty one begins as a document does, behind an end of document.
-        method: ``ar``; ``self_verified``, which gives the same tokens in fewer passes; ``card``; ``bd3lm``; ``mdlm``.
+        method: ``ar``; ``self_verified``, which gives the same tokens in fewer passes; ``card``; ``bd3lm``; ``mdlm``;
+            ``armd``.
         new_tokens: to generate.
         drafts: K: tokens that ``self_verified`` drafts at most, or positions of ``card``'s window.
         copies: tokens that ``self_verified`` drafts at most by copying what followed the last ones before; 0 none.
@@ -76,6 +78,7 @@ def generate(
         max_passes: T_max, after which ``card`` takes what is left; steps a block (``bd3lm``) or text (``mdlm``), by
             default one a token.
         leftmost: ``card`` always takes the first masked position and moves its window on; false is the paper's.
+        strides: S: stretches of the new text that ``armd`` writes at once; a divisor of ``new_tokens``.
         temperature, top_p, top_k, repetition_penalty, seed: see :class:`card_scale.generation.sampling.Sampling`.
         stop_tokens: end a sequence.
         stop_strings: end a sequence whose new text contains one.
@@ -89,7 +92,7 @@ def generate(
             that with the new tokens is longer than the model's length.
     """
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty, seed)
-    options = Options(method, drafts, tau, max_passes, leftmost, input_cost, copies)
+    options = Options(method, drafts, tau, max_passes, leftmost, input_cost, copies, strides)
     stopping = Stopping(stop_tokens, stop_strings, model)
     prompts = as_prompts(prompts)
     decoders = create_decoders(model, prompts, new_tokens, options, sampling)
@@ -133,7 +136,7 @@ def _one_pass(
     running: list[SequenceDecoder],
     keys: list[int],
     chooser: Chooser,
-    cache: KeyValueCache | None,
+    cache: SequenceCache | None,
 ) -> list[int]:
     """Plan, pass, choose and take; return how many inputs of each sequence enter the cache."""
     plans = [decoder.plan() for decoder in running]

@@ -16,6 +16,7 @@ from card_scale.generation.masked_diffusion import AncestralSampler, BlockDiffus
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.sampling import Sampling, sequence_keys
 from card_scale.generation.self_verified import SelfVerified
+from card_scale.generation.strided import Strided
 from card_scale.objectives.decoders import METHODS
 
 MOST_DRAFTS = 128
@@ -36,6 +37,7 @@ class Options:
     leftmost: bool
     input_cost: float | None
     copies: int = 8
+    strides: int = 1
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -47,6 +49,8 @@ class Options:
             raise ConfigurationError(f"tau is {self.tau}; valid is a probability {valid}")
         if not 0 <= self.copies <= MOST_DRAFTS:
             raise ConfigurationError(f"copies is {self.copies}; valid is from 0 to {MOST_DRAFTS}")
+        if self.strides < 1:
+            raise ConfigurationError(f"strides (S) is {self.strides}; valid is at least 1")
         if self.max_passes is not None and self.max_passes < 1:
             raise ConfigurationError(f"max_passes (T_max) is {self.max_passes}; valid is at least 1")
         if self.input_cost is not None and not self.input_cost >= 0:
@@ -59,6 +63,8 @@ def create_decoders(
     """A decoder for each prompt. Raises ConfigurationError for what the model cannot do."""
     check_method(model, options.method)
     check_lengths(model, prompts, new_tokens)
+    if options.method == "armd" and new_tokens % options.strides:
+        raise ConfigurationError(f"strides (S) {options.strides} does not divide the {new_tokens} new tokens")
     shape, device = model.shape, model.embedding.weight.device
     create = _creators(options, sampling, device)[options.method]
     return [
@@ -91,6 +97,7 @@ def _creators(options: Options, sampling: Sampling, device: torch.device) -> dic
         "mdlm": lambda prompt, limit, shape, key: AncestralSampler(
             prompt, limit, shape, steps=steps, seed=seed, key=key
         ),
+        "armd": lambda prompt, limit, shape, _key: Strided(prompt, limit, shape, strides=options.strides),
     }
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from card_scale.generation.cache import CacheWriter, KeyValueCache
+from card_scale.generation.cache import KeyValueCache, LayerKeys, SequenceCache
 from card_scale.generation.shape import DecoderShape
 
 MOST_COMPILED_SHAPES = 256
@@ -24,11 +24,11 @@ class Rotary(nn.Module):
     cosines: Tensor
     sines: Tensor
 
-    def __init__(self, shape: DecoderShape):
+    def __init__(self, shape: DecoderShape, positions: int):
         super().__init__()
         self.base = shape.rotary_base
         for name in ("cosines", "sines"):
-            self.register_buffer(name, torch.empty(shape.length, shape.head_size), persistent=False)
+            self.register_buffer(name, torch.empty(positions, shape.head_size), persistent=False)
         self.fill()
 
     def fill(self) -> None:
@@ -90,7 +90,7 @@ class Look:
     is a square's lower triangle.
     """
 
-    def __init__(self, mask: Tensor | None, is_causal: bool = False, writer: CacheWriter | None = None):
+    def __init__(self, mask: Tensor | None, is_causal: bool = False, writer: LayerKeys | None = None):
         self.mask, self.is_causal, self.writer = mask, is_causal, writer
 
 
@@ -145,7 +145,8 @@ class InferenceModel(nn.Module):
         self.shape = shape
         self.kv_heads = shape.kv_heads
         self.embedding = nn.Embedding(shape.rows, shape.hidden)
-        self.rotary = Rotary(shape)
+        # The query about a token stands at its position, one behind the last token that is read.
+        self.rotary = Rotary(shape, shape.length + shape.two_streams)
         self.layers = nn.ModuleList(Layer(shape, index) for index in range(shape.layers))
         self.final_norm = nn.RMSNorm(shape.hidden, shape.norm_epsilon)
         self.head = None if shape.tied else nn.Linear(shape.hidden, shape.rows, bias=False)
@@ -179,11 +180,11 @@ class InferenceModel(nn.Module):
             parameter.copy_(value)
         self.rotary.fill()
 
-    def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
+    def new_cache(self, rows: int, capacity: int) -> SequenceCache:
         """An empty cache for ``rows`` sequences."""
         shape = self.shape
         like = self.embedding.weight
-        cache = KeyValueCache(shape.layers, rows, self.kv_heads, capacity, shape.head_size, like)
+        cache = KeyValueCache(range(shape.layers), rows, self.kv_heads, capacity, shape.head_size, like)
         if self.is_compiled:
             for buffer in (*cache.keys, *cache.values):
                 # A CUDA graph may write to it in place.
@@ -208,6 +209,10 @@ class InferenceModel(nn.Module):
             hidden = layer(hidden, turn, look)
         if read is not None:
             hidden = hidden.gather(1, read[:, :, None].expand(-1, -1, hidden.shape[-1]))
+        return self.read_out(hidden)
+
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """The last layer's output [B, R, hidden] → float32 logits [B, R, vocabulary], -inf for [MASK]."""
         hidden = self.final_norm(hidden)
         logits = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
         logits = logits[..., : self.shape.vocabulary].float()
@@ -221,20 +226,24 @@ class InferenceModel(nn.Module):
         Output n is about token n + 1, or with ``shape.in_place`` about token n itself. Raises ValueError for sequences
         longer than the model's length, or of another shape or other ids.
         """
+        self.check_tokens(tokens)
+        count = tokens.shape[1]
+        positions = torch.arange(count, device=tokens.device)
+        block = self.shape.block
+        is_causal, is_whole = block == 1, block >= count
+        mask = None if is_causal or is_whole else self.additive(block_visible(positions, block))
+        return self(tokens, positions.expand(len(tokens), -1), Look(mask, is_causal))
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raise ValueError unless ``tokens`` are whole sequences that the model can read: int64 [B, T]."""
         if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.dim() != 2 or not tokens.numel():
             raise ValueError("tokens must be an int64 tensor [B, T] with at least one token")
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < self.shape.rows:
             raise ValueError(
                 f"tokens are from {int(tokens.min())} to {int(tokens.max())}, the model has {self.shape.rows}"
             )
-        count = tokens.shape[1]
-        if count > self.shape.length:
-            raise ValueError(f"{count} tokens are more than the model's length {self.shape.length}")
-        positions = torch.arange(count, device=tokens.device)
-        block = self.shape.block
-        is_causal, is_whole = block == 1, block >= count
-        mask = None if is_causal or is_whole else self.additive(block_visible(positions, block))
-        return self(tokens, positions.expand(len(tokens), -1), Look(mask, is_causal))
+        if tokens.shape[1] > self.shape.length:
+            raise ValueError(f"{tokens.shape[1]} tokens are more than the model's length {self.shape.length}")
 
     def additive(self, visible: Tensor) -> Tensor:
         """bool [..., Q, keys] → the mask that is added to the scores."""

@@ -29,6 +29,8 @@ class DecoderShape:
     block: int = 1
     in_place: bool = False
     """Whether output n is about token n, not about token n + 1."""
+    two_streams: bool = False
+    """Whether queries go beside the tokens (ARMD), which the Llama shape has not."""
 
     @property
     def head_size(self) -> int:

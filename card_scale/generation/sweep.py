@@ -1,4 +1,4 @@
-"""Speed and quality of ways to decode one model, each measured in turns with cached autoregressive decoding."""
+"""Speed and quality of ways to decode one model, each measured in turns with decoding one token a pass."""
 
 import math
 import statistics
@@ -27,6 +27,14 @@ class Setting:
     leftmost: bool = True
     batch: int = 1
     copies: int = 8
+    strides: int = 1
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether it decides one token a pass, as what the others are measured against does."""
+        if self.method == "armd":
+            return self.strides == 1
+        return self.method == "ar" or (self.method in ("bd3lm", "mdlm") and self.max_passes is None)
 
     @property
     def label(self) -> str:
@@ -38,6 +46,8 @@ class Setting:
             parts.append(f"K {self.drafts}" + ("" if self.copies or self.method == "card" else ", no copies"))
         if self.method == "card":
             parts.append(f"tau {self.tau:g}" + ("" if self.leftmost else ", blocks"))
+        if self.method == "armd":
+            parts.append(f"S {self.strides}")
         if self.max_passes is not None:
             parts.append(f"T {self.max_passes}")
         return ", ".join([*parts, f"batch {self.batch}"])
@@ -52,10 +62,10 @@ class Outcome:
     """Of a sequence, the mean over the passes that served it."""
     tokens_per_second: float
     speedup: float
-    """Time of autoregressive decoding over this one's at the same batch size, the median of pairs."""
+    """Time of one token a pass over this one's at the same batch size, the median of pairs."""
     speedups: list[float]
     agreement: float
-    """Share of tokens before the first that autoregressive decoding chooses otherwise."""
+    """Share of tokens before the first that one token a pass chooses otherwise."""
     judged_nats: float | None
     """Of a generated token under the judge."""
     distinct_2: float
@@ -76,17 +86,25 @@ def grid(
     batches: Sequence[int],
     leftmost: Sequence[bool],
     copies: int = 8,
+    strides: Sequence[int] = (1,),
+    baseline: str = "ar",
 ) -> list[Setting]:
-    """All combinations that differ: a method is not varied in what it does not look at. Autoregressive ones first."""
+    """All combinations that differ: a method is not varied in what it does not look at.
+
+    ``baseline``, one token a pass, comes first at each batch size.
+    """
     found: dict[str, Setting] = {}
     for batch in batches:
-        for method in ("ar", *methods):
+        one_a_pass = Setting(baseline, drafts[0], taus[0], batch=batch, copies=copies)
+        found.setdefault(one_a_pass.label, one_a_pass)
+        for method in methods:
             for draft in drafts if method in ("self_verified", "card") else drafts[:1]:
                 for tau in taus if method == "card" else taus[:1]:
                     for most in max_passes if method in ("card", "bd3lm", "mdlm") else [None]:
                         for left in leftmost if method == "card" else [True]:
-                            setting = Setting(method, draft, tau, most, left, batch, copies)
-                            found.setdefault(setting.label, setting)
+                            for stride in strides if method == "armd" else [1]:
+                                setting = Setting(method, draft, tau, most, left, batch, copies, stride)
+                                found.setdefault(setting.label, setting)
     return list(found.values())
 
 
@@ -100,12 +118,12 @@ def sweep(
     repetitions: int,
     judge: InferenceModel | None = None,
 ) -> Iterator[Outcome]:
-    """Measure each setting. In every repetition it runs right after autoregressive decoding at its batch size.
+    """Measure each setting. In every repetition it runs right after the first sequential one of its batch size.
 
     ``sampling`` is that of all; ``judge`` scores what they write, where it is given.
     """
     for setting in settings:
-        baseline = Setting("ar", batch=setting.batch)
+        baseline = next(one for one in settings if one.is_sequential and one.batch == setting.batch)
         _run(model, prompts[: setting.batch], setting, min(new_tokens, 8), sampling)
         pairs = []
         for _ in range(repetitions):
@@ -153,9 +171,9 @@ def _judged(judge: InferenceModel, prompts: list[list[int]], texts: list[list[in
 
 
 def safe_zone(outcomes: Sequence[Outcome], tolerance: float) -> list[bool]:
-    """Which settings write text that a judge finds at most ``tolerance`` nats worse than autoregressive decoding's,
+    """Which settings write text that a judge finds at most ``tolerance`` nats from that of one token a pass,
     without more repetition."""
-    base = {one.setting.batch: one for one in outcomes if one.setting.method == "ar"}
+    base = {one.setting.batch: one for one in reversed(outcomes) if one.setting.is_sequential}
     found = []
     for one in outcomes:
         plain = base[one.setting.batch]

@@ -5,9 +5,16 @@ from pathlib import Path
 
 from card_scale.generation.sweep import Outcome
 
-COLOURS = {"ar": "#000000", "self_verified": "#0072b2", "card": "#d55e00", "bd3lm": "#009e73", "mdlm": "#cc79a7"}
+COLOURS = {
+    "ar": "#000000",
+    "self_verified": "#0072b2",
+    "card": "#d55e00",
+    "bd3lm": "#009e73",
+    "mdlm": "#cc79a7",
+    "armd": "#e69f00",
+}
 """Okabe and Ito's, which colour-blind readers tell apart."""
-MARKERS = {"ar": "s", "self_verified": "o", "card": "^", "bd3lm": "D", "mdlm": "v"}
+MARKERS = {"ar": "s", "self_verified": "o", "card": "^", "bd3lm": "D", "mdlm": "v", "armd": "P"}
 
 
 def front(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -50,7 +57,7 @@ def draw(outcomes: Sequence[Outcome], safe: Sequence[bool], path: Path) -> None:
     for one in best:
         place = (one.speedup, cost(one))
         axes.annotate(one.setting.label, place, xytext=(6, -3), textcoords="offset points", fontsize=7)
-    axes.set_xlabel("speed over cached autoregressive decoding (same batch size)")
+    axes.set_xlabel("speed over one token a pass (same batch size)")
     judged = outcomes[0].judged_nats is not None
     axes.set_ylabel("nats per token under the judge" if judged else "share of tokens behind the first difference")
     axes.legend(title="filled: safe zone")

@@ -13,6 +13,7 @@ from card_scale.checkpoint.whole import write_whole
 from card_scale.data.tokenizer import Tokenizer
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.shape import DecoderShape
+from card_scale.generation.two_streams import TwoStreamModel
 from card_scale.model.initialization import initial_weight
 
 MASK_ID = 4
@@ -36,7 +37,8 @@ SHAPE = DecoderShape(
 
 def make_model(scale: float = 5.0, seed: int = 1, dtype: torch.dtype = torch.float64, **sizes) -> InferenceModel:
     """A model with initial weights times ``scale``: 5 attends somewhere, 50 repeats itself like a trained one."""
-    model = InferenceModel(dataclasses.replace(SHAPE, **sizes)).to(dtype)
+    shape = dataclasses.replace(SHAPE, **sizes)
+    model = (TwoStreamModel if shape.two_streams else InferenceModel)(shape).to(dtype)
     model.rotary.fill()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

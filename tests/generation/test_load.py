@@ -10,7 +10,7 @@ from card_scale.errors import CheckpointError
 from card_scale.generation import generate, load
 from card_scale.model.vocabulary import Vocabulary
 from card_scale.model.weights import logical_weights
-from card_scale.objectives.attention import Bidirectional, Causal
+from card_scale.objectives.attention import Bidirectional, Causal, StrictBlockCausal
 from tests.generation.conftest import TINY, prompt, write_checkpoint
 from tests.model.conftest import build, one_rank  # noqa: F401 - fixtures
 
@@ -18,6 +18,8 @@ MODELS = {
     "card": (Causal(), {}, []),
     "tied, grouped": (Causal(), {"tie_embeddings": True, "kv_heads": 1, "rotary_base": 50.0, "norm_epsilon": 0.01}, []),
     "mdlm": (Bidirectional(), {}, ["objective.name=mdlm"]),
+    "armd": (StrictBlockCausal(), {}, ["objective.name=armd"]),
+    "armd, grouped": (StrictBlockCausal(), {"kv_heads": 1, "rotary_base": 50.0}, ["objective.name=armd"]),
 }
 
 
@@ -31,7 +33,9 @@ def test_logits_equal_those_of_the_trained_model(build, tmp_path, tokenizer_path
     loaded = load(write_checkpoint(tmp_path / "iter_0000003", tokenizer_path, weights, *TINY, *overrides))
     tokens = torch.tensor([prompt(48, 1), prompt(48, 2)])
     with torch.no_grad():
-        expected = model(tokens, torch.arange(48).expand(2, -1)).transpose(0, 1)[..., :400].clone()
+        places = torch.arange(48)
+        places = torch.cat((places + 1, places)) if attention.has_query_stream else places
+        expected = model(tokens, places.expand(2, -1)).transpose(0, 1)[..., :400].clone()
     expected[..., 4] = -torch.inf
     torch.testing.assert_close(loaded.logits(tokens), expected, rtol=1e-5, atol=2e-5)
 

@@ -15,7 +15,7 @@ from tests.generation.conftest import MASK_ID, SHAPE, make_model, prompt
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"method": "beam"}, "method is 'beam'; valid are ar, self_verified, card, bd3lm, mdlm"),
+        ({"method": "beam"}, "method is 'beam'; valid are ar, self_verified, card, bd3lm, mdlm, armd"),
         ({"drafts": 0}, "drafts (K) is 0; valid is from 1 to 128"),
         ({"drafts": 10**5}, "drafts (K) is 100000"),
         ({"copies": -1}, "copies is -1; valid is from 0 to 128"),
@@ -34,6 +34,8 @@ from tests.generation.conftest import MASK_ID, SHAPE, make_model, prompt
         ({"top_k": -1}, "top_k is -1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"input_cost": -1.0}, "input_cost is -1.0"),
+        ({"strides": 0, "method": "armd"}, "strides (S) is 0; valid is at least 1"),
+        ({"strides": 2, "method": "armd"}, "strides (S) 2 does not divide the 3 new tokens"),
         ({"new_tokens": 0}, "new_tokens is 0"),
         ({"new_tokens": 44}, "prompt 0 has 5 tokens; with 44 new ones that is more than the model's length 48"),
         ({"prompts": [[1], [2, 29]]}, "prompt 1 holds token 29; valid are 0 to 28 without [MASK] (4)"),

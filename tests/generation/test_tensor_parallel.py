@@ -10,13 +10,14 @@ from tests.generation.conftest import make_model, prompt
 from tests.layouts.processes import run_ranks
 
 PROMPTS = [prompt(5, 1), prompt(11, 2), []]
-MODELS = ({"kv_heads": 4}, {"kv_heads": 2, "tied": True})
+MODELS = ({"kv_heads": 4}, {"kv_heads": 2, "tied": True}, {"kv_heads": 2, "two_streams": True})
 OPTIONS = (
     {"method": "ar"},
     {"method": "self_verified", "drafts": 3},
     {"method": "self_verified", "temperature": 1.0},
     {"method": "card", "tau": 0.2},
 )
+OF_TWO_STREAMS = ({"method": "armd"}, {"method": "armd", "strides": 5, "temperature": 1.0})
 
 
 def results(split: bool) -> list:
@@ -32,7 +33,8 @@ def results(split: bool) -> list:
             held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in model.parameters())
             assert held < 0.75 * whole
         found.append(model.logits(torch.tensor([prompt(20, 3)])))
-        found += [[one.tokens for one in generate(model, PROMPTS, new_tokens=25, **options)] for options in OPTIONS]
+        for options in OF_TWO_STREAMS if model.shape.two_streams else OPTIONS:
+            found.append([one.tokens for one in generate(model, PROMPTS, new_tokens=25, **options)])
     try:
         model = make_model(kv_heads=1)
         if split:

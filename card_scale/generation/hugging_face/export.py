@@ -46,7 +46,7 @@ def export(checkpoint: Path, folder: Path, dtype: str = "float32", *, ema: bool 
         raise CheckpointError(f"{folder} exists; choose another folder or remove it")
     with CheckpointReader(checkpoint_at(checkpoint)) as reader:
         key, config, _, shape = described(reader, ema)
-        if shape.block != 1 or shape.in_place:
+        if shape.block != 1 or shape.in_place or shape.two_streams:
             raise CheckpointError(
                 f"checkpoint {checkpoint}: objective.name {config.objective.name} is no causal decoder, and the Llama "
                 "architecture is; it cannot be exported"
