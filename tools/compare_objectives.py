@@ -9,10 +9,26 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from card_scale.cli import run_tool
 from card_scale.errors import ConfigurationError, ExitCode, StopRequested
 from card_scale.objectives import registry
+
+
+class Arm(NamedTuple):
+    """What is trained beside the others."""
+
+    name: str
+    objective: str
+
+
+def arm(text: str) -> Arm:
+    """``OBJECTIVE`` or ``NAME=OBJECTIVE``."""
+    name, _, objective = text.rpartition("=")
+    if objective not in registry.names():
+        raise argparse.ArgumentTypeError(f"{text!r} names no objective; valid are {', '.join(registry.names())}")
+    return Arm(name or objective, objective)
 
 
 def parse() -> argparse.Namespace:
@@ -24,9 +40,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("config", help="YAML file of all arms, e.g. launchers/configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", help="group.key=value for all arms")
     parser.add_argument(
-        "--arms", nargs="+", default=list(registry.BUILT_IN), choices=registry.names(), help="(default: %(default)s)"
+        "--arms",
+        nargs="+",
+        type=arm,
+        default=[Arm(name, name) for name in registry.BUILT_IN],
+        metavar="ARM",
+        help="an objective, or NAME=OBJECTIVE for one of several arms of it; of "
+        f"{', '.join(registry.names())} (default: all built-in ones)",
     )
     parser.add_argument("--of", action="append", default=[], metavar="ARM:KEY=VALUE", help="override for one arm")
+    parser.add_argument("--seeds", nargs="+", type=int, help="values of run.seed (default: the configuration's)")
     parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--output", type=Path, required=True, help="stem of the results: .json and .png are added")
     parser.add_argument("--title", default="", help="title of the figure")
@@ -36,32 +59,44 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train what is not yet trained, then print, write and draw the comparison."""
     options = parse()
-    own: dict[str, list[str]] = {arm: [] for arm in options.arms}
+    own: dict[str, list[str]] = {one.name: [] for one in options.arms}
     for item in options.of:
-        arm, colon, override = item.partition(":")
-        if not colon or arm not in own:
+        name, colon, override = item.partition(":")
+        if not colon or name not in own:
             raise ConfigurationError(f"--of {item} is not ARM:KEY=VALUE with an arm of {', '.join(own)}")
-        own[arm].append(override)
-    for arm in options.arms:
-        command = [sys.executable, "-m", "card_scale.train", options.config, f"objective.name={arm}"]
-        train([*command, f"run.dir={options.runs / arm}", *options.overrides, *own[arm]])
+        own[name].append(override)
+    runs = [
+        (one, options.runs / (one.name if seed is None else f"{one.name}-s{seed}"), seed)
+        for seed in options.seeds or [None]
+        for one in options.arms
+    ]
+    for one, directory, seed in runs:
+        command = [sys.executable, "-m", "card_scale.train", options.config, f"objective.name={one.objective}"]
+        command += [f"run.dir={directory}", *([] if seed is None else [f"run.seed={seed}"])]
+        train([*command, *options.overrides, *own[one.name]])
 
     from card_scale.benchmark import comparison
     from card_scale.environment import environment
 
-    curves = [comparison.read_curve(arm, options.runs / arm) for arm in options.arms]
+    curves = [comparison.read_curve(one.name, directory) for one, directory, _ in runs]
     print(comparison.table(curves))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "equal": {
-            cost: {arm: point._asdict() for arm, point in points.items()}
-            for cost, points in comparison.at_equal_cost(curves).items()
+            cost: {name: [point._asdict() for point in points] for name, points in arms.items()}
+            for cost, arms in comparison.at_equal_cost(curves).items()
         },
-        "curves": {
-            curve.name: {"bound": curve.bound, "points": [point._asdict() for point in curve.points]}
+        "curves": [
+            {
+                "arm": curve.name,
+                "seed": curve.seed,
+                "bound": curve.bound,
+                "points": [point._asdict() for point in curve.points],
+                "others": curve.others,
+            }
             for curve in curves
-        },
-        "configs": {arm: (options.runs / arm / "config.yaml").read_text(encoding="utf-8") for arm in options.arms},
+        ],
+        "configs": {path.name: (path / "config.yaml").read_text(encoding="utf-8") for _, path, _ in runs},
         "environment": environment(),
     }
     options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

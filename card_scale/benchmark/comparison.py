@@ -1,7 +1,9 @@
 """What several training runs on the same data have learnt, by tokens and by model FLOPs."""
 
+import statistics
+import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,7 +16,12 @@ from card_scale.errors import DataError
 from card_scale.model.vocabulary import padded_vocabulary
 from card_scale.training.records import evaluations_of, read_metrics
 
-AXES: tuple[Literal["tokens"], Literal["flops"]] = ("tokens", "flops")
+Axis = Literal["tokens", "flops"]
+AXES: tuple[Axis, ...] = typing.get_args(Axis)
+
+
+COLOURS = ("#0072b2", "#d55e00", "#000000", "#cc79a7", "#009e73", "#e69f00", "#56b4e9")
+"""Okabe and Ito's, which colour-blind readers tell apart."""
 
 
 class Point(NamedTuple):
@@ -35,11 +42,16 @@ class Curve:
     """The evaluations of a run."""
 
     name: str
+    """Of its arm."""
     bound: bool
     """Whether the likelihood is an upper bound on the negative log-likelihood."""
     points: tuple[Point, ...]
+    seed: int = 0
+    others: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Other likelihoods at the end, by key of ``metrics.jsonl``, with their standard errors. They are compared with
+    nothing but themselves."""
 
-    def at(self, axis: Literal["tokens", "flops"], cost: float) -> Point:
+    def at(self, axis: Axis, cost: float) -> Point:
         """The point at a cost between the first and the last evaluation's, linear between evaluations."""
         costs = [getattr(point, axis) for point in self.points]
         return Point(*(float(np.interp(cost, costs, values)) for values in zip(*self.points, strict=True)))
@@ -58,48 +70,84 @@ def read_curve(name: str, directory: Path) -> Curve:
         tokens = record["step"] * config.train.global_batch * config.model.length
         error = record.get("validation_nll_standard_error", 0.0)
         points.append(Point(tokens, tokens * per_token, record["validation_nll"], error))
-    return Curve(name, any(record.get("bound", False) for record in evaluations), tuple(points))
+    last = evaluations[-1]
+    others = {
+        key: (value, last.get(f"{key}_standard_error", 0.0))
+        for key, value in last.items()
+        if key.endswith("_nll") and key.startswith(f"{config.objective.name}/")
+    }
+    bound = any(record.get("bound", False) for record in evaluations)
+    return Curve(name, bound, tuple(points), config.run.seed, others)
 
 
-def at_equal_cost(curves: Sequence[Curve]) -> Mapping[str, Mapping[str, Point]]:
-    """Each curve's point at the tokens, and at the FLOPs, that all of them have reached."""
-    equal = {}
+def at_equal_cost(curves: Sequence[Curve]) -> Mapping[str, Mapping[str, list[Point]]]:
+    """Each arm's points, one a seed, at the tokens, and at the FLOPs, that all curves have reached."""
+    equal: dict[str, dict[str, list[Point]]] = {}
     for axis in AXES:
         cost = min(getattr(curve.points[-1], axis) for curve in curves)
-        equal[axis] = {curve.name: curve.at(axis, cost) for curve in curves}
+        equal[axis] = {}
+        for curve in curves:
+            equal[axis].setdefault(curve.name, []).append(curve.at(axis, cost))
     return equal
 
 
 def table(curves: Sequence[Curve]) -> str:
-    """The comparison in lines for a terminal."""
+    """The comparison in lines for a terminal: means over seeds with their spread, of bounds with the noise's error."""
     equal = at_equal_cost(curves)
-    width = max(len(curve.name) for curve in curves)
-    lines = [f"{'':{width}}  {'equal tokens':>24}  {'equal FLOPs':>24}   held-out nats per token"]
-    for curve in curves:
-        cells = []
-        for cost in AXES:
-            point = equal[cost][curve.name]
-            sign = "<=" if curve.bound else "  "
-            error = f" +- {point.standard_error:.3f}" if curve.bound else ""
-            cells.append(f"{sign} {point.nll:.3f}{error} ({point.tokens / 1e6:.2f} M)")
-        lines.append(f"{curve.name:{width}}  {cells[0]:>24}  {cells[1]:>24}")
+    names = list(dict.fromkeys(curve.name for curve in curves))
+    bounds = {curve.name: curve.bound for curve in curves}
+    width = max(map(len, names))
+    lines = [f"{'':{width}}  {'equal tokens':>28}  {'equal FLOPs':>28}   held-out nats per token"]
+    for name in names:
+        cells = [_cell(equal[axis][name], bounds[name]) for axis in AXES]
+        lines.append(f"{name:{width}}  {cells[0]:>28}  {cells[1]:>28}")
+    lines += _other_likelihoods(curves, width)
     return "\n".join(lines)
 
 
+def _cell(points: Sequence[Point], bound: bool) -> str:
+    nll, deviation = mean_and_deviation([point.nll for point in points])
+    sign = "<=" if bound else "  "
+    shown = deviation if len(points) > 1 else points[0].standard_error
+    error = f" +- {shown:.3f}" if bound or len(points) > 1 else ""
+    return f"{sign} {nll:.3f}{error} ({points[0].tokens / 1e6:.2f} M)"
+
+
+def _other_likelihoods(curves: Sequence[Curve], width: int) -> list[str]:
+    """Lines of what was evaluated beside, at the end of each run; none where nothing was."""
+    keys = list(dict.fromkeys(key for curve in curves for key in curve.others))
+    lines = []
+    for key in keys:
+        lines.append(f"{key}, at the end of each run, not to be compared with the above:")
+        for name in dict.fromkeys(curve.name for curve in curves if key in curve.others):
+            found = [curve.others[key] for curve in curves if curve.name == name]
+            value, deviation = mean_and_deviation([one for one, _ in found])
+            lines.append(f"{name:{width}}  {value:.3f} +- {deviation if len(found) > 1 else found[0][1]:.3f}")
+    return lines
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, standard deviation of the sample; 0 for a single value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def plot(curves: Sequence[Curve], title: str, path: Path) -> None:
-    """Draw the curves over tokens and over FLOPs, bounds dashed with their standard error."""
+    """Draw the curves over tokens and over FLOPs, one line a seed, bounds dashed with their standard error."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    names = list(dict.fromkeys(curve.name for curve in curves))
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for panel, axis, label in zip(panels, AXES, ("clean tokens trained on", "model FLOPs of training"), strict=True):
         for curve in curves:
             trained = [point for point in curve.points if point.tokens]
             x, y = [getattr(point, axis) for point in trained], [point.nll for point in trained]
-            shown = f"{curve.name} (bound)" if curve.bound else curve.name
-            (line,) = panel.plot(x, y, "--" if curve.bound else "-", marker=".", label=shown)
+            is_first = curve.seed == next(other.seed for other in curves if other.name == curve.name)
+            shown = (f"{curve.name} (bound)" if curve.bound else curve.name) if is_first else None
+            colour = COLOURS[names.index(curve.name) % len(COLOURS)]
+            (line,) = panel.plot(x, y, "--" if curve.bound else "-", linewidth=1, label=shown, color=colour)
             low = [point.nll - point.standard_error for point in trained]
             high = [point.nll + point.standard_error for point in trained]
             panel.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)

@@ -17,15 +17,30 @@ DEAR = Curve("bd3lm", True, (Point(0, 0, 9.0, 0.1), Point(100, 1900, 6.0, 0.2), 
 
 def test_equal_tokens_and_equal_flops():
     equal = comparison.at_equal_cost([CHEAP, DEAR])
-    assert equal["tokens"] == {"ar": CHEAP.points[-1], "bd3lm": DEAR.points[-1]}
-    assert equal["flops"]["ar"] == CHEAP.points[-1]
+    assert equal["tokens"] == {"ar": [CHEAP.points[-1]], "bd3lm": [DEAR.points[-1]]}
+    assert equal["flops"]["ar"] == [CHEAP.points[-1]]
     # 2000 FLOPs lie 100 / 1900 of the way from the second to the third evaluation.
     share = 100 / 1900
     expected = (100 + 100 * share, 2000, 6.0 - share, 0.2 + 0.1 * share)
-    assert equal["flops"]["bd3lm"] == pytest.approx(expected)
+    assert equal["flops"]["bd3lm"] == [pytest.approx(expected)]
     text = comparison.table([CHEAP, DEAR])
     assert "<= 5.000 +- 0.300" in text
     assert "4.000 (0.00 M)" in text
+
+
+def test_seeds_are_averaged_and_other_likelihoods_stand_by_themselves():
+    def of_seed(seed, nll):
+        points = (Point(0, 0, 9.0, 0.0), Point(100, 1500, nll, 0.0))
+        return Curve("armd", False, points, seed, {"armd/any_order_nll": (nll + 1, 0.01)})
+
+    text = comparison.table([CHEAP, of_seed(1, 4.0), of_seed(2, 4.2)])
+    rows = text.splitlines()
+    assert rows[2].split()[:3] == ["armd", "4.100", "+-"]
+    assert "4.100 +- 0.141" in rows[2]
+    assert rows[3] == "armd/any_order_nll, at the end of each run, not to be compared with the above:"
+    assert rows[4] == "armd  5.100 +- 0.141"
+    assert "armd/any" not in comparison.table([CHEAP, DEAR])
+    assert comparison.table([CHEAP, of_seed(1, 4.0)]).endswith("armd  5.000 +- 0.010")
 
 
 def test_an_override_of_no_arm_is_refused(tmp_path):

@@ -14,16 +14,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_two_objectives_are_trained_read_and_drawn(tmp_path, config_file):
-    command = [sys.executable, str(ROOT / "tools/compare_objectives.py"), str(config_file), "--arms", "ar", "bd3lm"]
-    command += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out"), "--of", "bd3lm:objective.block=4"]
+    command = [sys.executable, str(ROOT / "tools/compare_objectives.py"), str(config_file), "--arms", "ar", "two=armd"]
+    command += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out"), "--of", "two:objective.block=4"]
+    command += ["--of", "two:objective.permuted=3", "--seeds", "7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
-    assert {name: curve["bound"] for name, curve in result["curves"].items()} == {"ar": False, "bd3lm": True}
-    tokens = [curve["points"][-1]["tokens"] for curve in result["curves"].values()]
+    ar, two = result["curves"]
+    assert [(curve["arm"], curve["seed"], curve["bound"]) for curve in (ar, two)] == [
+        ("ar", 7, False),
+        ("two", 7, False),
+    ]
+    assert (ar["others"], list(two["others"])) == ({}, ["armd/any_order_nll", "armd/permuted_nll"])
+    assert "armd/permuted_nll, at the end of each run, not to be compared" in done.stdout
+    tokens = [curve["points"][-1]["tokens"] for curve in (ar, two)]
     assert tokens[0] == tokens[1] > 0
-    flops = [curve["points"][-1]["flops"] for curve in result["curves"].values()]
-    assert 1.4 < flops[1] / flops[0] < 2.2
+    flops = [curve["points"][-1]["flops"] for curve in (ar, two)]
+    assert 1.1 < flops[1] / flops[0] < 1.5
+    assert (tmp_path / "runs/two-s7/config.yaml").exists()
     assert (tmp_path / "out.png").stat().st_size > 10_000
     assert "objective.block=4" in done.stdout
     # Again, with one arm of the two.
