@@ -13,15 +13,20 @@ import sys
 
 from card_scale import config as configs
 from card_scale.config import Config
-from card_scale.errors import CardScaleError, ExitCode, ForeignRunError, StopRequested
+from card_scale.errors import CardScaleError, ExitCode, ForeignRunError, NumericError, StopRequested
 from card_scale.training.stop import StopRequest
 
 DEFECT = 1
 """Exit code of an error that nobody meant, which keeps its traceback; Python's own."""
 
 
-def train(config: Config, stop: StopRequest) -> str:
+def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
     """Train until the configured number of updates is made, resuming where the run directory stands.
+
+    Args:
+        config: of the run.
+        stop: asked between two updates.
+        held: takes what must be held until the end of the command has been recorded: the run directory's lock.
 
     Returns:
         What was done, in a sentence.
@@ -30,27 +35,31 @@ def train(config: Config, stop: StopRequest) -> str:
         CardScaleError: whatever ended the run early; nothing that was saved is lost.
     """
     from card_scale.distributed import process_groups
+    from card_scale.distributed.launched_as import rank_variables
     from card_scale.engine.build import build_engine
     from card_scale.training import preflight, run_data
     from card_scale.training.agreement import agree_to_stop, check_same_samples
-    from card_scale.training.evaluator import RunEvaluator
+    from card_scale.training.evaluator import RunEvaluator, check_finite
     from card_scale.training.learning_rate import learning_rate
     from card_scale.training.recorder import open_recorder
     from card_scale.training.run_checkpoints import RunCheckpoints
     from card_scale.training.run_directory import RunDirectory
+    from card_scale.training.run_lock import RunLock
     from card_scale.training.steps import is_due, total_steps
     from card_scale.training.train_step import TrainStep
 
     # Everything that can be refused is refused before a process group forms.
+    os.environ.update(rank_variables(os.environ))
     dims = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
     directory = RunDirectory(config.run.dir)
     directory.check_same_run(config)
     data = run_data.open_data(config)
     steps = total_steps(config, data.train.sample_count)
+    lock = held.enter_context(RunLock(directory.path)) if os.environ.get("RANK", "0") == "0" else None
 
     process_groups.initialize(dims, config.run.timeout_seconds)
     engine = build_engine(config, dims, data.vocabulary, config.objective.attention)
-    checkpoints = RunCheckpoints(engine, config, dims, data, directory.checkpoints)
+    checkpoints = RunCheckpoints(engine, config, dims, data, directory.checkpoints, lock)
     start = checkpoints.resume()
     if process_groups.is_main_rank():
         directory.start(config)
@@ -67,6 +76,7 @@ def train(config: Config, stop: StopRequest) -> str:
 
     def evaluate_and_record(step: int) -> None:
         results = evaluate(train_step.objective, trained=step > 0)
+        check_finite(step, results)
         train_step.learn(results)
         recorder.evaluation(step, results)
 
@@ -80,6 +90,7 @@ def train(config: Config, stop: StopRequest) -> str:
                 if result is not None and checkpoints.saved_step != step - 1:
                     # No log line need have looked at the last update; a checkpoint must not hold what it ruined.
                     train_step.report(step - 1, result)
+                    train_step.check_weights(step - 1)
                     checkpoints.save(step - 1, train_step.objective)
                 raise StopRequested(
                     f"stopped after {step - 1} of {steps} steps on {stop.reason or 'the request of another rank'}; "
@@ -110,6 +121,7 @@ def train(config: Config, stop: StopRequest) -> str:
                 if evaluates:
                     evaluate_and_record(step)
                 if saves:
+                    train_step.check_weights(step)
                     checkpoints.save(step, train_step.objective)
                 recorder.restart_clock(step)
             recorder.advance()
@@ -148,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options, overrides = parse(argv)
     config: Config | None = None
-    with StopRequest() as stop:
+    with StopRequest() as stop, contextlib.ExitStack() as held:
         try:
             config = configs.load(options.config, overrides)
             if options.print_config:
@@ -164,12 +176,12 @@ def main(argv: list[str] | None = None) -> int:
 
             check_versions()
             known_warnings.silence()
-            return finish(config, ExitCode.DONE, train(config, stop))
+            return finish(config, ExitCode.DONE, train(config, stop, held))
         except (Exception, KeyboardInterrupt) as error:
             code, reason = ending(error)
             # A dry run leaves nothing, and another run's directory keeps its own record.
             recorded = None if options.dry_run or isinstance(error, ForeignRunError) else config
-            finish(recorded, code, reason)
+            finish(recorded, code, reason + what_is_saved(config, error))
             if code == DEFECT:
                 raise
             return code
@@ -180,9 +192,20 @@ def ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, CardScaleError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return ExitCode.STOPPED, "interrupted; the last checkpoint is intact"
+        return ExitCode.STOPPED, "interrupted"
     code = lost_peer_or_hang(error) if isinstance(error, RuntimeError) else None
     return (DEFECT, f"{type(error).__name__}: {error}") if code is None else (code, str(error))
+
+
+def what_is_saved(config: Config | None, error: BaseException) -> str:
+    """Return what to add to the reason of an end in the midst of training: what a next start goes on from."""
+    if config is None or not isinstance(error, (NumericError, KeyboardInterrupt)):
+        return ""
+    from card_scale.checkpoint.directory import pointed_step
+    from card_scale.training.run_directory import RunDirectory
+
+    step = pointed_step(RunDirectory(config.run.dir).checkpoints)
+    return "; nothing has been saved" if step is None else f"; the checkpoint after {step} steps is intact"
 
 
 def lost_peer_or_hang(error: RuntimeError) -> ExitCode | None:

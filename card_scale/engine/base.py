@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from card_scale.config import Config
 from card_scale.engine import gradients
@@ -84,6 +85,12 @@ class ShardingEngine(abc.ABC):
     @abc.abstractmethod
     def publish_weights(self) -> None:
         """Make the forward pass use the current float32 weights."""
+
+    @torch.no_grad()
+    def squared_weight_norm(self) -> Tensor:
+        """Return the sum of squares of the weights that this rank updates, float32: infinite from about 1e19 on."""
+        shards = [master.to_local() if isinstance(master, DTensor) else master for master in self.master_weights()]
+        return torch.stack([shard.square().sum() for shard in shards]).sum()
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the next update."""

@@ -9,6 +9,7 @@ from card_scale.cost.parameters import parameter_counts
 from card_scale.engine.selection import engine_kind
 from card_scale.training import initial_weights, preflight, resume_point, run_data
 from card_scale.training.run_directory import RunDirectory
+from card_scale.training.run_lock import RunLock
 from card_scale.training.steps import total_steps
 from card_scale.versions import check_versions
 
@@ -24,6 +25,7 @@ def dry_run(config: Config) -> None:
     dims = preflight.check(config, int(os.environ.get("WORLD_SIZE", smallest)))
     directory = RunDirectory(config.run.dir)
     directory.check_same_run(config)
+    RunLock(directory.path).check_free()
     data = run_data.open_data(config)
     point = resume_point.find(directory.checkpoints)
     if point is not None:

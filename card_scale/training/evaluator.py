@@ -13,6 +13,7 @@ from card_scale.data.samples import Samples
 from card_scale.distributed.device import current_device
 from card_scale.engine import schedule
 from card_scale.engine.base import ShardingEngine
+from card_scale.errors import NumericError
 from card_scale.objectives.base import Objective, Observer, Probe
 from card_scale.objectives.batch import Batch
 from card_scale.objectives.evaluation import DRAWS
@@ -149,3 +150,10 @@ class RunEvaluator:
             results["ema/validation_nll"] = self.held_out.likelihood(objective)["validation_nll"]
             self.engine.swap_averaged()
         return results
+
+
+def check_finite(step: int, results: Mapping[str, Any]) -> None:
+    """Raise NumericError, naming it, for a result of an evaluation after ``step`` updates that is not finite."""
+    for name, value in results.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NumericError(f"step {step}: the evaluation's {name} is {value}; lower optimizer.lr")

@@ -21,6 +21,7 @@ from card_scale.objectives.base import Objective
 from card_scale.training import initial_weights, resume_point
 from card_scale.training.resume_point import VALIDATION_DIGEST, ResumePoint
 from card_scale.training.run_data import RunData
+from card_scale.training.run_lock import RunLock
 
 
 class Start(NamedTuple):
@@ -39,8 +40,18 @@ class Start(NamedTuple):
 class RunCheckpoints:
     """Saves and resumes one run. Its methods are collective."""
 
-    def __init__(self, engine: ShardingEngine, config: Config, dims: ParallelDims, data: RunData, directory: Path):
-        """Collective: the commits get a process group of their own."""
+    def __init__(
+        self,
+        engine: ShardingEngine,
+        config: Config,
+        dims: ParallelDims,
+        data: RunData,
+        directory: Path,
+        lock: RunLock | None = None,
+    ):
+        """Collective: the commits get a process group of their own. The rank that holds the run directory's ``lock``
+        saves only while it does."""
+        self.lock = lock
         self.engine, self.config, self.dims, self.data, self.directory = engine, config, dims, data, directory
         retention = Retention(config.train.keep_last, config.train.keep_every)
         self.checkpointer = Checkpointer(directory, retention, form_commit_group(config.run.timeout_seconds))
@@ -84,7 +95,9 @@ class RunCheckpoints:
         return found[0]
 
     def save(self, step: int, objective: Objective) -> None:
-        """Save after ``step`` updates."""
+        """Save after ``step`` updates. Raises CheckpointError where another job has taken the run directory over."""
+        if self.lock is not None:
+            self.lock.check_held()
         description = CheckpointManifest(
             step=step,
             state_keys=list(self.engine.state_keys()),

@@ -86,10 +86,21 @@ class TrainStep:
         for name, value in (("loss", report.loss), ("gradient norm", report.gradient_norm)):
             if not math.isfinite(value):
                 raise NumericError(
-                    f"step {step}: the {name} is {value}; the last checkpoint is intact. Lower optimizer.lr "
-                    "or look at the data of this step"
+                    f"step {step}: the {name} is {value}; lower optimizer.lr or look at the data of this step"
                 )
         return report
+
+    def check_weights(self, step: int) -> None:
+        """Raise NumericError if update ``step`` left weights that are not finite, or far too large. Collective.
+
+        A loss and a gradient tell of the weights before an update; what it has ruined would show in the next one.
+        """
+        total = self.engine.squared_weight_norm()
+        dist.all_reduce(total)
+        if not bool(total.isfinite()):
+            raise NumericError(
+                f"step {step}: its update left weights whose squares sum up to {float(total)}; lower optimizer.lr"
+            )
 
     def _dropout_keys(self, samples: Samples) -> Tensor | None:
         if self.config.model.dropout == 0.0:

@@ -164,7 +164,8 @@ THREE_TENSOR_RANKS = ["parallel.tensor=3", "model.heads=3", "model.hidden=48", "
 
 @pytest.mark.parametrize("option", [[], ["--dry-run"]])
 def test_a_vocabulary_that_the_ranks_cannot_share(config_file, tmp_path, monkeypatch, capsys, option):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert main([str(config_file), *THREE_TENSOR_RANKS, "train.global_batch=6", *option]) == ExitCode.CONFIGURATION
     assert "not divisible by parallel.tensor 3; valid up to it: 1, 2" in capsys.readouterr().err
     assert not dist.is_initialized()

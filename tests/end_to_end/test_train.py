@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from card_scale import config as configs
 from card_scale.data.manifest import Manifest
 from card_scale.errors import ExitCode
+from card_scale.training.run_lock import RunLock
 from tests.end_to_end.conftest import write_config
 from tests.layouts.processes import run_ranks
 
@@ -143,6 +146,100 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
     exit_record = json.loads((tmp_path / "run/exit.json").read_text())
     assert exit_record["code"] == 6
     assert "step" in exit_record["reason"]
+    assert exit_record["reason"].endswith("; nothing has been saved")
+    assert os.listdir(tmp_path / "run/checkpoints") == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        # The last update of a run, whose loss and gradient were fine.
+        ["train.steps=1"],
+        # Updates that are saved but not evaluated.
+        ["train.save_every=1", "train.eval_every=0"],
+        ["train.save_every=1", "train.eval_every=0", "train.log_every=50"],
+    ],
+    ids=["last", "not evaluated", "not logged"],
+)
+def test_weights_that_an_update_has_ruined_are_never_saved(tmp_path, config_file, options):
+    arguments = [str(config_file), "optimizer.lr=1e30", "optimizer.warmup_steps=0", "parallel.pipeline=2", *options]
+    assert run_ranks(train, 2, arguments, deadline=60) == [ExitCode.NUMERIC] * 2
+    reason = json.loads((tmp_path / "run/exit.json").read_text())["reason"]
+    assert reason.startswith("step 1: ")
+    assert reason.endswith("; nothing has been saved")
+    assert not list((tmp_path / "run/checkpoints").glob("iter_*"))
+
+
+def test_a_run_that_is_ruined_says_what_it_goes_on_from(tmp_path, config_file):
+    quiet = ["train.eval_every=0", "train.save_every=1", "optimizer.schedule=constant", "optimizer.warmup_steps=0"]
+    assert run_ranks(train, 1, [str(config_file), *quiet, "train.steps=2"], deadline=60) == [0]
+    quiet[0] = "train.eval_every=1"
+    config = [str(config_file), *quiet, "train.steps=4"]
+    assert run_ranks(train_on_ruined_weights, 1, config, deadline=60) == [ExitCode.NUMERIC]
+    reason = json.loads((tmp_path / "run/exit.json").read_text())["reason"]
+    assert "validation_nll is nan" in reason
+    assert reason.endswith("; the checkpoint after 2 steps is intact")
+    assert run_ranks(train, 1, config, deadline=60) == [0]
+
+
+def train_on_ruined_weights(arguments: list[str]) -> int:
+    """The first update writes weights that are not finite."""
+    from card_scale.engine.optimizer import AdamW
+
+    original = AdamW.step
+
+    def ruin(self, closure=None):
+        result = original(self, closure)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.data.fill_(float("nan"))
+        return result
+
+    AdamW.step = ruin
+    return train(arguments)
+
+
+def test_a_second_job_in_the_run_directory_is_refused(tmp_path, config_file):
+    run = tmp_path / "run"
+    with RunLock(run):
+        assert run_ranks(train, 1, [str(config_file)], deadline=60) == [ExitCode.CONFIGURATION]
+        assert run_ranks(train, 1, [str(config_file), "--dry-run"], deadline=60) == [ExitCode.CONFIGURATION]
+        assert os.listdir(run) == ["run.lock"], "what the other job writes is not touched"
+    assert run_ranks(train, 1, [str(config_file), "train.steps=1"], deadline=60) == [0]
+    assert not (run / "run.lock").exists()
+
+
+def test_tasks_of_srun_are_ranks_of_one_run(tmp_path, config_file):
+    """Without torchrun: each would train alone in the same directory."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_ID": "0"}
+    step |= {"SLURM_JOB_ID": str(os.getpid()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "card_scale.train", str(config_file), "train.steps=1", "parallel.tensor=2"]
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=kept | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], printed
+    assert "layout: tensor 2" in printed[0]
+    assert len(records(tmp_path / "run")[0]) == 1
+
+
+def test_a_rank_without_a_number_is_refused(config_file):
+    command = [sys.executable, "-m", "card_scale.train", str(config_file)]
+    kept = {name: value for name, value in os.environ.items() if name != "RANK"}
+    refused = subprocess.run(
+        command, env=kept | {"WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert refused.returncode == ExitCode.CONFIGURATION
+    assert "WORLD_SIZE is 2, but RANK is not set" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def train_and_die(arguments: list[str], metrics: str) -> int:

@@ -135,6 +135,8 @@ def _rank_main(sender, scratch, rank, world_size, deadline, job) -> None:
     # Leaves the stacks a little before the deadline, and ends the rank even where nobody is left to kill it.
     faulthandler.dump_traceback_later(max(1.0, deadline - 2.0), exit=True, file=stacks)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), OMP_NUM_THREADS="1")
+    # torchrun's; the ranks meet in a file.
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="1")
     import torch
     import torch.distributed as dist
 
