@@ -2,7 +2,9 @@
 
 import re
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from card_scale.checkpoint import format as checkpoint_format
 from card_scale.checkpoint.format import CheckpointManifest
@@ -94,16 +96,22 @@ def complete_manifest(root: Path, step: int) -> CheckpointManifest:
     return manifest
 
 
-def find_latest(root: Path) -> tuple[Path, CheckpointManifest, list[str]] | None:
+def find_latest(
+    root: Path, damaged: Mapping[int, str] = MappingProxyType({})
+) -> tuple[Path, CheckpointManifest, list[str]] | None:
     """Return the checkpoint to resume from, its manifest and what was passed over; None where there is none at all.
 
-    The pointer's checkpoint if it is complete, else the newest complete one. Raises CheckpointError where checkpoints
-    exist but none is complete: starting from random weights would hide the loss.
+    The pointer's checkpoint if it is complete, else the newest complete one; none of the steps that are known to be
+    ``damaged``, with what is wrong. Raises CheckpointError where checkpoints exist but none is complete: starting from
+    random weights would hide the loss.
     """
     steps, pointed = published_steps(root), pointed_step(root)
     candidates = [pointed, *(s for s in steps if s != pointed)] if pointed is not None else steps
     problems: list[str] = []
     for step in candidates:
+        if step in damaged:
+            problems.append(damaged[step])
+            continue
         try:
             return root / name_of(step), complete_manifest(root, step), problems
         except CheckpointError as error:

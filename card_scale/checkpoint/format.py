@@ -3,16 +3,20 @@
 Nothing in it depends on the layout that will read it. The manifest is written last: a directory with one is complete.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from card_scale.engine.state_keys import WEIGHT
 from card_scale.errors import CheckpointError
 from card_scale.files import sha256_file
 
 FORMAT = 1
+_DIGEST = "sha256"
+"""Entry of a manifest that holds the hash of all others; those of the first versions have none."""
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
 CONFIG_NAME = "config.yaml"
@@ -88,7 +92,8 @@ class CheckpointManifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        content = asdict(self)
+        return json.dumps(content | {_DIGEST: _digest(content)}, indent=1)
 
     def check_complete(self, directory: Path) -> None:
         """Raise CheckpointError for a file that is missing or has another size, or a tensor with a gap."""
@@ -106,6 +111,11 @@ class CheckpointManifest:
                 raise CheckpointError(f"checkpoint {directory}: tensor {name} is not stored completely")
 
 
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's entries, however they are laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(directory: Path) -> CheckpointManifest:
     """Return a checkpoint's manifest after checking that the checkpoint is complete; CheckpointError otherwise."""
     path = directory / MANIFEST_NAME
@@ -119,7 +129,11 @@ def read_manifest(directory: Path) -> CheckpointManifest:
         raise CheckpointError(f"checkpoint {directory}: {MANIFEST_NAME} is damaged: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else content
-        raise CheckpointError(f"checkpoint {directory}: format is {found!r}, this version reads {FORMAT}")
+        raise CheckpointError(
+            f"checkpoint {directory}: {MANIFEST_NAME}: format is {found!r}, this version reads {FORMAT}"
+        )
+    if _DIGEST in content and content.pop(_DIGEST) != _digest(content):
+        raise CheckpointError(f"checkpoint {directory}: {MANIFEST_NAME} is damaged: it is not what was written")
     try:
         tensors = {
             name: StoredTensor(t["shape"], t["dimension"], [StoredPiece(**piece) for piece in t["pieces"]])

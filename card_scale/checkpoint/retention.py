@@ -43,8 +43,7 @@ def prune(root: Path, retention: Retention) -> None:
     if pointer is None:
         return
     renamed = False
-    steps = _steps_to_count(root, pointer, retention.keep_last)
-    for step in to_prune(steps, pointer, retention.keep_last, retention.keep_every):
+    for step in steps_to_prune(root, retention):
         (root / directories.name_of(step)).rename(root / directories.pruned_name(step))
         renamed = True
     if renamed:
@@ -52,6 +51,15 @@ def prune(root: Path, retention: Retention) -> None:
         sync_directory(root)
     for leftover in directories.leftovers(root, pointer):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def steps_to_prune(root: Path, retention: Retention) -> list[int]:
+    """Return the steps of the checkpoints that :func:`prune` would delete, oldest first."""
+    pointer = directories.pointed_step(root)
+    if pointer is None:
+        return []
+    steps = _steps_to_count(root, pointer, retention.keep_last)
+    return to_prune(steps, pointer, retention.keep_last, retention.keep_every)
 
 
 def _steps_to_count(root: Path, pointer: int, keep_last: int) -> list[int]:

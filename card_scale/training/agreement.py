@@ -1,12 +1,18 @@
 """What the ranks of a run agree on between two updates."""
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 
+from card_scale.checkpoint import verify
+from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.data.digest import batch_digest
 from card_scale.data.samples import Samples
 from card_scale.distributed import process_groups
-from card_scale.errors import DataError
+from card_scale.errors import CheckpointError, DataError
+from card_scale.training import resume_point
+from card_scale.training.resume_point import ResumePoint
 
 
 def agree_to_stop(requested: bool) -> bool:
@@ -26,3 +32,42 @@ def check_same_samples(samples: Samples, step: int) -> None:
         ranks = dist.get_process_group_ranks(group)
         seen = ", ".join(f"rank {rank}: {digest.item():016x}" for rank, digest in zip(ranks, digests, strict=True))
         raise DataError(f"step {step}: ranks of one tensor x pipeline group read different batches ({seen})")
+
+
+def agree_on_resume_point(checkpoints: Path) -> ResumePoint | None:
+    """Return the checkpoint that all ranks go on from, None where there is none: the latest whose files are, by their
+    hashes, what was written. Collective.
+
+    Raises CheckpointError, on all ranks, where there are checkpoints but none is sound.
+    """
+    damaged: dict[int, str] = {}
+    while (point := _latest(checkpoints, damaged)) is not None:
+        problems = agree_on_damage(point.path, point.manifest)
+        if not problems:
+            break
+        damaged[point.manifest.step] = "; ".join(problems)
+    return point
+
+
+def agree_on_damage(checkpoint: Path, manifest: CheckpointManifest) -> list[str]:
+    """Return what is wrong with the files of a checkpoint by their hashes, the same on every rank; each looks at some
+    of them. Collective."""
+    files, size = manifest.files, dist.get_world_size()
+    mine = {name: files[name] for name in verify.share(files, dist.get_rank(), size)}
+    found: list[list[str]] = [[] for _ in range(size)]
+    dist.all_gather_object(found, verify.damaged_files(checkpoint, mine))
+    return [problem for of_rank in found for problem in of_rank]
+
+
+def _latest(checkpoints: Path, damaged: dict[int, str]) -> ResumePoint | None:
+    # One rank decides, so that a file system that shows ranks different states cannot split the job.
+    found: list = [None]
+    if dist.get_rank() == 0:
+        try:
+            found = [resume_point.find(checkpoints, damaged)]
+        except CheckpointError as error:
+            found = [error]
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], CheckpointError):
+        raise found[0]
+    return found[0]

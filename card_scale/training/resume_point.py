@@ -3,13 +3,15 @@
 Needs no engine and no process group: a dry run asks it too.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.checkpoint.reader import CheckpointReader
-from card_scale.errors import DataError
+from card_scale.errors import CheckpointError, DataError
 from card_scale.training.run_data import RunData
 
 VALIDATION_DIGEST = "validation_digest"
@@ -31,16 +33,21 @@ class ResumePoint(NamedTuple):
         return f"{self.path} ({self.manifest.layout}, {self.manifest.engine}){problems}"
 
 
-def find(checkpoints: Path) -> ResumePoint | None:
+def find(checkpoints: Path, damaged: Mapping[int, str] = MappingProxyType({})) -> ResumePoint | None:
     """Return where a run with these checkpoints goes on, None where there are none.
 
-    Raises CheckpointError where checkpoints exist but none is complete, or the state of the one found is damaged.
+    ``damaged``: steps that are known to be, with what is wrong. Hashes are not looked at here.
+
+    Raises CheckpointError where checkpoints exist but none is complete.
     """
-    latest = directories.find_latest(checkpoints)
-    if latest is None:
-        return None
-    path, manifest, passed_over = latest
-    return ResumePoint(path, manifest, passed_over, CheckpointReader(path, manifest).state)
+    known = dict(damaged)
+    while (latest := directories.find_latest(checkpoints, known)) is not None:
+        path, manifest, passed_over = latest
+        try:
+            return ResumePoint(path, manifest, passed_over, CheckpointReader(path, manifest).state)
+        except CheckpointError as error:
+            known[manifest.step] = str(error)
+    return None
 
 
 def check_same_data(point: ResumePoint, data: RunData) -> None:

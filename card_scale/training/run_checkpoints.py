@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import torch.distributed as dist
-
 from card_scale.checkpoint.checkpointer import Checkpointer
 from card_scale.checkpoint.commit import form_commit_group
 from card_scale.checkpoint.format import CheckpointManifest
@@ -19,7 +17,8 @@ from card_scale.environment import library_versions
 from card_scale.errors import CheckpointError
 from card_scale.objectives.base import Objective
 from card_scale.training import initial_weights, resume_point
-from card_scale.training.resume_point import VALIDATION_DIGEST, ResumePoint
+from card_scale.training.agreement import agree_on_damage, agree_on_resume_point
+from card_scale.training.resume_point import VALIDATION_DIGEST
 from card_scale.training.run_data import RunData
 from card_scale.training.run_lock import RunLock
 
@@ -61,7 +60,7 @@ class RunCheckpoints:
     def resume(self) -> Start:
         """Load the run's latest complete checkpoint; of a new run the weights that it starts from, if any."""
         objective = self.config.objective
-        point = self._latest()
+        point = agree_on_resume_point(self.directory)
         if point is None:
             return Start(0, True, objective, f"starting a new run in {self.config.run.dir}{self._initialise()}")
         # By every rank: each may read a copy of the data of its own.
@@ -77,22 +76,11 @@ class RunCheckpoints:
         found = initial_weights.find(self.config, self.data)
         if found is None:
             return ""
+        if problems := agree_on_damage(*found):
+            raise CheckpointError(f"run.init_from: {'; '.join(problems)}")
         with CheckpointReader(*found) as reader:
             load_weights(self.engine, reader)
         return f", from the weights of {found[0]}"
-
-    def _latest(self) -> ResumePoint | None:
-        # One rank decides, so that a file system that shows ranks different states cannot split the job.
-        found: list = [None]
-        if dist.get_rank() == 0:
-            try:
-                found = [resume_point.find(self.directory)]
-            except CheckpointError as error:
-                found = [error]
-        dist.broadcast_object_list(found, src=0)
-        if isinstance(found[0], CheckpointError):
-            raise found[0]
-        return found[0]
 
     def save(self, step: int, objective: Objective) -> None:
         """Save after ``step`` updates. Raises CheckpointError where another job has taken the run directory over."""

@@ -105,6 +105,14 @@ def test_weights_that_do_not_fit_are_refused(trained, checkpoint, other_dataset,
         with pytest.raises(CardScaleError, match=re.escape(words)) as refused:
             initial_weights.find(config, run_data.open_data(config))
         assert refused.value.exit_code == code
+    damaged = shutil.copytree(checkpoint, tmp_path / "damaged/iter_0000004")
+    weights = next((damaged / "model").iterdir())
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    start = [str(trained[0]), f"run.dir={tmp_path / 'new'}", f"run.init_from={damaged}"]
+    assert run_ranks(train, 2, start, deadline=120) == [5] * 2
+    assert f"model/{weights.name} is damaged" in json.loads((tmp_path / "new/exit.json").read_text())["reason"]
     # The whole command says so too, of the last of them.
     assert run_ranks(train, 1, [str(trained[0]), f"run.dir={tmp_path}", *overrides.split()], deadline=120) == [code]
     assert words in json.loads((tmp_path / "exit.json").read_text())["reason"]
