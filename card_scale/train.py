@@ -10,11 +10,12 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 
 from card_scale import config as configs
 from card_scale.config import Config
 from card_scale.errors import CardScaleError, ExitCode, ForeignRunError, NumericError, StopRequested
-from card_scale.training.stop import StopRequest
+from card_scale.training.stop import StopRequest, time_limit
 
 DEFECT = 1
 """Exit code of an error that nobody meant, which keeps its traceback; Python's own."""
@@ -55,6 +56,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
     directory.check_same_run(config)
     data = run_data.open_data(config)
     steps = total_steps(config, data.train.sample_count)
+    limit = time_limit(config.run.max_hours, config.run.stop_before_end, os.environ, time.time())
     lock = held.enter_context(RunLock(directory.path)) if os.environ.get("RANK", "0") == "0" else None
 
     process_groups.initialize(dims, config.run.timeout_seconds)
@@ -63,6 +65,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
     start = checkpoints.resume()
     if process_groups.is_main_rank():
         directory.start(config)
+        stop.watch(directory.stop, limit)
         print(f"{start.opening}\nlayout: {dims.describe()}; {config.parallel.engine}; {steps} steps")
         print(data.describe_held_out(), flush=True)
     if not start.is_new and start.step >= steps:
@@ -80,21 +83,20 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
         train_step.learn(results)
         recorder.evaluation(step, results)
 
-    if start.is_new and not agree_to_stop(stop.requested):
+    if start.is_new and not agree_to_stop(stop.poll()):
         evaluate_and_record(0)
     recorder.restart_clock(start.step)
     result = None
     with contextlib.closing(recorder), run_data.open_loader(config, data) as loader:
         for step in range(start.step + 1, steps + 1):
-            if agree_to_stop(stop.requested):
+            if reason := agree_to_stop(stop.poll()):
                 if result is not None and checkpoints.saved_step != step - 1:
                     # No log line need have looked at the last update; a checkpoint must not hold what it ruined.
                     train_step.report(step - 1, result)
                     train_step.check_weights(step - 1)
                     checkpoints.save(step - 1, train_step.objective)
                 raise StopRequested(
-                    f"stopped after {step - 1} of {steps} steps on {stop.reason or 'the request of another rank'}; "
-                    "run the same command to go on"
+                    f"stopped after {step - 1} of {steps} steps on {reason}; run the same command to go on"
                 )
             samples = loader.rank_batch(step - 1)
             logs, evaluates, saves = (

@@ -33,6 +33,8 @@ def _check_ranges(config: "Config") -> None:
     require("model.length", config.model.length >= 2, "at least 2")
     require("model.dropout", 0.0 <= config.model.dropout < 1.0, "in [0, 1)")
     require("run.dir", bool(config.run.dir), "a directory name")
+    require("run.max_hours", config.run.max_hours is None or config.run.max_hours > 0, "above 0")
+    require("run.stop_before_end", config.run.stop_before_end >= 0, "0 or more")
     require("run.seed", 0 <= config.run.seed < 2**63, "in [0, 2^63)")
     require("model.kv_heads", config.model.kv_heads is None or config.model.kv_heads >= 1, "at least 1")
     require("model.rotary_base", config.model.rotary_base > 1.0, "above 1")

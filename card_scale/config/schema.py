@@ -30,6 +30,11 @@ class RunConfig:
     checkpoint, at the learning rate that a run of the new length has there."""
     timeout_seconds: int = 600
     """Time limit of a collective; a rank that waits longer ends the job."""
+    max_hours: float | None = None
+    """Save and stop after so many hours (exit code 75); the same command goes on. By default no limit but a Slurm
+    job's."""
+    stop_before_end: int = 300
+    """Save and stop so many seconds before the end of the Slurm job (SLURM_JOB_END_TIME)."""
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,8 @@ class LocalRunner:
         """
         try:
             while self.waiting or self.running:
-                if stop.requested:
-                    self._stop_all(stop.reason or "")
+                if reason := stop.poll():
+                    self._stop_all(reason)
                 self._fill()
                 self._reap()
                 if not self.running and self.waiting and not self._startable():

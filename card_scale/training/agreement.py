@@ -15,11 +15,18 @@ from card_scale.training import resume_point
 from card_scale.training.resume_point import ResumePoint
 
 
-def agree_to_stop(requested: bool) -> bool:
-    """Return whether any rank was asked to stop, the same answer on every rank. Collective, without the device."""
-    flag = torch.tensor([int(requested)])
+def agree_to_stop(reason: str | None) -> str | None:
+    """Return why to stop, None where no rank was asked to: the first rank's reason, the same answer on every rank.
+
+    Collective, without the device.
+    """
+    flag = torch.tensor([int(reason is not None)])
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag)
+    if not flag:
+        return None
+    reasons: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(reasons, reason)
+    return next(found for found in reasons if found is not None)
 
 
 def check_same_samples(samples: Samples, step: int) -> None:

@@ -13,6 +13,8 @@ from card_scale.files import write_atomically
 MAY_CHANGE = {
     "run.dir",
     "run.timeout_seconds",
+    "run.max_hours",
+    "run.stop_before_end",
     "run.extend",
     "data.path",
     "data.validation",
@@ -56,6 +58,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.config = self.path / "config.yaml"
         self.exit = self.path / "exit.json"
+        self.stop = self.path / "STOP"
 
     def check_same_run(self, config: Config) -> None:
         """Raise ForeignRunError, naming each key and both values, if the directory is another configuration's."""
@@ -85,6 +88,7 @@ class RunDirectory:
         """Write the resolved configuration and the environment; forget how an earlier command ended."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.exit.unlink(missing_ok=True)
+        self.stop.unlink(missing_ok=True)  # it was for who was running before
         # Atomically: a resume that is killed here must find its configuration again.
         write_atomically(self.config, config.to_yaml().encode())
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")

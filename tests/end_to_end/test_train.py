@@ -121,6 +121,8 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_elsewhere(tmp_path, 
     assert json.loads((run / "exit.json").read_text())["code"] == 75
     stopped_at = int((run / "checkpoints/latest_checkpointed_iteration.txt").read_text())
     assert 3 <= stopped_at < 6
+    reason = json.loads((run / "exit.json").read_text())["reason"]
+    assert f"stopped after {stopped_at} of 6 steps on {number.name};" in reason, "what the other rank was sent"
     if number not in GOES_ON_IN:
         return
     layout = OTHER_LAYOUTS[GOES_ON_IN[number]]
@@ -128,6 +130,34 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on_elsewhere(tmp_path, 
     assert_same_trajectory(run, whole)
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("lm loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def train_and_touch(arguments: list[str], file: str, metrics: str) -> int:
+    """Train; make a file once metrics.jsonl has two training lines."""
+
+    def touch() -> None:
+        while not Path(metrics).is_file() or Path(metrics).read_text().count('"loss"') < 2:
+            time.sleep(0.01)
+        Path(file).touch()
+
+    if os.environ["RANK"] == "1":
+        threading.Thread(target=touch, daemon=True).start()
+    return train(arguments)
+
+
+def test_a_file_and_the_end_of_the_time_stop_a_run(tmp_path, config_file):
+    run = tmp_path / "run"
+    arguments = [str(config_file), "train.steps=3000", "train.save_every=0", "optimizer.schedule=constant"]
+    codes = run_ranks(train_and_touch, 2, arguments, str(run / "STOP"), str(run / "metrics.jsonl"), deadline=90)
+    assert codes == [ExitCode.STOPPED] * 2
+    assert f"on the file {run / 'STOP'}; run the same" in json.loads((run / "exit.json").read_text())["reason"]
+    stopped_at = int((run / "checkpoints/latest_checkpointed_iteration.txt").read_text())
+    assert 2 <= stopped_at < 3000
+    # The file was for that command; the next one goes on until its own limit.
+    assert run_ranks(train, 1, [*arguments, "run.max_hours=1e-9"], deadline=90) == [ExitCode.STOPPED]
+    assert not (run / "STOP").exists()
+    reason = json.loads((run / "exit.json").read_text())["reason"]
+    assert reason == f"stopped after {stopped_at} of 3000 steps on run.max_hours 1e-09; run the same command to go on"
 
 
 @pytest.mark.parametrize("layout", OTHER_LAYOUTS)
@@ -277,8 +307,8 @@ def train_and_stop_after_three_steps(arguments: list[str]) -> int:
     """Let the first evaluation and three steps pass, then ask for a stop."""
     from card_scale.training import agreement
 
-    answers = iter([False, False, False, False, True])
-    agreement.agree_to_stop = lambda requested: next(answers)  # noqa: ARG005
+    answers = iter([None, None, None, None, "a test"])
+    agreement.agree_to_stop = lambda reason: next(answers)  # noqa: ARG005
     return train(arguments)
 
 

@@ -5,17 +5,16 @@ import signal
 
 import pytest
 
-from card_scale.training.stop import STOP_SIGNALS, StopRequest
+from card_scale.errors import ConfigurationError
+from card_scale.training.stop import STOP_SIGNALS, StopRequest, TimeLimit, time_limit
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_sets_the_flag_and_nothing_else(number):
     with StopRequest() as stop:
-        assert not stop.requested
-        assert stop.reason is None
+        assert stop.poll() is None
         os.kill(os.getpid(), number)
-        assert stop.requested
-        assert stop.reason == number.name
+        assert stop.poll() == number.name
 
 
 def test_the_first_reason_stays():
@@ -55,3 +54,50 @@ def test_handlers_return_after_an_error():
     with pytest.raises(RuntimeError), StopRequest():
         raise RuntimeError
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_a_file_is_looked_for_once_a_second(tmp_path):
+    now = [0.0]
+    with StopRequest(clock=lambda: now[0]) as stop:
+        stop.watch(tmp_path / "STOP", None)
+        assert stop.poll() is None
+        (tmp_path / "STOP").touch()
+        now[0] = 0.9
+        assert stop.poll() is None
+        now[0] = 1.0
+        assert stop.poll() == f"the file {tmp_path / 'STOP'}"
+        (tmp_path / "STOP").unlink()
+        assert stop.poll() == f"the file {tmp_path / 'STOP'}", "a request stays"
+
+
+def test_the_time_runs_out(tmp_path):
+    now = [100.0]
+    with StopRequest(clock=lambda: now[0]) as stop:
+        stop.watch(tmp_path / "STOP", TimeLimit(50.0, "run.max_hours 0.1"))
+        for now[0] in (100.0, 149.9):
+            assert stop.poll() is None
+        now[0] = 150.0
+        assert stop.poll() == "run.max_hours 0.1"
+
+
+def test_the_earlier_limit_counts():
+    assert time_limit(None, 300, {}, 1000.0) is None
+    assert time_limit(2.0, 300, {}, 1000.0) == (7200.0, "run.max_hours 2")
+    slurm = {"SLURM_JOB_END_TIME": "5000"}
+    assert time_limit(None, 300, slurm, 1000.0) == (3700.0, "the end of the Slurm job")
+    assert time_limit(2.0, 300, slurm, 1000.0) == (3700.0, "the end of the Slurm job")
+    assert time_limit(0.5, 0, slurm, 1000.0) == (1800.0, "run.max_hours 0.5")
+    assert time_limit(None, 300, slurm, 4900.0).seconds == -200.0, "at once"
+    with pytest.raises(ConfigurationError, match="SLURM_JOB_END_TIME is 'soon'"):
+        time_limit(None, 300, {"SLURM_JOB_END_TIME": "soon"}, 0.0)
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.poll() is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
