@@ -139,7 +139,7 @@ def plot(curves: Sequence[Curve], title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(curve.name for curve in curves))
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
     for panel, axis, label in zip(panels, AXES, ("clean tokens trained on", "model FLOPs of training"), strict=True):
         for curve in curves:
             trained = [point for point in curve.points if point.tokens]
@@ -154,8 +154,7 @@ def plot(curves: Sequence[Curve], title: str, path: Path) -> None:
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("held-out text, nats per token")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right")
     figure.suptitle(title)
-    figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
