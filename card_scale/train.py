@@ -57,7 +57,12 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
     data = run_data.open_data(config)
     steps = total_steps(config, data.train.sample_count)
     limit = time_limit(config.run.max_hours, config.run.stop_before_end, os.environ, time.time())
-    lock = held.enter_context(RunLock(directory.path)) if os.environ.get("RANK", "0") == "0" else None
+    lock = None
+    if os.environ.get("RANK", "0") == "0":
+        # From here on, though it takes minutes until the first update may look.
+        stop.watch(directory.stop, limit)
+        lock = held.enter_context(RunLock(directory.path))
+        directory.stop.unlink(missing_ok=True)  # it was for who was running before
 
     process_groups.initialize(dims, config.run.timeout_seconds)
     engine = build_engine(config, dims, data.vocabulary, config.objective.attention)
@@ -65,7 +70,6 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
     start = checkpoints.resume()
     if process_groups.is_main_rank():
         directory.start(config)
-        stop.watch(directory.stop, limit)
         print(f"{start.opening}\nlayout: {dims.describe()}; {config.parallel.engine}; {steps} steps")
         print(data.describe_held_out(), flush=True)
     if not start.is_new and start.step >= steps:
@@ -224,7 +228,8 @@ def finish(config: Config | None, code: ExitCode | int, reason: str) -> int:
     """Say and record how the command ended; return the exit code."""
     from card_scale.training.run_directory import RunDirectory
 
-    rank = int(os.environ.get("RANK", "0"))
+    named = os.environ.get("RANK", "0")
+    rank = int(named) if named.isdecimal() else 0
     # An error of the configuration is the same on every rank; one met while running may be this rank's alone.
     if rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED, ExitCode.CONFIGURATION):
         prefix = "" if code in (ExitCode.DONE, ExitCode.STOPPED) else "error: "

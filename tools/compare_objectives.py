@@ -59,6 +59,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train what is not yet trained, then print, write and draw the comparison."""
     options = parse()
+    for what, given in (("--arms", [one.name for one in options.arms]), ("--seeds", options.seeds or [])):
+        if len(set(given)) < len(given):
+            raise ConfigurationError(f"{what} {' '.join(map(str, given))} names one twice; each has its own directory")
     own: dict[str, list[str]] = {one.name: [] for one in options.arms}
     for item in options.of:
         name, colon, override = item.partition(":")

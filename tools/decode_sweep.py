@@ -10,6 +10,7 @@ from typing import Any
 
 from card_scale.argument_types import figure_file, not_negative, not_negative_number, output_file, positive
 from card_scale.cli import run_tool
+from card_scale.errors import ConfigurationError
 
 
 def parse() -> argparse.Namespace:
@@ -91,6 +92,9 @@ def main() -> None:
     if judge is not None:
         model.check_tokenizer(judge.tokenizer.sha256, f"--judge {arguments.judge}")
     prompts, new_tokens = _prompts(arguments, model), arguments.tokens or model.shape.length // 2
+    for stride in arguments.strides if "armd" in methods else []:
+        if new_tokens % stride:
+            raise ConfigurationError(f"--strides {stride} does not divide the {new_tokens} new tokens (--tokens)")
     measured = sweep(
         model,
         prompts,

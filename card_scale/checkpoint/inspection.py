@@ -35,7 +35,7 @@ class Listed(NamedTuple):
 
 def root_of(path: Path) -> Path:
     """Return the ``checkpoints`` directory of a run, given it or the run. CheckpointError where there is none."""
-    for root in (path, path / "checkpoints"):
+    for root in (path.resolve(), path.resolve() / "checkpoints"):
         if directories.published_steps(root):
             return root
     raise CheckpointError(f"{path}: there are no checkpoints; give a run directory or its checkpoints")

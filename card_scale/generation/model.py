@@ -178,7 +178,8 @@ class InferenceModel(nn.Module):
             if value.shape != parameter.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
             parameter.copy_(value)
-        self.rotary.fill()
+        # As in training: narrower angles would be other positions.
+        self.rotary.float().fill()
 
     def new_cache(self, rows: int, capacity: int) -> SequenceCache:
         """An empty cache for ``rows`` sequences."""

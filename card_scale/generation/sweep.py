@@ -124,7 +124,8 @@ def sweep(
     """
     for setting in settings:
         baseline = next(one for one in settings if one.is_sequential and one.batch == setting.batch)
-        _run(model, prompts[: setting.batch], setting, min(new_tokens, 8), sampling)
+        warm_up = max(1, min(new_tokens, 8) // setting.strides) * setting.strides
+        _run(model, prompts[: setting.batch], setting, warm_up, sampling)
         pairs = []
         for _ in range(repetitions):
             expected, slow = _run(model, prompts, baseline, new_tokens, sampling)

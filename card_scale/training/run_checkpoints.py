@@ -83,7 +83,7 @@ class RunCheckpoints:
         return f", from the weights of {found[0]}"
 
     def save(self, step: int, objective: Objective) -> None:
-        """Save after ``step`` updates. Raises CheckpointError where another job has taken the run directory over."""
+        """Save after ``step`` updates. Raises ForeignRunError where another job has taken the run directory over."""
         if self.lock is not None:
             self.lock.check_held()
         description = CheckpointManifest(

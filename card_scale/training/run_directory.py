@@ -88,7 +88,6 @@ class RunDirectory:
         """Write the resolved configuration and the environment; forget how an earlier command ended."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.exit.unlink(missing_ok=True)
-        self.stop.unlink(missing_ok=True)  # it was for who was running before
         # Atomically: a resume that is killed here must find its configuration again.
         write_atomically(self.config, config.to_yaml().encode())
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from card_scale.errors import CheckpointError, ForeignRunError
+from card_scale.errors import ForeignRunError
 from card_scale.files import replace
 
 HEARTBEAT_SECONDS = 5.0
@@ -85,12 +85,12 @@ class RunLock:
             self.path.unlink(missing_ok=True)
 
     def check_held(self) -> None:
-        """Raise CheckpointError where another job has taken the lock over, as it may from a process that was suspended
+        """Raise ForeignRunError where another job has taken the lock over, as it may from a process that was suspended
         for long: nothing may be written any more."""
         owner = self._read(self.path)
         if owner != self.owner:
             whose = "is gone" if owner is None else f"belongs to process {owner.pid} on {owner.host}"
-            raise CheckpointError(f"{self.path} {whose}: another job has gone on in this run directory")
+            raise ForeignRunError(f"{self.path} {whose}: another job has gone on in this run directory")
 
     def check_free(self) -> None:
         """Raise ForeignRunError where a process of this machine holds the lock; of another machine one cannot tell."""
@@ -160,7 +160,8 @@ class RunLock:
     def _beat(self) -> None:
         while not self._ended.wait(self.heartbeat_seconds):
             try:
-                if self._read(self.path) != self.owner:
+                owner = self._read(self.path)
+                if owner is not None and owner != self.owner:
                     return
                 os.utime(self.path)
             except OSError:

@@ -45,11 +45,12 @@ def time_limit(
     if max_hours is not None:
         limits.append(TimeLimit(3600.0 * max_hours, f"run.max_hours {max_hours:g}"))
     if (end := environment.get("SLURM_JOB_END_TIME")) is not None:
+        words = f"the end of the Slurm job (run.stop_before_end {stop_before_end:g} seconds before it)"
         if not end.isdecimal():
             raise ConfigurationError(
                 f"environment variable SLURM_JOB_END_TIME is {end!r}; valid is a number of seconds"
             )
-        limits.append(TimeLimit(int(end) - now - stop_before_end, "the end of the Slurm job"))
+        limits.append(TimeLimit(int(end) - now - stop_before_end, words))
     return min(limits, default=None)
 
 

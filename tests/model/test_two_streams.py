@@ -155,6 +155,9 @@ def test_batches_may_have_another_kind_of_attention(build):
         model(tokens, positions, attention_kind=strided), other(tokens, positions), rtol=0, atol=0
     )
     assert torch.equal(logits_of(model, tokens, positions[0]), plain)
+    # A kernel that has not this kind gives way to one that has.
+    fused = build(StrictBlockCausal(), attention_backend="sdpa")
+    torch.testing.assert_close(fused(tokens, positions, attention_kind=strided), other(tokens, positions))
 
 
 @pytest.mark.parametrize("recompute", [False, True])

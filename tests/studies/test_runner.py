@@ -143,9 +143,8 @@ def test_a_stop_is_passed_on_and_the_rest_not_begun(study, tmp_path):
     tasks = [task(tmp_path, name, "-c", STOPS, str(tmp_path / "runs" / name)) for name in "abc"]
 
     class Stop(StopRequest):
-        @property
-        def requested(self):
-            return all((tmp_path / "runs" / name / "ready").exists() for name in "ab")
+        def poll(self):
+            return "a test" if all((tmp_path / "runs" / name / "ready").exists() for name in "ab") else None
 
     with pytest.raises(StopRequested, match="1 tasks not begun"):
         make(study, tasks, stop=Stop())
@@ -160,11 +159,9 @@ def test_an_impatient_user_leaves_no_process(study, tmp_path):
     started = tmp_path / "pid"
 
     class Stop(StopRequest):
-        @property
-        def requested(self):
+        def poll(self):
             if started.exists() and started.read_text():
                 raise KeyboardInterrupt
-            return False
 
     one = task(tmp_path, "deaf", "-c", deaf, str(started))
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from card_scale.errors import CheckpointError, ForeignRunError
+from card_scale.errors import ForeignRunError
 from card_scale.training.run_lock import Owner, RunLock, _started
 
 
@@ -126,14 +126,14 @@ def test_an_owner_that_ends_while_it_is_watched_makes_room(tmp_path):
 def test_who_has_lost_the_lock_may_not_write(tmp_path):
     with lock_of(tmp_path) as lock:
         other = leave_lock(tmp_path, host="elsewhere", pid=7)
-        with pytest.raises(CheckpointError, match="belongs to process 7 on elsewhere: another job has gone on"):
+        with pytest.raises(ForeignRunError, match="belongs to process 7 on elsewhere: another job has gone on"):
             lock.check_held()
         before = os.stat(tmp_path / "run.lock").st_mtime_ns
         time.sleep(0.1)
         assert os.stat(tmp_path / "run.lock").st_mtime_ns == before, "its heartbeat has ended"
     assert Owner(**json.loads((tmp_path / "run.lock").read_text())) == other
     (tmp_path / "run.lock").unlink()
-    with pytest.raises(CheckpointError, match="is gone"):
+    with pytest.raises(ForeignRunError, match="is gone"):
         lock.check_held()
 
 

@@ -84,8 +84,8 @@ def test_the_earlier_limit_counts():
     assert time_limit(None, 300, {}, 1000.0) is None
     assert time_limit(2.0, 300, {}, 1000.0) == (7200.0, "run.max_hours 2")
     slurm = {"SLURM_JOB_END_TIME": "5000"}
-    assert time_limit(None, 300, slurm, 1000.0) == (3700.0, "the end of the Slurm job")
-    assert time_limit(2.0, 300, slurm, 1000.0) == (3700.0, "the end of the Slurm job")
+    words = "the end of the Slurm job (run.stop_before_end 300 seconds before it)"
+    assert time_limit(None, 300, slurm, 1000.0) == time_limit(2.0, 300, slurm, 1000.0) == (3700.0, words)
     assert time_limit(0.5, 0, slurm, 1000.0) == (1800.0, "run.max_hours 0.5")
     assert time_limit(None, 300, slurm, 4900.0).seconds == -200.0, "at once"
     with pytest.raises(ConfigurationError, match="SLURM_JOB_END_TIME is 'soon'"):

@@ -3,7 +3,7 @@
 import torch
 
 from card_scale.model.attention.base import Attention, AttentionFunction
-from card_scale.model.attention.selection import create_attention, create_narrow_attention
+from card_scale.model.attention.selection import create_attention, usable_backend
 from card_scale.objectives.attention import AttentionKind
 
 
@@ -26,7 +26,8 @@ class LayerAttention:
         self.wide: Attention = create_attention(kind, backend, device)
         self.narrow: Attention | None = None
         if self.wide_layers < layers:
-            self.narrow = create_narrow_attention(kind.behind_wide_layers, backend, device)
+            narrow = kind.behind_wide_layers
+            self.narrow = create_attention(narrow, usable_backend(narrow, backend, device), device)
         self._others: dict[AttentionKind, LayerAttention] = {}
 
     def of_kind(self, kind: AttentionKind | None) -> "LayerAttention":
@@ -34,7 +35,8 @@ class LayerAttention:
         if kind is None or kind == self.kind:
             return self
         if kind not in self._others:
-            self._others[kind] = LayerAttention(kind, self.layers, self.backend, self.device)
+            backend = usable_backend(kind, self.backend, self.device)
+            self._others[kind] = LayerAttention(kind, self.layers, backend, self.device)
         return self._others[kind]
 
     @property

@@ -32,10 +32,10 @@ def resolve_backend(kind: AttentionKind, backend: str, device_type: str) -> type
     return valid[backend]
 
 
-def create_narrow_attention(kind: AttentionKind, backend: str, device: torch.device) -> Attention:
-    """The attention of the layers behind the wide ones: by ``backend`` if it computes their kind, else by the best."""
+def usable_backend(kind: AttentionKind, backend: str, device: torch.device) -> str:
+    """``backend`` if it computes a kind on the device, else "auto": for kinds that stand beside the objective's own."""
     computed = [kernel.backend for kernel in BACKENDS if kernel.computes(kind) and device.type in kernel.trains_on]
-    return create_attention(kind, backend if backend in computed else "auto", device)
+    return backend if backend in computed else "auto"
 
 
 def create_attention(kind: AttentionKind, backend: str, device: torch.device) -> Attention:
