@@ -39,7 +39,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
     from card_scale.distributed.launched_as import rank_variables
     from card_scale.engine.build import build_engine
     from card_scale.training import preflight, run_data
-    from card_scale.training.agreement import agree_to_stop, check_same_samples
+    from card_scale.training.agreement import agree_on_lock, agree_to_stop, check_same_samples
     from card_scale.training.evaluator import RunEvaluator, check_finite
     from card_scale.training.learning_rate import learning_rate
     from card_scale.training.recorder import open_recorder
@@ -56,15 +56,14 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
     directory.check_same_run(config)
     data = run_data.open_data(config)
     steps = total_steps(config, data.train.sample_count)
-    limit = time_limit(config.run.max_hours, config.run.stop_before_end, os.environ, time.time())
-    lock = None
-    if os.environ.get("RANK", "0") == "0":
-        # From here on, though it takes minutes until the first update may look.
-        stop.watch(directory.stop, limit)
-        lock = held.enter_context(RunLock(directory.path))
-        directory.stop.unlink(missing_ok=True)  # it was for who was running before
+    limit = time_limit(config.run.max_hours, config.run.stop_before_end, os.environ, time.time(), time.monotonic())
 
     process_groups.initialize(dims, config.run.timeout_seconds)
+    lock = agree_on_lock(RunLock(directory.path), held)
+    if process_groups.is_main_rank():
+        directory.stop.unlink(missing_ok=True)  # it was for who was running before
+        # From here on, though it takes minutes until the first update may look.
+        stop.watch(directory.stop, limit)
     engine = build_engine(config, dims, data.vocabulary, config.objective.attention)
     checkpoints = RunCheckpoints(engine, config, dims, data, directory.checkpoints, lock)
     start = checkpoints.resume()

@@ -129,7 +129,8 @@ def _verify(arguments: argparse.Namespace) -> None:
     from card_scale.checkpoint.verify import damaged_files
 
     path = arguments.path
-    paths = [path] if (path / MANIFEST_NAME).exists() else [one.path for one in checkpoints(root_of(path))]
+    is_one = path.name.startswith("iter_") or (path / MANIFEST_NAME).exists()
+    paths = [path] if is_one else [one.path for one in checkpoints(root_of(path))]
     damaged = 0
     for one in paths:
         try:
@@ -176,6 +177,9 @@ def _diff(arguments: argparse.Namespace) -> None:
             print(f"{key}: {first} | {second}")
             count += 1
         both = [key for key in one.manifest.state_keys if key in other.manifest.state_keys]
+        for key in {*one.manifest.state_keys, *other.manifest.state_keys}.difference(both) if arguments.states else ():
+            print(f"{key} is held by one of them only")
+            count += 1
         for found in tensor_differences(one, other, both if arguments.states else [WEIGHT]):
             print(f"{found.name} ({found.key}) {found.what}")
             count += 1

@@ -45,8 +45,9 @@ class AttentionKind(ABC):
 
     @property
     def behind_wide_layers(self) -> "AttentionKind":
-        """The kind of attention among the positions that predict, in the layers behind the wide ones."""
-        raise NotImplementedError(f"all layers of {self.name} attention are wide")
+        """The kind of attention among the positions that predict, in the layers behind the wide ones. Raises ValueError
+        for a kind that has none."""
+        raise ValueError(f"all layers of {self.name} attention are wide")
 
     def check_layers(self, layers: int) -> None:  # noqa: B027 - most kinds take any number
         """Raise ConfigurationError for a number of layers that cannot be divided so."""

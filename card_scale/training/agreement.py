@@ -1,5 +1,6 @@
 """What the ranks of a run agree on between two updates."""
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -10,9 +11,10 @@ from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.data.digest import batch_digest
 from card_scale.data.samples import Samples
 from card_scale.distributed import process_groups
-from card_scale.errors import CheckpointError, DataError
+from card_scale.errors import CheckpointError, DataError, ForeignRunError
 from card_scale.training import resume_point
 from card_scale.training.resume_point import ResumePoint
+from card_scale.training.run_lock import RunLock
 
 
 def agree_to_stop(reason: str | None) -> str | None:
@@ -27,6 +29,24 @@ def agree_to_stop(reason: str | None) -> str | None:
     reasons: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(reasons, reason)
     return next(found for found in reasons if found is not None)
+
+
+def agree_on_lock(lock: RunLock, held: contextlib.ExitStack) -> RunLock | None:
+    """Have rank 0 take the run directory's lock until ``held`` ends; return it there, None on the others. Collective.
+
+    Raises ForeignRunError on all ranks where it is refused: the others would wait for rank 0, and then say in the other
+    job's directory that it was lost.
+    """
+    refused: list[ForeignRunError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            held.enter_context(lock)
+        except ForeignRunError as error:
+            refused = [error]
+    dist.broadcast_object_list(refused, src=0)
+    if refused[0] is not None:
+        raise refused[0]
+    return lock if dist.get_rank() == 0 else None
 
 
 def check_same_samples(samples: Samples, step: int) -> None:

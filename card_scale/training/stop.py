@@ -21,14 +21,14 @@ LOOK_SECONDS = 1.0
 class TimeLimit(NamedTuple):
     """When to stop at the latest."""
 
-    seconds: float
-    """From now on."""
+    end: float
+    """By the monotonic clock."""
     what: str
     """Whose limit it is."""
 
 
 def time_limit(
-    max_hours: float | None, stop_before_end: float, environment: Mapping[str, str], now: float
+    max_hours: float | None, stop_before_end: float, environment: Mapping[str, str], now: float, clock: float
 ) -> TimeLimit | None:
     """Return the earlier one of a run's own limit and of its Slurm job's, None without any.
 
@@ -37,20 +37,21 @@ def time_limit(
         stop_before_end: ``run.stop_before_end``: seconds before the job's end, in which to save.
         environment: SLURM_JOB_END_TIME in it is the job's end, in seconds since 1970.
         now: the same of this moment.
+        clock: the monotonic clock at this moment, by which the end is kept.
 
     Raises:
         ConfigurationError: an end that is no number.
     """
     limits = []
     if max_hours is not None:
-        limits.append(TimeLimit(3600.0 * max_hours, f"run.max_hours {max_hours:g}"))
+        limits.append(TimeLimit(clock + 3600.0 * max_hours, f"run.max_hours {max_hours:g}"))
     if (end := environment.get("SLURM_JOB_END_TIME")) is not None:
         words = f"the end of the Slurm job (run.stop_before_end {stop_before_end:g} seconds before it)"
         if not end.isdecimal():
             raise ConfigurationError(
                 f"environment variable SLURM_JOB_END_TIME is {end!r}; valid is a number of seconds"
             )
-        limits.append(TimeLimit(int(end) - now - stop_before_end, words))
+        limits.append(TimeLimit(clock + int(end) - now - stop_before_end, words))
     return min(limits, default=None)
 
 
@@ -80,7 +81,7 @@ class StopRequest:
         """Also stop when ``file`` appears, or the time is over."""
         self._file = file
         if limit is not None:
-            self._end, self._limit = self._clock() + limit.seconds, limit.what
+            self._end, self._limit = limit
 
     def poll(self) -> str | None:
         """Look whether a stop is asked for; return by what, None while nothing does."""

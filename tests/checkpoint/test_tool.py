@@ -67,6 +67,10 @@ def test_verify(tool, run_directory):
     assert "iter_0000020: file model/b.safetensors is missing" in text
     assert tool("verify", run_directory / "checkpoints/iter_0000040")[0] == 0
     assert tool("verify", run_directory / "checkpoints/iter_0000030")[0] == 5
+    (run_directory / "checkpoints/iter_0000040/manifest.json").unlink()
+    code, text, _ = tool("verify", run_directory / "checkpoints/iter_0000040")
+    assert code == 5
+    assert "manifest.json is missing" in text
 
 
 def test_show(tool, run_directory):
@@ -92,6 +96,7 @@ def test_diff(tool, run_directory, tmp_path):
     text = tool("diff", one, shape)[1]
     assert f"v (weight) is not in {one}" in text
     assert f"w (weight) is not in {shape}" in text
+    assert "exp_avg is held by one of them only" in tool("diff", one, shape, "--states")[1]
 
 
 def test_prune(tool, run_directory):

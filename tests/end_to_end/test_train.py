@@ -232,7 +232,7 @@ def train_on_ruined_weights(arguments: list[str]) -> int:
 def test_a_second_job_in_the_run_directory_is_refused(tmp_path, config_file):
     run = tmp_path / "run"
     with RunLock(run):
-        assert run_ranks(train, 1, [str(config_file)], deadline=60) == [ExitCode.CONFIGURATION]
+        assert run_ranks(train, 2, [str(config_file)], deadline=60) == [ExitCode.CONFIGURATION] * 2
         assert run_ranks(train, 1, [str(config_file), "--dry-run"], deadline=60) == [ExitCode.CONFIGURATION]
         assert os.listdir(run) == ["run.lock"], "what the other job writes is not touched"
     assert run_ranks(train, 1, [str(config_file), "train.steps=1"], deadline=60) == [0]

@@ -6,8 +6,8 @@ import pytest
 
 from card_scale.config import Config
 from tests.layouts.parity import check_cells
-from tests.layouts.test_masked_diffusion_parity import FACTORS, ROWS
-from tests.layouts.test_parity import ENGINES, LAYOUTS, LLAMA, cell, named, rows
+from tests.layouts.test_masked_diffusion_parity import FACTORS, cell_of_row
+from tests.layouts.test_parity import ENGINES, LAYOUTS, LLAMA, cell, named
 
 MOVING = {"permuted": 8, "ar_steps": 0, "permute_steps": 0}
 VARIANTS = [
@@ -27,19 +27,9 @@ def cells_of(layout: tuple[int, int, int]) -> list[Config]:
     cells = []
     for number, engine in enumerate(ENGINES):
         backend, parameters, sizes = VARIANTS[(place + number) % len(VARIANTS)]
-        tied, sequence, dropout, recompute, small = ROWS[(place + place // 2 + 3 * number) % len(ROWS)]
-        cells.append(
-            cell(
-                layout,
-                engine,
-                tied,
-                sequence and layout[0] > 1,
-                objective={"name": "armd", **parameters},
-                model={"dropout": 0.1 if dropout else 0.0, "attention_backend": backend, **sizes},
-                parallel={"recompute": "full" if recompute else "none"},
-                train={"micro_batch": 1 if small and layout[2] > 1 else rows(layout)},
-            )
-        )
+        row = place + place // 2 + 3 * number
+        model = {"attention_backend": backend, **sizes}
+        cells.append(cell_of_row(layout, engine, row, objective={"name": "armd", **parameters}, model=model))
     return cells
 
 

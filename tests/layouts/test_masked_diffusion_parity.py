@@ -37,21 +37,25 @@ def cells_of(layout: tuple[int, int, int]) -> list[Config]:
             (place + number, "auto", {"name": "mdlm"}),
             (place + number + 6, backend, {"name": "bd3lm", **parameters}),
         ):
-            tied, sequence, dropout, recompute, small = ROWS[row % len(ROWS)]
-            cells.append(
-                cell(
-                    layout,
-                    engine,
-                    tied,
-                    sequence and layout[0] > 1,
-                    objective=objective,
-                    model={"dropout": 0.1 if dropout else 0.0, "attention_backend": attention_backend},
-                    parallel={"recompute": "full" if recompute else "none"},
-                    # Where data is parallel: as many micro-batches as elsewhere.
-                    train={"micro_batch": 1 if small and layout[2] > 1 else rows(layout)},
-                )
-            )
+            model = {"attention_backend": attention_backend}
+            cells.append(cell_of_row(layout, engine, row, objective=objective, model=model))
     return cells
+
+
+def cell_of_row(layout: tuple[int, int, int], engine: dict, row: int, *, objective: dict, model: dict) -> Config:
+    """Return a cell with the factors of a row of the array, wherever the layout has them."""
+    tied, sequence, dropout, recompute, small = ROWS[row % len(ROWS)]
+    return cell(
+        layout,
+        engine,
+        tied,
+        sequence and layout[0] > 1,
+        objective=objective,
+        model={"dropout": 0.1 if dropout else 0.0, **model},
+        parallel={"recompute": "full" if recompute else "none"},
+        # Where data is parallel: as many micro-batches as elsewhere.
+        train={"micro_batch": 1 if small and layout[2] > 1 else rows(layout)},
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=named)

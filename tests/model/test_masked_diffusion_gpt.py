@@ -103,6 +103,20 @@ def test_one_block_is_mdlm(build, purpose):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * scale)
 
 
+def assert_losses_and_gradients(model, found, weights, logits, targets):
+    """The model's losses ``found`` and their gradients are those of the reference's ``logits`` by its ``weights``."""
+    allowed = logits[..., : VOCABULARY.size].clone()
+    allowed[..., MASK_ID] = -math.inf
+    expected = torch.nn.functional.cross_entropy(allowed.transpose(1, 2), targets, reduction="none")
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    direction = torch.rand(found.shape, generator=torch.Generator().manual_seed(1))
+    (expected * direction).sum().backward()
+    (found * direction).sum().backward()
+    for name, parameter in named_weights(model):
+        scale = weights[name].grad.abs().max().item()
+        torch.testing.assert_close(parameter.grad.double(), weights[name].grad, rtol=0, atol=1e-5 * scale, msg=name)
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_losses_and_gradients_of_the_float64_decoder_over_all_positions(build, block):
     """The reference takes all 2L positions through all layers, by the dense mask of the definition."""
@@ -114,17 +128,7 @@ def test_losses_and_gradients_of_the_float64_decoder_over_all_positions(build, b
     )
     weights = float64_weights(model)
     logits = reference_gpt.logits(weights, inputs, 3, 3, sees, positions)[:, :LENGTH]
-    allowed = logits[..., : VOCABULARY.size].clone()
-    allowed[..., MASK_ID] = -math.inf
-    expected = torch.nn.functional.cross_entropy(allowed.transpose(1, 2), targets, reduction="none")
-    found = model(inputs, positions[None], targets)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    direction = torch.rand(found.shape, generator=torch.Generator().manual_seed(1))
-    (expected * direction).sum().backward()
-    (found * direction).sum().backward()
-    for name, parameter in named_weights(model):
-        scale = weights[name].grad.abs().max().item()
-        torch.testing.assert_close(parameter.grad.double(), weights[name].grad, rtol=0, atol=1e-5 * scale, msg=name)
+    assert_losses_and_gradients(model, model(inputs, positions[None], targets), weights, logits, targets)
 
 
 @pytest.mark.parametrize("block", [1, 4, 12])

@@ -1,7 +1,6 @@
 """ARMD on the real model: strict causality bit for bit, the words of the paper in float64, and proper distributions."""
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -11,9 +10,14 @@ from card_scale.model.vocabulary import Vocabulary
 from card_scale.objectives.armd import ArmdObjective
 from card_scale.objectives.attention import StrictBlockCausal
 from tests.model import reference_gpt
-from tests.model.conftest import VOCABULARY
-from tests.model.test_gpt import float64_weights, named_weights
-from tests.model.test_masked_diffusion_gpt import MASK_ID, clean_tokens, dependencies, logits_of
+from tests.model.test_gpt import float64_weights
+from tests.model.test_masked_diffusion_gpt import (
+    MASK_ID,
+    assert_losses_and_gradients,
+    clean_tokens,
+    dependencies,
+    logits_of,
+)
 from tests.objectives import oracles
 from tests.objectives.samples import samples_of
 
@@ -56,17 +60,7 @@ def test_losses_and_gradients_of_the_float64_decoder(build, block, single_heads)
     sees = torch.tensor(oracles.two_stream_sight(LENGTH, block, single_heads))
     queries_see = torch.tensor(oracles.query_sight(LENGTH, block, single_heads))
     logits = reference_gpt.two_stream_logits(weights, tokens, positions, 3, 3, sees, queries_see)
-    allowed = logits[..., : VOCABULARY.size].clone()
-    allowed[..., MASK_ID] = -math.inf
-    expected = torch.nn.functional.cross_entropy(allowed.transpose(1, 2), targets, reduction="none")
-    found = model(tokens, positions, targets)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    direction = torch.rand(found.shape, generator=torch.Generator().manual_seed(1))
-    (expected * direction).sum().backward()
-    (found * direction).sum().backward()
-    for name, parameter in named_weights(model):
-        scale = weights[name].grad.abs().max().item()
-        torch.testing.assert_close(parameter.grad.double(), weights[name].grad, rtol=0, atol=1e-5 * scale, msg=name)
+    assert_losses_and_gradients(model, model(tokens, positions, targets), weights, logits, targets)
 
 
 @pytest.mark.parametrize("block", [2, 3, 12])

@@ -73,7 +73,7 @@ def test_a_file_is_looked_for_once_a_second(tmp_path):
 def test_the_time_runs_out(tmp_path):
     now = [100.0]
     with StopRequest(clock=lambda: now[0]) as stop:
-        stop.watch(tmp_path / "STOP", TimeLimit(50.0, "run.max_hours 0.1"))
+        stop.watch(tmp_path / "STOP", TimeLimit(150.0, "run.max_hours 0.1"))
         for now[0] in (100.0, 149.9):
             assert stop.poll() is None
         now[0] = 150.0
@@ -81,15 +81,15 @@ def test_the_time_runs_out(tmp_path):
 
 
 def test_the_earlier_limit_counts():
-    assert time_limit(None, 300, {}, 1000.0) is None
-    assert time_limit(2.0, 300, {}, 1000.0) == (7200.0, "run.max_hours 2")
+    assert time_limit(None, 300, {}, 1000.0, 5.0) is None
+    assert time_limit(2.0, 300, {}, 1000.0, 5.0) == (7205.0, "run.max_hours 2")
     slurm = {"SLURM_JOB_END_TIME": "5000"}
     words = "the end of the Slurm job (run.stop_before_end 300 seconds before it)"
-    assert time_limit(None, 300, slurm, 1000.0) == time_limit(2.0, 300, slurm, 1000.0) == (3700.0, words)
-    assert time_limit(0.5, 0, slurm, 1000.0) == (1800.0, "run.max_hours 0.5")
-    assert time_limit(None, 300, slurm, 4900.0).seconds == -200.0, "at once"
+    assert time_limit(None, 300, slurm, 1000.0, 5.0) == time_limit(2.0, 300, slurm, 1000.0, 5.0) == (3705.0, words)
+    assert time_limit(0.5, 0, slurm, 1000.0, 5.0) == (1805.0, "run.max_hours 0.5")
+    assert time_limit(None, 300, slurm, 4900.0, 5.0).end == -195.0, "at once"
     with pytest.raises(ConfigurationError, match="SLURM_JOB_END_TIME is 'soon'"):
-        time_limit(None, 300, {"SLURM_JOB_END_TIME": "soon"}, 0.0)
+        time_limit(None, 300, {"SLURM_JOB_END_TIME": "soon"}, 0.0, 0.0)
 
 
 def test_nohup_is_respected():
