@@ -11,23 +11,37 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from card_scale import config as configs
+from card_scale import faults
 from card_scale.config import Config
 from card_scale.errors import CardScaleError, ExitCode, ForeignRunError, NumericError, StopRequested
 from card_scale.training.stop import StopRequest, time_limit
+
+if TYPE_CHECKING:
+    from card_scale.data.loader import GlobalBatchLoader
+    from card_scale.distributed.parallel_dims import ParallelDims
+    from card_scale.engine.base import ShardingEngine
+    from card_scale.training.damaged_samples import DamagedSamples
+    from card_scale.training.evaluator import RunEvaluator
+    from card_scale.training.run_checkpoints import RunCheckpoints, Start
+    from card_scale.training.run_data import RunData
+    from card_scale.training.run_directory import RunDirectory
 
 DEFECT = 1
 """Exit code of an error that nobody meant, which keeps its traceback; Python's own."""
 
 
-def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
+def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from_scratch: bool = False) -> str:
     """Train until the configured number of updates is made, resuming where the run directory stands.
 
     Args:
         config: of the run.
         stop: asked between two updates.
         held: takes what must be held until the end of the command has been recorded: the run directory's lock.
+        from_scratch: set aside what an earlier run has left in the run directory.
 
     Returns:
         What was done, in a sentence.
@@ -39,69 +53,123 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
     from card_scale.distributed.launched_as import rank_variables
     from card_scale.engine.build import build_engine
     from card_scale.training import preflight, run_data
-    from card_scale.training.agreement import agree_on_lock, agree_to_stop, check_same_samples
-    from card_scale.training.evaluator import RunEvaluator, check_finite
-    from card_scale.training.learning_rate import learning_rate
-    from card_scale.training.recorder import open_recorder
+    from card_scale.training.agreement import agree_on_lock, begin_anew
+    from card_scale.training.damaged_samples import DamagedSamples
+    from card_scale.training.evaluator import RunEvaluator
+    from card_scale.training.guard import RollBack
     from card_scale.training.run_checkpoints import RunCheckpoints
     from card_scale.training.run_directory import RunDirectory
     from card_scale.training.run_lock import RunLock
-    from card_scale.training.steps import is_due, total_steps
-    from card_scale.training.train_step import TrainStep
+    from card_scale.training.steps import total_steps
 
     # Everything that can be refused is refused before a process group forms.
     os.environ.update(rank_variables(os.environ))
+    faults.check()
     dims = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
     directory = RunDirectory(config.run.dir)
-    directory.check_same_run(config)
+    if not from_scratch:
+        directory.check_same_run(config)
     data = run_data.open_data(config)
     steps = total_steps(config, data.train.sample_count)
     limit = time_limit(config.run.max_hours, config.run.stop_before_end, os.environ, time.time(), time.monotonic())
 
     process_groups.initialize(dims, config.run.timeout_seconds)
     lock = agree_on_lock(RunLock(directory.path), held)
+    if from_scratch:
+        begin_anew(directory)
     if process_groups.is_main_rank():
         directory.stop.unlink(missing_ok=True)  # it was for who was running before
         # From here on, though it takes minutes until the first update may look.
         stop.watch(directory.stop, limit)
+    faults.reach("start")
     engine = build_engine(config, dims, data.vocabulary, config.objective.attention)
-    checkpoints = RunCheckpoints(engine, config, dims, data, directory.checkpoints, lock)
-    start = checkpoints.resume()
-    if process_groups.is_main_rank():
-        directory.start(config)
-        print(f"{start.opening}\nlayout: {dims.describe()}; {config.parallel.engine}; {steps} steps")
-        print(data.describe_held_out(), flush=True)
-    if not start.is_new and start.step >= steps:
-        return f"already done: {start.step} of {steps} steps"
-
-    recorder = open_recorder(config, directory, data, dims, total_steps=steps, start=start)
-    train_step = TrainStep(engine, start.objective, config)
     evaluate = RunEvaluator(
         engine, config, run_data.open_validation(config, data), run_data.open_train_samples(config, data)
     )
+    checkpoints = RunCheckpoints(engine, config, dims, data, directory, lock)
+    with contextlib.closing(checkpoints), run_data.open_loader(config, data) as loader:
+        start = checkpoints.resume()
+        if process_groups.is_main_rank():
+            directory.start(config)
+            print(f"{start.opening}\nlayout: {dims.describe()}; {config.parallel.engine}; {steps} steps")
+            print(data.describe_held_out(), flush=True)
+        if not start.is_new and start.step >= steps:
+            return f"already done: {start.step} of {steps} steps"
+        damaged = DamagedSamples(config.data.skip_damaged, loader.problems)
+        job = Job(config, dims, directory, data, loader, damaged, engine, evaluate, checkpoints, stop, steps)
+        rollbacks = 0
+        while True:
+            try:
+                return go_on(job, start)
+            except RollBack as bad:
+                rollbacks += 1
+                if rollbacks > config.guard.rollbacks:
+                    raise NumericError(
+                        f"{bad}; guard.rollbacks allows {config.guard.rollbacks}. Lower optimizer.lr"
+                    ) from bad
+                start = checkpoints.roll_back(bad, start.passed_over)
+                if process_groups.is_main_rank():
+                    print(f"warning: {start.opening}", file=sys.stderr, flush=True)
+
+
+class Job(NamedTuple):
+    """What the updates of a run need."""
+
+    config: Config
+    dims: "ParallelDims"
+    directory: "RunDirectory"
+    data: "RunData"
+    loader: "GlobalBatchLoader"
+    damaged: "DamagedSamples"
+    engine: "ShardingEngine"
+    evaluate: "RunEvaluator"
+    checkpoints: "RunCheckpoints"
+    stop: StopRequest
+    steps: int
+    """Updates of the whole run."""
+
+
+def go_on(job: Job, start: "Start") -> str:
+    """Make the updates from ``start`` on; return what was done, in a sentence. Raises as :func:`train`, or RollBack."""
+    from card_scale.training.agreement import agree_to_stop, check_same_samples
+    from card_scale.training.evaluator import check_finite
+    from card_scale.training.learning_rate import learning_rate
+    from card_scale.training.recorder import open_recorder
+    from card_scale.training.steps import is_due
+    from card_scale.training.train_step import TrainStep
+
+    config, checkpoints, steps = job.config, job.checkpoints, job.steps
+    recorder = open_recorder(config, job.directory, job.data, job.dims, total_steps=steps, start=start)
+    train_step = TrainStep(job.engine, start.objective, config, start.state)
 
     def evaluate_and_record(step: int) -> None:
-        results = evaluate(train_step.objective, trained=step > 0)
+        faults.reach("evaluation", step)
+        results = job.evaluate(train_step.objective, trained=step > 0)
         check_finite(step, results)
         train_step.learn(results)
         recorder.evaluation(step, results)
 
-    if start.is_new and not agree_to_stop(stop.poll()):
+    def save(step: int, *, must: bool) -> None:
+        train_step.check_weights(step)
+        checkpoints.save(step, train_step.objective, train_step.guard.state(), start.passed_over, must=must)
+
+    if start.is_new and not agree_to_stop(job.stop.poll()):
         evaluate_and_record(0)
     recorder.restart_clock(start.step)
     result = None
-    with contextlib.closing(recorder), run_data.open_loader(config, data) as loader:
+    with contextlib.closing(recorder):
         for step in range(start.step + 1, steps + 1):
-            if reason := agree_to_stop(stop.poll()):
+            if reason := agree_to_stop(job.stop.poll()):
+                checkpoints.wait()
                 if result is not None and checkpoints.saved_step != step - 1:
                     # No log line need have looked at the last update; a checkpoint must not hold what it ruined.
                     train_step.report(step - 1, result)
-                    train_step.check_weights(step - 1)
-                    checkpoints.save(step - 1, train_step.objective)
+                    save(step - 1, must=True)
                 raise StopRequested(
                     f"stopped after {step - 1} of {steps} steps on {reason}; run the same command to go on"
                 )
-            samples = loader.rank_batch(step - 1)
+            faults.reach("step.begin", step)
+            samples = job.damaged.leave_out(job.loader.rank_batch(step - 1, start.passed_over), step)
             logs, evaluates, saves = (
                 is_due(step, every, steps)
                 for every in (config.train.log_every, config.train.eval_every, config.train.save_every)
@@ -118,16 +186,16 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
                 total_steps=steps,
             )
             result = train_step(samples, rate)
+            faults.reach("step.end", step)
 
             if logs or evaluates or saves:
                 report = train_step.report(step, result)
                 if logs:
-                    recorder.training(step, report, rate, loader.take_waited_seconds())
+                    recorder.training(report, rate, job.loader.take_waited_seconds(), job.damaged.left_out)
                 if evaluates:
                     evaluate_and_record(step)
                 if saves:
-                    train_step.check_weights(step)
-                    checkpoints.save(step, train_step.objective)
+                    save(step, must=step == steps)
                 recorder.restart_clock(step)
             recorder.advance()
     return f"done: {steps} steps, {steps * config.train.global_batch * config.model.length} tokens"
@@ -153,6 +221,12 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
         "--dry-run",
         action="store_true",
         help="check everything, print configuration, layout and estimates; start nothing",
+    )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="set aside what a run has left in run.dir (run.dir/before-NNNN) and begin anew; a restart of the same job "
+        "goes on",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and end")
     options, overrides = parser.parse_known_args(arguments)
@@ -181,7 +255,8 @@ def main(argv: list[str] | None = None) -> int:
 
             check_versions()
             known_warnings.silence()
-            return finish(config, ExitCode.DONE, train(config, stop, held))
+            done = train(config, stop, held, from_scratch=options.from_scratch and not is_restart(os.environ))
+            return finish(config, ExitCode.DONE, done)
         except (Exception, KeyboardInterrupt) as error:
             code, reason = ending(error)
             # A dry run leaves nothing, and another run's directory keeps its own record.
@@ -190,6 +265,11 @@ def main(argv: list[str] | None = None) -> int:
             if code == DEFECT:
                 raise
             return code
+
+
+def is_restart(environment: Mapping[str, str]) -> bool:
+    """Return whether Slurm or torchrun starts the command again."""
+    return any(int(environment.get(name) or 0) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
 
 
 def ending(error: BaseException) -> tuple[int, str]:

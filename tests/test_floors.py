@@ -18,7 +18,8 @@ PACKAGE = ROOT / "card_scale"
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 MAY_BE_LONG = {
-    "card_scale/train.py:train": "the algorithm, to be read from top to bottom",
+    "card_scale/train.py:train": "the order of a run's start, to be read from top to bottom",
+    "card_scale/train.py:go_on": "the algorithm, to be read from top to bottom",
 }
 """Functions above LONGEST_FUNCTION, each with the reason."""
 

@@ -1,21 +1,39 @@
 """The third phase of a save: once every rank has written, the manifest, the name, the pointer, and what is pruned.
 
-Its collectives have a process group of their own, so that they can be made beside training's.
+Its collectives have a process group of their own, so that they can be made beside training's. Whatever fails on one
+rank fails on all of them, and leaves nothing behind.
 """
 
 import dataclasses
 import datetime
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch.distributed as dist
 
+from card_scale import faults
 from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint.format import MANIFEST_NAME, CheckpointManifest, StoredFile, StoredTensor
 from card_scale.checkpoint.retention import Retention, prune
 from card_scale.checkpoint.run_files import RunFiles
 from card_scale.checkpoint.write import RankShare, saving
+from card_scale.errors import CardScaleError, CheckpointError
 from card_scale.files import write_atomically
+
+
+@dataclasses.dataclass(frozen=True)
+class Publication:
+    """What a commit publishes besides the tensors, and under which conditions."""
+
+    description: CheckpointManifest
+    """Manifest without tensors and files, which are filled in."""
+    run_files: RunFiles
+    """Written by rank 0."""
+    retention: Retention
+    """Which checkpoints to keep."""
+    check_allowed: Callable[[], None] = lambda: None
+    """Asked on rank 0 before anything that others see is changed: raises where it may not be."""
 
 
 def form_commit_group(timeout_seconds: int) -> dist.ProcessGroup:
@@ -24,55 +42,75 @@ def form_commit_group(timeout_seconds: int) -> dist.ProcessGroup:
 
 
 def begin(root: Path, step: int, group: dist.ProcessGroup) -> Path:
-    """Create the directory that a checkpoint is written into and return it, the same on every rank. Collective."""
-    name = [directories.temporary_name(step)]
+    """Create the directory that a checkpoint is written into and return it, the same on every rank. Collective.
+
+    Raises CheckpointError, on all ranks, where rank 0's file system refuses.
+    """
+    temporary = root / directories.temporary_name(step)
+    outcome: list[Path | CheckpointError] = [temporary]
     if dist.get_rank(group) == 0:
-        with saving(root / name[0]):
-            (root / name[0]).mkdir(parents=True)
-    dist.broadcast_object_list(name, group=group, group_src=0)
-    return root / name[0]
+        try:
+            with saving(temporary):
+                temporary.mkdir(parents=True)
+        except CheckpointError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, group=group, group_src=0)
+    if isinstance(outcome[0], CheckpointError):
+        raise outcome[0]
+    return outcome[0]
 
 
 def commit(
-    share: RankShare,
-    temporary: Path,
-    description: CheckpointManifest,
-    run_files: RunFiles,
-    retention: Retention,
-    group: dist.ProcessGroup,
+    written: RankShare | CheckpointError, temporary: Path, publication: Publication, group: dist.ProcessGroup
 ) -> Path:
     """Publish what all ranks have written, then prune. Collective over the group.
 
     Args:
-        share: what this rank has written into ``temporary``.
-        temporary: the directory of :func:`begin`.
-        description: manifest without tensors and files, which are filled in here.
-        run_files: written here, by rank 0.
-        retention: which checkpoints to keep.
+        written: by this rank into ``temporary``, or why it was not.
+        temporary: the directory of :func:`begin`; gone where the commit fails.
+        publication: the rest of the checkpoint.
         group: of :func:`form_commit_group`.
 
     Returns:
         The published directory; it is there on every rank's return.
 
     Raises:
-        CheckpointError: on rank 0, for a tensor that the ranks did not write completely, when nothing is published, or
-            where the file system refuses.
+        CardScaleError: on all ranks, with nothing published: a rank could not write, a tensor is not complete, the file
+            system refuses, or it was not allowed any more.
     """
     is_main = dist.get_rank(group) == 0
-    shares: list | None = [None] * dist.get_world_size(group) if is_main else None
-    dist.gather_object(share, shares, group=group, group_dst=0)
-    published = temporary.parent / directories.name_of(description.step)
-    if shares is not None:
-        with saving(temporary):
-            small = run_files.write(temporary)
-            manifest = _merge(description, small, shares)
-            manifest.check_complete(temporary)
-            write_atomically(temporary / MANIFEST_NAME, manifest.to_json().encode())
-        with saving(published):
-            directories.publish(temporary, description.step)
-            prune(temporary.parent, retention)
-    dist.barrier(group)
-    return published
+    gathered: list | None = [None] * dist.get_world_size(group) if is_main else None
+    dist.gather_object(written, gathered, group=group, group_dst=0)
+    outcome: list[CardScaleError | None] = [None]
+    if gathered is not None:
+        try:
+            _publish(gathered, temporary, publication)
+        except CardScaleError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            outcome = [error]
+    dist.broadcast_object_list(outcome, group=group, group_src=0)
+    if outcome[0] is not None:
+        raise outcome[0]
+    return temporary.parent / directories.name_of(publication.description.step)
+
+
+def _publish(gathered: list[RankShare | CheckpointError], temporary: Path, publication: Publication) -> None:
+    refused = [found for found in gathered if isinstance(found, CheckpointError)]
+    if refused:
+        raise refused[0]
+    step = publication.description.step
+    with saving(temporary):
+        small = publication.run_files.write(temporary)
+        shares = (share for share in gathered if isinstance(share, RankShare))
+        manifest = _merge(publication.description, small, shares)
+        manifest.check_complete(temporary)
+        write_atomically(temporary / MANIFEST_NAME, manifest.to_json().encode())
+        faults.reach("checkpoint.manifest", step)
+    publication.check_allowed()
+    with saving(temporary.parent / directories.name_of(step)):
+        directories.publish(temporary, step)
+    faults.reach("checkpoint.pointed", step)
+    prune(temporary.parent, publication.retention)
 
 
 def _merge(

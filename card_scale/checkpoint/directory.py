@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from card_scale import faults
 from card_scale.checkpoint import format as checkpoint_format
 from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.errors import CheckpointError
@@ -83,6 +84,7 @@ def publish(temporary: Path, step: int) -> Path:
         final.rename(root / f"{final.name}.replaced-{uuid.uuid4().hex[:8]}")
     temporary.rename(final)
     sync_directory(root)
+    faults.reach("checkpoint.named", step)
     write_atomically(root / POINTER, f"{step}\n".encode())
     return final
 

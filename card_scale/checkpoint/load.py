@@ -10,8 +10,10 @@ from card_scale.errors import CheckpointError
 from card_scale.model.weights import LogicalWeight
 
 
-def load(engine: ShardingEngine, reader: CheckpointReader) -> None:
+def load(engine: ShardingEngine, reader: CheckpointReader, updates: int | None = None) -> None:
     """Set weights and optimizer states from a checkpoint. Every rank reads what it holds, without communication.
+
+    ``updates`` is what the optimizer has counted; by default all of the checkpoint's.
 
     Raises CheckpointError where the checkpoint is of another model or lacks a state.
     """
@@ -22,7 +24,7 @@ def load(engine: ShardingEngine, reader: CheckpointReader) -> None:
             f"checkpoint {reader.directory} holds {', '.join(held)}, but this run also needs "
             f"{', '.join(sorted(missing))}"
         )
-    engine.create_optimizer_state(reader.manifest.step)
+    engine.create_optimizer_state(reader.manifest.step if updates is None else updates)
     for parameter, where in engine.weights():
         _check_same_parameter(reader, where)
         for key in engine.state_keys():

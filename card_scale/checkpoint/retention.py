@@ -1,10 +1,12 @@
 """Which checkpoints of a run are kept, and how the others go: renamed first, so that no half of one is ever read."""
 
+import contextlib
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from card_scale import faults
 from card_scale.checkpoint import directory as directories
 from card_scale.errors import CheckpointError
 from card_scale.files import sync_directory
@@ -36,19 +38,21 @@ def to_prune(steps: Collection[int], pointer: int | None, keep_last: int, keep_e
 def prune(root: Path, retention: Retention) -> None:
     """Delete what is not to be kept, and what killed processes left up to the pointer's step.
 
-    A directory that cannot be deleted now (a reader on a network file system holds one of its files) has lost its name
-    all the same, and is tried again the next time.
+    A directory that cannot be renamed or deleted now (a reader on a network file system holds one of its files) is
+    tried again the next time.
     """
     pointer = directories.pointed_step(root)
     if pointer is None:
         return
     renamed = False
     for step in steps_to_prune(root, retention):
-        (root / directories.name_of(step)).rename(root / directories.pruned_name(step))
-        renamed = True
+        with contextlib.suppress(OSError):
+            (root / directories.name_of(step)).rename(root / directories.pruned_name(step))
+            renamed = True
     if renamed:
         # The names must be gone for good before the first file is: a power cut could bring back half a checkpoint.
         sync_directory(root)
+        faults.reach("checkpoint.pruned", pointer)
     for leftover in directories.leftovers(root, pointer):
         shutil.rmtree(leftover, ignore_errors=True)
 

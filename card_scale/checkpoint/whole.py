@@ -16,7 +16,7 @@ from card_scale.checkpoint.format import (
     folder_of,
 )
 from card_scale.checkpoint.run_files import RunFiles
-from card_scale.checkpoint.write import Snapshot, saving, write
+from card_scale.checkpoint.write import Piece, Plan, saving, write
 from card_scale.environment import library_versions
 from card_scale.errors import CheckpointError
 from card_scale.files import sync_directory, write_atomically
@@ -45,13 +45,13 @@ def write_whole(
     tensors = {
         name: StoredTensor(list(value.shape), 0, [StoredPiece(STEM, 0, len(value))]) for name, value in weights.items()
     }
-    entries = {entry_name(WEIGHT, name, 0, len(value)): value.contiguous() for name, value in weights.items()}
+    folder = folder_of(WEIGHT)
+    pieces = [Piece(folder, entry_name(WEIGHT, name, 0, len(value)), value) for name, value in weights.items()]
+    plan = Plan(0, STEM, {folder: {piece.entry: list(piece.tensor.shape) for piece in pieces}}, tensors)
     temporary = directory.with_name(f"{directory.name}.{directories.temporary_name(0).partition('.')[2]}")
     with saving(temporary):
         temporary.mkdir(parents=True)
-        files = (
-            run_files.write(temporary) | write(Snapshot(STEM, {folder_of(WEIGHT): entries}, tensors), temporary).files
-        )
+        files = run_files.write(temporary) | write(plan, iter(pieces), temporary).files
         manifest = CheckpointManifest(
             step=0,
             state_keys=[WEIGHT],

@@ -1,29 +1,43 @@
 """The second phase of a save: one rank's files on disk. Local, so that it can run beside training."""
 
+import collections
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from card_scale import files
+from card_scale import faults, files
 from card_scale.checkpoint.format import StoredFile, StoredTensor, tensor_file
+from card_scale.checkpoint.tensor_file import TensorFileWriter
 from card_scale.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """What one rank writes of a checkpoint. Nothing in it changes when the engine goes on."""
+class Plan:
+    """What one rank writes of a checkpoint, without the values."""
 
+    step: int
+    """Updates made."""
     stem: str
     """Name of the rank's files without folder and ending, another one on every rank."""
-    entries: dict[str, dict[str, Tensor]]
-    """By folder and entry name: float32 tensors on CPU. Every rank has every folder, if nothing in it."""
+    shapes: dict[str, dict[str, list[int]]]
+    """By folder and entry name, in the order in which they are written. Every rank has every folder, if nothing in
+    it."""
     tensors: dict[str, StoredTensor]
     """By whole-model name: where the entries of each parameter lie."""
+
+
+class Piece(NamedTuple):
+    """One entry of a file."""
+
+    folder: str
+    entry: str
+    tensor: Tensor
+    """Float32 on CPU."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +59,34 @@ def saving(path: Path) -> Iterator[None]:
         raise CheckpointError(f"checkpoint {path} cannot be saved: {error}") from error
 
 
-def write(snapshot: Snapshot, temporary: Path) -> RankShare:
-    """Write a snapshot into a checkpoint's temporary directory, durably. Makes no collective.
+def write(plan: Plan, pieces: Iterator[Piece], temporary: Path) -> RankShare:
+    """Write pieces into a checkpoint's temporary directory, durably, one after the other. Makes no collective itself.
+
+    All pieces are taken, whatever happens: other ranks may be waiting to gather the next ones.
 
     Raises CheckpointError, naming the file, where the file system refuses.
     """
-    written = {}
-    for folder, tensors in snapshot.entries.items():
-        name = tensor_file(folder, snapshot.stem)
-        path = temporary / name
-        with saving(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.partial_path(path).touch()
-            readable = files.partial_path(path).stat().st_mode
-            save_file(tensors, files.partial_path(path))
-            files.partial_path(path).chmod(readable)  # safetensors lets nobody but the user read it, whatever the umask
-            written[name] = StoredFile.synced(files.partial_path(path))
-            files.commit(path)
-            files.sync_directory(path.parent)
-    return RankShare(snapshot.tensors, written)
+    written: dict[str, StoredFile] = {}
+    with contextlib.ExitStack() as stack:
+        try:
+            with saving(temporary):
+                faults.reach("checkpoint.begin", plan.step)
+            writers = {}
+            for folder, shapes in plan.shapes.items():
+                path = temporary / tensor_file(folder, plan.stem)
+                with saving(path):
+                    writers[folder] = stack.enter_context(TensorFileWriter(path, shapes))
+            for folder, entry, tensor in pieces:
+                with saving(writers[folder].path):
+                    writers[folder].add(entry, tensor)
+            for folder, writer in writers.items():
+                with saving(writer.path):
+                    written[tensor_file(folder, plan.stem)] = writer.finish()
+                    faults.reach("checkpoint.file", plan.step)
+                    files.commit(writer.path)
+                    files.sync_directory(writer.path.parent)
+        finally:
+            collections.deque(pieces, maxlen=0)
+    with saving(temporary):
+        faults.reach("checkpoint.written", plan.step)
+    return RankShare(plan.tensors, written)

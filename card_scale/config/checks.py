@@ -44,6 +44,7 @@ def _check_ranges(config: "Config") -> None:
     require("data.train_samples", config.data.train_samples >= 0, "0 (none) or more")
     unique_tokens, epochs = config.data.unique_tokens, config.data.epochs
     require("data.unique_tokens", unique_tokens is None or unique_tokens > config.model.length, "above model.length")
+    require("data.skip_damaged", config.data.skip_damaged >= 0, "0 (none) or more")
     require("data.epochs", epochs is None or epochs > 0, "above 0")
     require("parallel.zero", config.parallel.zero in (None, 0, 1, 2, 3), "0, 1, 2 or 3")
     require("optimizer.lr", config.optimizer.lr > 0, "above 0")
@@ -63,6 +64,11 @@ def _check_ranges(config: "Config") -> None:
         "0 (all) or at least 2: the newest checkpoint may turn out damaged, and a resume needs one before it",
     )
     require("train.keep_every", config.train.keep_every >= 0, "0 (none) or more")
+    require("train.failed_saves", config.train.failed_saves >= 0, "0 or more")
+    require("guard.spike", config.guard.spike >= 0, "0 (none) or more")
+    require("guard.window", config.guard.window >= 16, "at least 16")
+    require("guard.patience", config.guard.patience >= 0, "0 or more")
+    require("guard.rollbacks", config.guard.rollbacks >= 0, "0 or more")
 
 
 def _check_combinations(config: "Config") -> None:

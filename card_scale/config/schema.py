@@ -88,6 +88,9 @@ class DataConfig:
     """Keep only the first so many tokens of the training stream."""
     epochs: float | None = None
     """Training length in epochs, instead of train.steps."""
+    skip_damaged: int = 0
+    """Samples that one start of the command may leave out because a document in them is damaged or cannot be read; one
+    more ends the run. 0: the first one does."""
     reshuffle: bool = True
     """Permute the samples anew in each epoch."""
 
@@ -148,6 +151,11 @@ class TrainConfig:
     """Steps between evaluations; 0 evaluates before the first and after the last step."""
     save_every: int = 0
     """Steps between checkpoints; 0 saves at the end only."""
+    async_save: bool = False
+    """Write checkpoints beside training, from a copy of this rank's share in host memory (12 bytes a parameter, 16
+    with optimizer.ema, divided by the ranks); the last one and that of a stop are waited for."""
+    failed_saves: int = 2
+    """Saves in a row that the file system may refuse (a full disk) before the run ends; the next one is tried."""
     keep_last: int = 0
     """Checkpoints to keep, the newest so many; 0 keeps all, 1 is refused."""
     keep_every: int = 0
@@ -156,6 +164,22 @@ class TrainConfig:
     """Number format of the forward and backward pass; the optimizer always holds fp32 weights."""
     compile: bool = False
     """Compile each decoder layer as one graph (torch.compile); not with parallel.tensor above 1."""
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    policy: Literal["raise", "skip", "rollback"] = "raise"
+    """What follows an update whose loss or gradient norm is not finite, or spikes: it is never applied, on any rank.
+    raise: the run ends (exit code 6). skip: it goes on with the next batch. rollback: like skip, but where skip gives
+    up the run goes back to its last checkpoint and passes over all batches since."""
+    spike: float = 0.0
+    """A loss or gradient norm so many standard deviations above its mean over the window is a spike; 0: none is."""
+    window: int = 128
+    """Applied updates that the mean is over; no spike is seen before half of them."""
+    patience: int = 10
+    """Refused updates in a row, up to an update that is logged, which skip and rollback bear."""
+    rollbacks: int = 3
+    """Times that one start of the command goes back."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +193,7 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     def flat(self) -> dict[str, Any]:
         """Return the value of every key by ``group.key``; of the objective's the ones that it has."""

@@ -1,4 +1,4 @@
-"""Whole documents of a dataset's shards: mapped, checked by their checksum, read in the order of the index."""
+"""Whole documents of a dataset's shards: checked by their checksum, read in the order of the index."""
 
 import zlib
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from card_scale.data.manifest import Manifest, check_sizes, load_index
+from card_scale.data.shard_file import ShardFile
 from card_scale.data.shards import ShardRecord
 from card_scale.errors import DataError
 
@@ -39,42 +40,20 @@ class ShardDocuments:
         Raises:
             DataError: a shard that is missing, of another size, or damaged.
         """
-        mapped = map_shard(self.directory, self.shard)
+        file = ShardFile(self.directory, self.shard)
         ends = np.cumsum(self.rows["tokens"].astype(np.int64))
         begin = 0
         while begin < len(self.rows):
             limit = (ends[begin - 1] if begin else 0) + _BATCH_TOKENS
             end = max(begin + 1, int(np.searchsorted(ends, limit, side="right")))
-            tokens = [self._tokens(mapped, row) for row in self.rows[begin:end]]
+            tokens = [self._tokens(file, row) for row in self.rows[begin:end]]
             yield Documents(self.numbers[begin:end], np.concatenate(tokens), np.cumsum([len(part) for part in tokens]))
             begin = end
 
-    def _tokens(self, mapped: np.ndarray, row: np.ndarray) -> np.ndarray:
-        data = document_bytes(mapped, row, np.dtype(self.dtype).itemsize)
-        check_document(data, row, self.directory / self.shard.name)
+    def _tokens(self, file: ShardFile, row: np.ndarray) -> np.ndarray:
+        data = file.document(row, np.dtype(self.dtype).itemsize)
+        check_document(data, row, file.path)
         return data.view(np.dtype(self.dtype).newbyteorder("<"))[:-1]
-
-
-def map_shard(directory: Path, shard: ShardRecord) -> np.ndarray:
-    """A shard's bytes: uint8 [bytes], mapped read-only.
-
-    Raises:
-        DataError: a shard that is missing or has another size than the manifest says.
-    """
-    path = directory / shard.name
-    try:
-        mapped = np.memmap(path, dtype=np.uint8, mode="r")
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    if len(mapped) != shard.bytes:
-        raise DataError(f"{path}: {len(mapped)} bytes, expected {shard.bytes}; it changed while it was in use")
-    return np.asarray(mapped)
-
-
-def document_bytes(mapped: np.ndarray, row: np.ndarray, itemsize: int) -> np.ndarray:
-    """The bytes of a document's tokens, EOS included: uint8 [tokens * itemsize], nothing copied or checked."""
-    offset = int(row["offset"])
-    return mapped[offset : offset + int(row["tokens"]) * itemsize]
 
 
 def check_document(data: np.ndarray, row: np.ndarray, path: Path) -> None:

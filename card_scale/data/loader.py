@@ -7,9 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
+from card_scale import faults
 from card_scale.data.order import epoch_order, locate, rank_places
 from card_scale.data.samples import Samples
 from card_scale.data.stream import PackedStream
+from card_scale.errors import DataError
 
 
 class GlobalBatchLoader:
@@ -29,6 +31,7 @@ class GlobalBatchLoader:
         data_parallel_size: int,
         seed: int,
         reshuffle: bool = True,
+        skip_damaged: bool = False,
     ):
         """Prepare to read; nothing is read yet.
 
@@ -40,27 +43,32 @@ class GlobalBatchLoader:
             data_parallel_size: number of data-parallel ranks.
             seed: decides the order of samples.
             reshuffle: a new order every epoch; False repeats that of epoch 0.
+            skip_damaged: mark samples that cannot be read as not valid, instead of raising.
 
         Raises:
             ConfigurationError: sizes that do not divide, naming them.
         """
         self._stream = stream
+        self._skip_damaged = skip_damaged
+        self.problems: dict[int, DataError] = {}
+        """What was wrong with samples that are not valid, by their id."""
         self._global_batch = global_batch
         self._places = rank_places(global_batch, micro_batch, data_parallel_rank, data_parallel_size)
         self._seed = seed
         self._reshuffle = reshuffle
         self._orders: dict[int, np.ndarray] = {}  # used by the one background thread only
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-loader")
-        self._next: tuple[int, Future[Samples]] | None = None
+        self._next: tuple[tuple[int, int], Future[Samples]] | None = None
         self._waited_seconds = 0.0
 
-    def rank_batch(self, step: int) -> Samples:
+    def rank_batch(self, step: int, passed_over: int = 0) -> Samples:
         """This rank's rows of one update, micro-batch major, on the CPU.
 
         Afterwards the next step's are read in the background.
 
         Args:
             step: update index from 0; any order, at the same cost, so that a resume needs no replay.
+            passed_over: batches left out before it: the batch is that of update ``step + passed_over``.
 
         Raises:
             DataError: damage met while reading, also of a batch that was read ahead.
@@ -68,15 +76,15 @@ class GlobalBatchLoader:
         """
         if step < 0:
             raise ValueError(f"step {step} must not be negative")
-        if self._next is not None and self._next[0] == step:
+        if self._next is not None and self._next[0] == (step, passed_over):
             future = self._next[1]
         else:
-            future = self._executor.submit(self._read, step)
+            future = self._executor.submit(self._read, step, passed_over)
         self._next = None
         asked = time.monotonic()
         batch = future.result()
         self._waited_seconds += time.monotonic() - asked
-        self._next = (step + 1, self._executor.submit(self._read, step + 1))
+        self._next = ((step + 1, passed_over), self._executor.submit(self._read, step + 1, passed_over))
         return batch
 
     def take_waited_seconds(self) -> float:
@@ -95,20 +103,30 @@ class GlobalBatchLoader:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _read(self, step: int) -> Samples:
-        global_positions = step * self._global_batch + self._places
+    def _read(self, step: int, passed_over: int) -> Samples:
+        faults.reach("data.batch", step + 1)
+        global_positions = (step + passed_over) * self._global_batch + self._places
         epochs, places = locate(global_positions, self._stream.sample_count)
         sample_ids = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
             rows = epochs == epoch
             sample_ids[rows] = self._order(epoch)[places[rows]]
-        tokens = self._stream.samples(sample_ids)
+        valid = None
+        if self._skip_damaged:
+            tokens, problems = self._stream.readable_samples(sample_ids)
+            valid = torch.ones(len(tokens), dtype=torch.bool)
+            for row, problem in problems.items():
+                valid[row] = False
+                self.problems[int(sample_ids[row])] = problem
+        else:
+            tokens = self._stream.samples(sample_ids)
         return Samples(
             tokens=torch.from_numpy(tokens),
             sample_ids=torch.from_numpy(sample_ids),
             epochs=torch.from_numpy(epochs),
             global_positions=torch.from_numpy(global_positions),
             batch_size=self._global_batch,
+            valid=valid,
             update=step,
         )
 

@@ -21,8 +21,8 @@ class Samples(NamedTuple):
     batch_size: int
     """Samples of the global batch over all ranks: those that share the strata of the noise levels."""
     valid: torch.Tensor | None = None
-    """bool [B]: false for rows that only fill up the last batch of an evaluation and must not be counted; None where
-    all count."""
+    """bool [B]: false for rows that do not count: those that only fill up the last batch of an evaluation, and those of
+    training that could not be read; None where all count."""
     update: int = 0
     """Number of the update that they are for, from 0; in an evaluation 0."""
 

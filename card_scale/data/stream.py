@@ -1,11 +1,11 @@
-"""The packed token stream of a dataset: documents in a fixed order, read at random from memory-mapped shards."""
+"""The packed token stream of a dataset: documents in a fixed order, read at random from shards."""
 
 import functools
 from pathlib import Path
 
 import numpy as np
 
-from card_scale.data.documents import check_document, document_bytes, map_shard
+from card_scale.data.documents import check_document
 from card_scale.data.manifest import (
     SPLITS,
     TOKENIZER_NAME,
@@ -16,9 +16,10 @@ from card_scale.data.manifest import (
     load_index,
 )
 from card_scale.data.order import document_order
+from card_scale.data.shard_file import ShardFile
 from card_scale.errors import ConfigurationError, DataError
 
-# A mapping keeps a file descriptor; a large dataset has more shards than a process may have open files.
+# Each keeps a file descriptor; a large dataset has more shards than a process may have open files.
 _OPEN_SHARDS = 256
 
 
@@ -75,7 +76,7 @@ class PackedStream:
         self._index = index[:documents].copy()
         self._ends = ends[:documents].copy()
         self._intact = np.zeros(documents, dtype=bool)
-        self._shard = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._map_shard)
+        self._shard = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
 
     def _count_tokens(self, split: str, available: int, without: str, unique_tokens: int | None) -> int:
         if unique_tokens is not None and unique_tokens > available:
@@ -110,15 +111,31 @@ class PackedStream:
             IndexError: a sample id outside the epoch.
             DataError: a shard changed since the stream was opened, or its content is not what was built.
         """
+        out, problems = self.readable_samples(sample_ids)
+        if problems:
+            raise next(iter(problems.values()))
+        return out
+
+    def readable_samples(self, sample_ids: np.ndarray) -> tuple[np.ndarray, dict[int, DataError]]:
+        """Read samples as :meth:`samples`, and go on after damage.
+
+        Returns:
+            (int64 [B, length + 1], what is wrong by row); rows with which something is wrong are zero.
+        """
         sample_ids = np.asarray(sample_ids, dtype=np.int64)
         if len(sample_ids) and not 0 <= sample_ids.min() <= sample_ids.max() < self.sample_count:
             raise IndexError(f"sample ids {sample_ids} outside [0, {self.sample_count})")
         out = np.empty((len(sample_ids), self.length + 1), dtype=np.int64)
+        problems: dict[int, DataError] = {}
         starts = sample_ids * self.length
         first_documents = np.searchsorted(self._ends, starts, side="right")
-        for row, start, document in zip(out, starts.tolist(), first_documents.tolist(), strict=True):
-            self._read(row, start, document)
-        return out
+        for number, (start, document) in enumerate(zip(starts.tolist(), first_documents.tolist(), strict=True)):
+            try:
+                self._read(out[number], start, document)
+            except DataError as error:
+                out[number] = 0
+                problems[number] = error
+        return out, problems
 
     def _read(self, row: np.ndarray, start: int, document: int) -> None:
         """Fill a row with the tokens from stream position ``start``, which lies in ``document``."""
@@ -133,12 +150,12 @@ class PackedStream:
 
     def _document(self, document: int) -> np.ndarray:
         row = self._index[document]
-        shard = int(row["shard"])
-        data = document_bytes(self._shard(shard), row, self._dtype.itemsize)
+        shard = self._shard(int(row["shard"]))
+        data = shard.document(row, self._dtype.itemsize)
         if not self._intact[document]:
-            check_document(data, row, self._directory / self._split.shards[shard].name)
+            check_document(data, row, shard.path)
             self._intact[document] = True
         return data.view(self._dtype)
 
-    def _map_shard(self, number: int) -> np.ndarray:
-        return map_shard(self._directory, self._split.shards[number])
+    def _open_shard(self, number: int) -> ShardFile:
+        return ShardFile(self._directory, self._split.shards[number])

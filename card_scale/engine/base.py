@@ -1,7 +1,7 @@
 """What the training loop, the schedule and the checkpoints ask of a sharding engine."""
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from card_scale.engine.optimizer import AdamW
 from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.gpt import GPT
 from card_scale.model.weights import LogicalWeight
+
+Judge = Callable[[Tensor], Tensor]
+"""Global gradient norm before clipping (float32 scalar) -> 1 where the update is not to be applied, else 0."""
 
 
 class Stage(nn.Module):
@@ -64,8 +67,15 @@ class ShardingEngine(abc.ABC):
         """Prepare for one backward pass; the schedule calls it before each."""
 
     @abc.abstractmethod
-    def step(self, learning_rate: float) -> Tensor:
-        """Reduce, clip and apply the gradients; return the global gradient norm before clipping (float32 scalar)."""
+    def step(self, learning_rate: float, judge: Judge) -> Tensor:
+        """Reduce and clip the gradients and apply them unless they are refused; either way they are gone.
+
+        ``judge`` is called once, by every rank. Where it refuses, weights, optimizer states and their count of updates
+        stay as they are.
+
+        Returns:
+            The global gradient norm before clipping, float32 scalar.
+        """
 
     @abc.abstractmethod
     def full_state(self, parameter: nn.Parameter, key: str) -> Tensor:

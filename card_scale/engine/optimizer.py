@@ -1,6 +1,6 @@
 """AdamW with an optional moving average of the weights, the same object under every engine."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ class AdamW(torch.optim.AdamW):
     """
 
     def __init__(self, groups: list[dict], config: OptimizerConfig):
-        super().__init__(
-            groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True if torch.cuda.is_available() else None
-        )
+        # Fused also on CPU: an eighth of the time there, and the same way to refuse an update.
+        super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         self.ema_decay = config.ema
+        self.refusal: Callable[[], Tensor] | None = None
+        """Asked before every update: 1 (float32 scalar, on the weights' device) where nothing is to change."""
 
     @property
     def state_keys(self) -> tuple[str, ...]:
@@ -29,23 +30,31 @@ class AdamW(torch.optim.AdamW):
     def create_state(self, weights: Iterable[Tensor], step: int) -> None:
         """Create the state of ``weights`` as after ``step`` updates, with zero moments, to be filled by a load."""
         for weight in weights:
-            on_device = weight.device if self.defaults["fused"] else torch.device("cpu")
-            self.state[weight]["step"] = torch.tensor(float(step), dtype=torch.float32, device=on_device)
+            self.state[weight]["step"] = torch.tensor(float(step), dtype=torch.float32, device=weight.device)
             for key in self.state_keys:
                 self.state[weight][key] = torch.zeros_like(weight)
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Update the weights, then their moving average."""
+        """Update the weights, then their moving average; neither they nor the moments where the update is refused."""
         weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
-        if self.ema_decay:
-            for weight in weights:
-                if "ema" not in self.state[weight]:
-                    # AdamW takes a non-empty state for an initialised one, so it must be created whole.
-                    self.create_state([weight], 0)
-                    self.state[weight]["ema"].copy_(weight)
+        self.ensure_state(weights)
+        # torch's own way to leave out an update without asking the device: GradScaler's.
+        refused = self.found_inf = None if self.refusal is None else self.refusal()
         result = super().step(closure)
         if self.ema_decay:
+            share = 1.0 - self.ema_decay
+            weight_of = share if refused is None else share * (1.0 - refused)
             for weight in weights:
-                self.state[weight]["ema"].lerp_(weight, 1.0 - self.ema_decay)
+                self.state[weight]["ema"].lerp_(weight, weight_of)
         return result
+
+    @torch.no_grad()
+    def ensure_state(self, weights: Iterable[Tensor]) -> None:
+        """Create the state of those weights that have none, as before the first update."""
+        for weight in weights:
+            if not self.state[weight]:
+                # AdamW takes a non-empty state for an initialised one, so it must be created whole.
+                self.create_state([weight], 0)
+                if self.ema_decay:
+                    self.state[weight]["ema"].copy_(weight)

@@ -7,6 +7,7 @@ import torch
 from megatron.core.pipeline_parallel import schedules
 from torch import Tensor
 
+from card_scale import faults
 from card_scale.distributed import cpu_backend
 from card_scale.engine.base import ShardingEngine
 from card_scale.objectives.batch import Batch
@@ -28,7 +29,11 @@ def run(
 
     def forward_step(batches: Iterator[Batch], stage) -> tuple[Tensor, Callable]:
         batch = next(batches)
+        if step is not None:
+            faults.reach("step.forward", step)
         output = stage(batch.inputs, batch.positions, batch.targets, batch.dropout_keys, batch.attention)
+        if step is not None:
+            output = faults.spoil("gradient", output, step)
 
         def finish(token_losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             differentiated, reports = loss(token_losses, batch)
@@ -37,11 +42,16 @@ def run(
 
         return output, finish
 
+    def before_backward() -> None:
+        faults.reach("step.backward", step)
+        engine.before_backward()
+
+    step = None if forward_only else micro_batches[0].samples.update + 1
     interleaved = len(engine.stages) > 1
     iterators = [iter(micro_batches) for _ in engine.stages]
     batch_rows, positions = micro_batches[0].positions.shape
     gradient_context = torch.no_grad() if forward_only else contextlib.nullcontext()
-    with cpu_backend.factories_on_cpu(), _before_each_backward(engine.before_backward), gradient_context:
+    with cpu_backend.factories_on_cpu(), _before_each_backward(before_backward), gradient_context:
         return schedules.get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=iterators if interleaved else iterators[0],

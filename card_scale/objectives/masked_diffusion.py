@@ -93,11 +93,15 @@ def in_place_batch(
 
 
 def clean_tokens(batch: Batch) -> torch.Tensor:
-    """float64 scalar: number of clean tokens behind ``batch``, the denominator of the masked-diffusion losses.
+    """float64 scalar: number of clean tokens behind ``batch``, in rows that count: the denominator of the
+    masked-diffusion losses.
 
     Not the sum of weights, which is random and would bias the bound.
     """
-    return torch.full((), batch.targets.numel(), dtype=torch.float64, device=batch.targets.device)
+    rows, length = batch.targets.shape
+    if batch.samples.valid is not None:
+        return batch.samples.valid.sum(dtype=torch.float64) * length
+    return torch.full((), rows * length, dtype=torch.float64, device=batch.targets.device)
 
 
 def metrics(name: str) -> tuple[Metric, ...]:

@@ -14,6 +14,7 @@ from card_scale.distributed import process_groups
 from card_scale.errors import CheckpointError, DataError, ForeignRunError
 from card_scale.training import resume_point
 from card_scale.training.resume_point import ResumePoint
+from card_scale.training.run_directory import RunDirectory
 from card_scale.training.run_lock import RunLock
 
 
@@ -47,6 +48,13 @@ def agree_on_lock(lock: RunLock, held: contextlib.ExitStack) -> RunLock | None:
     if refused[0] is not None:
         raise refused[0]
     return lock if dist.get_rank() == 0 else None
+
+
+def begin_anew(directory: RunDirectory) -> None:
+    """Set aside what an earlier run has left in the run directory, and say where. Collective."""
+    if dist.get_rank() == 0 and (aside := directory.set_aside()) is not None:
+        print(f"beginning anew: the run that was in {directory.path} is in {aside}", flush=True)
+    dist.barrier()
 
 
 def check_same_samples(samples: Samples, step: int) -> None:

@@ -11,7 +11,7 @@ from card_scale.objectives.base import Metric
 from card_scale.objectives.batch import Batch
 
 LOSS = "loss"
-"""The objective's loss, already divided by the global normaliser."""
+"""The objective's loss, already divided by the global normaliser; the first of the sums."""
 
 _REPETITION = ("scored loss", "scored", "first-seen loss", "first-seen")
 """Cross-entropy and number of the positions that the objective scores, and those of them in a sample's first epoch."""

@@ -3,7 +3,7 @@
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,8 +27,9 @@ class Recorder(ABC):
     """What a run reports of itself, on every rank."""
 
     @abstractmethod
-    def training(self, step: int, report: StepReport, learning_rate: float, waited_seconds: float) -> None:
-        """Record update ``step`` (counted from 1); ``waited_seconds`` were spent waiting for data since the last."""
+    def training(self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int) -> None:
+        """Record an update; ``waited_seconds`` were spent waiting for data since the last one recorded, and so many
+        samples have been left out by now."""
 
     @abstractmethod
     def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
@@ -50,7 +51,7 @@ class Recorder(ABC):
 class SilentRecorder(Recorder):
     """That of a rank which records nothing."""
 
-    def training(self, step: int, report: StepReport, learning_rate: float, waited_seconds: float) -> None:
+    def training(self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int) -> None:
         pass
 
     def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
@@ -79,11 +80,14 @@ class WritingRecorder(Recorder):
         total_steps: int,
         world_size: int,
         resume_step: int | None,
+        passed_over: int,
     ):
-        """Open the records of a run that resumes after update ``resume_step``, or begins (None)."""
+        """Open the records of a run that resumes after update ``resume_step``, or begins (None), having passed over so
+        many batches."""
         self.config, self.total_steps, self.world_size = config, total_steps, world_size
-        self.samples_per_epoch = samples_per_epoch
+        self.samples_per_epoch, self.passed_over = samples_per_epoch, passed_over
         start = resume_step or 0
+        self.directory, self._draws = directory, True
         self.metrics = MetricsFile(directory.metrics, resume_step)
         self.tensorboard = TensorBoardRecorder(
             directory.tensorboard,
@@ -105,8 +109,8 @@ class WritingRecorder(Recorder):
         )
         self._interval_start, self._interval_step, self._logged_step = time.monotonic(), start, start
 
-    def training(self, step: int, report: StepReport, learning_rate: float, waited_seconds: float) -> None:
-        train, length = self.config.train, self.config.model.length
+    def training(self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int) -> None:
+        train, length, step = self.config.train, self.config.model.length, report.step
         seconds = (time.monotonic() - self._interval_start) / max(1, step - self._interval_step)
         samples = step * train.global_batch
         tokens_per_second = train.global_batch * length / seconds
@@ -114,10 +118,8 @@ class WritingRecorder(Recorder):
             "step": step,
             "tokens": samples * length,
             "samples": samples,
-            "epoch": samples / self.samples_per_epoch,
-            "loss": report.loss,
+            "epoch": (samples + self.passed_over * train.global_batch) / self.samples_per_epoch,
             "lr": learning_rate,
-            "grad_norm": report.gradient_norm,
             "step_seconds": seconds,
             "tokens_per_second": tokens_per_second,
             "global_batch": train.global_batch,
@@ -128,17 +130,24 @@ class WritingRecorder(Recorder):
             record |= throughput_fields(
                 self.flops, tokens_per_second=tokens_per_second, devices=self.world_size, peak=self.peak
             )
-        record |= report.metrics
+        if report.applied:
+            record |= {"loss": report.loss, "grad_norm": report.gradient_norm} | report.metrics
+        else:
+            self._say(f"warning: {report.refusals.describe()}; the update was not applied")
+        if self.config.guard.policy != "raise":
+            record["guard/refused_updates"] = report.refusals.total
+            record["guard/passed_over_batches"] = self.passed_over
+        if self.config.data.skip_damaged:
+            record["data/left_out_samples"] = left_out
         self._logged_step = step
-        self.metrics.write(record)
-        self.tensorboard.training(record)
-        self._say(log_line(record, total_steps=self.total_steps))
+        self._write(record, self.tensorboard.training)
+        counts = {"refused": report.refusals.new, "not_finite": report.refusals.not_finite}
+        self._say(log_line(record, total_steps=self.total_steps, **counts))
         self.bar.set_postfix_str(f"loss {report.loss:.4f}", refresh=False)
 
     def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
         record = {"step": step, "samples": step * self.config.train.global_batch, **results}
-        self.metrics.write(record)
-        self.tensorboard.evaluation(record)
+        self._write(record, self.tensorboard.evaluation)
         self._say(
             f" validation at iteration {step} | lm loss value: {results['validation_nll']:.6E} | "
             f"lm loss PPL: {results['validation_perplexity']:.6E} |"
@@ -150,6 +159,19 @@ class WritingRecorder(Recorder):
     def restart_clock(self, step: int) -> None:
         self._interval_start, self._interval_step = time.monotonic(), step
 
+    def _write(self, record: dict[str, Any], draw: Callable[[Mapping[str, object]], None]) -> None:
+        """Write a record where it belongs. What the disk refuses does not end a run."""
+        if (refused := self.metrics.write(record)) is not None:
+            self._say(f"warning: {self.directory.metrics}: {refused}; tried again with the next record")
+        if not self._draws:
+            return
+        try:
+            draw(record)
+        except OSError as refused:
+            # Its writer is lost: it runs in a thread that has ended.
+            self._draws = False
+            self._say(f"warning: {self.directory.tensorboard}: {refused}; no more curves until the next start")
+
     def _say(self, line: str) -> None:
         """Print a line without tearing the progress bar."""
         self.bar.write(line, file=sys.stdout)
@@ -158,7 +180,8 @@ class WritingRecorder(Recorder):
     def close(self) -> None:
         self.bar.close()
         self.metrics.close()
-        self.tensorboard.close()
+        if self._draws:
+            self.tensorboard.close()
 
 
 def open_recorder(
@@ -175,4 +198,5 @@ def open_recorder(
         total_steps=total_steps,
         world_size=dims.world_size,
         resume_step=None if start.is_new else start.step,
+        passed_over=start.passed_over,
     )

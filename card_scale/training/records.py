@@ -1,11 +1,13 @@
 """The records of a run: ``metrics.jsonl``, which a program reads, and the log line, which a person reads."""
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from card_scale import faults
 from card_scale.errors import DataError
 from card_scale.files import write_atomically
 
@@ -17,6 +19,8 @@ class MetricsFile:
     ``resume_step`` drops the lines of later steps, which it is about to make again, and a last line that a kill left
     half-written. The dropping replaces the file atomically. Raises DataError for an unreadable line elsewhere: that is
     not the trace of a kill, and the file is not this program's to repair.
+
+    What the disk refuses (it is full) is kept and tried again with the next record; a run does not end for it.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
@@ -24,18 +28,41 @@ class MetricsFile:
         kept = b"" if resume_step is None else _lines_up_to(resume_step, before, path)
         if kept != before:
             write_atomically(path, kept)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._whole = self._file.tell()
+        """Bytes of the lines that are whole."""
+        self._waiting = b""
 
-    def write(self, record: Mapping[str, object]) -> None:
-        """Append ``record``, a mapping with ``step``.
+    def write(self, record: Mapping[str, object]) -> OSError | None:
+        """Append ``record``, a mapping with ``step``; return why it waits, None where it is on disk.
 
         JSON has no NaN or infinity: a number that is not finite is written as null.
         """
-        self._file.write(json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False) + "\n")
-        self._file.flush()
+        text = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False)
+        self._waiting += f"{text}\n".encode()
+        try:
+            faults.reach("metrics", cast(int, record["step"]))
+            self._append()
+        except OSError as error:
+            return error
+        return None
+
+    def _append(self) -> None:
+        """Write what waits as a whole: of a part the disk has taken, nothing stays."""
+        try:
+            rest = memoryview(self._waiting)
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError:
+            self._file.truncate(self._whole)
+            raise
+        self._whole += len(self._waiting)
+        self._waiting = b""
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, after a last attempt at what waits."""
+        with contextlib.suppress(OSError):
+            self._append()
         self._file.close()
 
 
@@ -63,11 +90,11 @@ def evaluations_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if "validation_nll" in record]
 
 
-def log_line(record: Mapping[str, float], *, total_steps: int) -> str:
+def log_line(record: Mapping[str, float], *, total_steps: int, refused: int = 0, not_finite: int = 0) -> str:
     """One line about a training ``record`` (keys of ``metrics.jsonl``), in the form of Megatron-LM's log.
 
-    Scripts that read Megatron's logs read this one. An update is never skipped and a loss that is not finite ends the
-    run, so the two counts at the end are always 0.
+    Scripts that read Megatron's logs read this one. ``refused`` counts the updates since the last line that were not
+    applied, ``not_finite`` those of them that were no spikes; of one that was not itself there is no loss.
     """
     parts = [
         f"iteration {record['step']:8d}/{total_steps:8d}",
@@ -79,11 +106,10 @@ def log_line(record: Mapping[str, float], *, total_steps: int) -> str:
     parts += [
         f"learning rate: {record['lr']:.6E}",
         f"global batch size: {record['global_batch']:5d}",
-        f"lm loss: {record['loss']:.6E}",
-        f"grad norm: {record['grad_norm']:.3f}",
-        "number of skipped iterations:   0",
-        "number of nan iterations:   0",
     ]
+    if "loss" in record:
+        parts += [f"lm loss: {record['loss']:.6E}", f"grad norm: {record['grad_norm']:.3f}"]
+    parts += [f"number of skipped iterations: {refused:3d}", f"number of nan iterations: {not_finite:3d}"]
     return " " + " | ".join(parts) + " |"
 
 

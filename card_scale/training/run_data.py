@@ -69,6 +69,7 @@ def open_loader(config: Config, data: RunData) -> GlobalBatchLoader:
         data_parallel_size=dist.get_world_size(process_groups.data_group()),
         seed=config.run.seed,
         reshuffle=config.data.reshuffle,
+        skip_damaged=config.data.skip_damaged > 0,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from card_scale import config as configs
 from card_scale.config import Config
 from card_scale.environment import environment
-from card_scale.errors import ConfigurationError, ExitCode, ForeignRunError
+from card_scale.errors import CheckpointError, ConfigurationError, ExitCode, ForeignRunError
 from card_scale.files import write_atomically
 
 MAY_CHANGE = {
@@ -20,6 +20,7 @@ MAY_CHANGE = {
     "data.validation",
     "data.validation_samples",
     "data.train_samples",
+    "data.skip_damaged",
     "model.attention_backend",
     "train.micro_batch",
     "train.log_every",
@@ -27,6 +28,13 @@ MAY_CHANGE = {
     "train.save_every",
     "train.keep_last",
     "train.keep_every",
+    "train.async_save",
+    "train.failed_saves",
+    "guard.policy",
+    "guard.spike",
+    "guard.window",
+    "guard.patience",
+    "guard.rollbacks",
     "train.compile",
     "parallel.tensor",
     "parallel.pipeline",
@@ -37,8 +45,8 @@ MAY_CHANGE = {
     "parallel.deepspeed",
     "parallel.recompute",
 }
-"""Keys that change neither the trajectory nor its data: layout, engine, logging. (The digests of the data are
-compared: training/resume_point.py.)"""
+"""Keys that change neither the trajectory nor its data: layout, engine, logging, and what follows an update that would
+have ruined it. (The digests of the data are compared: training/resume_point.py.)"""
 
 EVALUATION = {"data.validation", "data.validation_samples", "data.train_samples", "train.eval_every"}
 """Those of them that say what is evaluated and when; where training takes over what an evaluation finds, they do change
@@ -59,6 +67,7 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.exit = self.path / "exit.json"
         self.stop = self.path / "STOP"
+        self.saved = self.path / "saved.json"
 
     def check_same_run(self, config: Config) -> None:
         """Raise ForeignRunError, naming each key and both values, if the directory is another configuration's."""
@@ -91,6 +100,35 @@ class RunDirectory:
         # Atomically: a resume that is killed here must find its configuration again.
         write_atomically(self.config, config.to_yaml().encode())
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+
+    def note_saved(self, step: int) -> None:
+        """Note outside of the checkpoints that there are some: without them a run is not begun anew unasked."""
+        write_atomically(self.saved, json.dumps({"step": step}).encode())
+
+    def check_nothing_saved(self) -> None:
+        """Raise CheckpointError where the run has saved checkpoints. To be asked where there are none."""
+        if self.saved.is_file():
+            raise CheckpointError(
+                f"run.dir {self.path} has saved checkpoints ({self.saved.name}: {self.saved.read_text().strip()}), but "
+                f"{self.checkpoints} holds none. Bring them back, or begin anew with --from-scratch"
+            )
+
+    def set_aside(self) -> Path | None:
+        """Move all that a run has left here into a directory of its own inside; return that, None without a run."""
+        left = [path for path in self._of_a_run() if path.exists()]
+        if not left:
+            return None
+        number = 1 + len(list(self.path.glob("before-*")))
+        aside = self.path / f"before-{number:04d}"
+        aside.mkdir()
+        # The configuration goes last: as long as it is here, the directory is still that run's.
+        for path in left:
+            path.rename(aside / path.name)
+        return aside
+
+    def _of_a_run(self) -> tuple[Path, ...]:
+        others = (self.path / name for name in ("environment.json", "ledger"))
+        return (self.checkpoints, self.metrics, self.tensorboard, self.exit, self.saved, *others, self.config)
 
     def write_exit(self, code: ExitCode | int, reason: str) -> None:
         """Record how the command ended. Any rank may call it; the first failure of a job is the one that counts."""

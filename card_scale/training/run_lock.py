@@ -5,6 +5,7 @@ time at which the file was last touched, is watched for as long as it may be lat
 so that hosts' clocks need not agree.
 """
 
+import errno
 import json
 import os
 import socket
@@ -29,6 +30,8 @@ class Owner(NamedTuple):
     host: str
     boot: str
     """Of the machine: its processes' numbers begin anew with each."""
+    namespace: str
+    """In which the process has its number: containers on one machine may have one each."""
     pid: int
     started: int
     """In the machine's clock ticks: a number may be given to another process later."""
@@ -37,12 +40,13 @@ class Owner(NamedTuple):
     @classmethod
     def this_process(cls) -> "Owner":
         """This one."""
-        return cls(socket.gethostname(), _boot(), os.getpid(), _started(os.getpid()) or 0, uuid.uuid4().hex)
+        started = _started(os.getpid()) or 0
+        return cls(socket.gethostname(), _boot(), _namespace(), os.getpid(), started, uuid.uuid4().hex)
 
     @property
     def is_here(self) -> bool:
-        """Whether it ran on this machine, in this boot."""
-        return (self.host, self.boot) == (socket.gethostname(), _boot())
+        """Whether it ran on this machine, in this boot, among the processes that this one sees."""
+        return (self.host, self.boot, self.namespace) == (socket.gethostname(), _boot(), _namespace())
 
     @property
     def is_running(self) -> bool:
@@ -71,8 +75,8 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.owner = Owner.this_process()
-        while not self._create():
-            self._remove_dead()
+        while not (self._create(self.path) or self._take_over()):
+            pass
         self._beating = threading.Thread(target=self._beat, name="run-lock", daemon=True)
         self._beating.start()
         return self
@@ -94,54 +98,86 @@ class RunLock:
 
     def check_free(self) -> None:
         """Raise ForeignRunError where a process of this machine holds the lock; of another machine one cannot tell."""
-        owner = self._read(self.path)
+        owner = chain[-1][1] if (chain := self._chain()) else None
         if owner is not None and owner.is_here and owner.is_running:
             raise ForeignRunError(self._in_use(owner))
 
-    def _create(self) -> bool:
-        """Take a free lock; False where there is one."""
-        # A link never replaces what is there, and what it makes is whole from the beginning.
+    def _create(self, path: Path) -> bool:
+        """Make a file that names this process; False where there is one of that name."""
         assert self.owner is not None
-        mine = self.path.with_name(f"{self.path.name}.{self.owner.token}")
-        replace(mine, json.dumps(self.owner._asdict()).encode())
+        content = json.dumps(self.owner._asdict()).encode()
+        mine = path.with_name(f"{path.name}.{self.owner.token}")
+        replace(mine, content)
         try:
-            os.link(mine, self.path)
+            # A link never replaces what is there, and what it makes is whole from the beginning.
+            os.link(mine, path)
         except FileExistsError:
-            return False
+            # A network file system may have made it, lost the answer and tried again.
+            return mine.stat().st_nlink == 2
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            return _create_without_links(path, content)
         finally:
             mine.unlink()
         return True
 
-    def _remove_dead(self) -> None:
-        """Remove the lock of a dead owner; wait for the heartbeat of one on another machine."""
-        owner, begin = self._read(self.path), time.monotonic()
-        if owner is not None and owner.is_here and owner.is_running:
-            raise ForeignRunError(self._in_use(owner))
-        if owner is None or not owner.is_here:
-            if (last := self._beaten()) is None:
-                return
-            if owner is not None:
-                self.say(
-                    f"{self.path}: waiting up to {self.late_seconds:.0f} s for a sign of life of process {owner.pid} "
-                    f"on {owner.host}"
-                )
-            while time.monotonic() - begin < self.late_seconds:
-                time.sleep(min(self.heartbeat_seconds, self.late_seconds) / 5)
-                beaten = self._beaten()
-                if beaten is None:
-                    return
-                if beaten != last:
-                    raise ForeignRunError(self._in_use(self._read(self.path)))
-        # Whoever renames it first may go on to create; a second one finds a lock that is not the one it has judged.
-        dead = self.path.with_name(f"{self.path.name}.dead-{uuid.uuid4().hex}")
-        try:
-            if self._read(self.path) == owner:
-                os.rename(self.path, dead)
-                if self._read(dead) != owner:
-                    os.link(dead, self.path)
-                dead.unlink()
-        except (FileNotFoundError, FileExistsError):
-            return
+    def _take_over(self) -> bool:
+        """Succeed a dead owner; False where the lock has changed meanwhile, so that all is to be looked at again.
+
+        Raises ForeignRunError where the owner lives. Whoever is the first to make the file that is named after the dead
+        owner succeeds it, and one that dies before it has put its own lock in place is succeeded the same way.
+        """
+        chain = self._chain()
+        if not chain or not self._is_dead(*chain[-1]):
+            return False
+        claim = self._claim_on(chain[-1][1])
+        if not self._create(claim):
+            return False
+        if self._chain() != [*chain, (claim, self.owner)]:
+            # The dead one had been succeeded, and the successor's claim removed, before this one was made.
+            claim.unlink()
+            return False
+        assert self.owner is not None
+        replace(self.path, json.dumps(self.owner._asdict()).encode())
+        for path in (*(path for path, _ in chain[1:]), claim):
+            path.unlink(missing_ok=True)
+        return True
+
+    def _chain(self) -> list[tuple[Path, Owner | None]]:
+        """The lock, then claims, each on the owner before; the last one's owner holds it. Empty where it is free."""
+        found: list[tuple[Path, Owner | None]] = []
+        path = self.path
+        while path.exists():
+            found.append((path, self._read(path)))
+            path = self._claim_on(found[-1][1])
+            if path in (before for before, _ in found):
+                break
+        return found
+
+    def _claim_on(self, owner: Owner | None) -> Path:
+        return self.path.with_name(f"{self.path.name}.after-{'unreadable' if owner is None else owner.token}")
+
+    def _is_dead(self, path: Path, owner: Owner | None) -> bool:
+        """Whether the owner that a file names is dead, after waiting for the heartbeat of one that may not be asked;
+        False where the file is gone. Raises ForeignRunError where it lives."""
+        if owner is not None and owner.is_here:
+            if owner.is_running:
+                raise ForeignRunError(self._in_use(owner))
+            return True
+        begin, last = time.monotonic(), self._beaten(path)
+        if owner is not None and last is not None:
+            self.say(
+                f"{path}: waiting up to {self.late_seconds:.0f} s for a sign of life of process {owner.pid} "
+                f"on {owner.host}"
+            )
+        while last is not None and time.monotonic() - begin < self.late_seconds:
+            time.sleep(min(self.heartbeat_seconds, self.late_seconds) / 5)
+            beaten = self._beaten(path)
+            if beaten is not None and beaten != last:
+                raise ForeignRunError(self._in_use(self._read(path)))
+            last = beaten
+        return last is not None
 
     def _in_use(self, owner: Owner | None) -> str:
         whose = "another job" if owner is None else f"process {owner.pid} on {owner.host}"
@@ -150,10 +186,11 @@ class RunLock:
             "or choose another run.dir"
         )
 
-    def _beaten(self) -> int | None:
-        """When the lock was last touched, None where it is gone."""
+    @staticmethod
+    def _beaten(path: Path) -> int | None:
+        """When a file was last touched, None where it is gone."""
         try:
-            return self.path.stat().st_mtime_ns
+            return path.stat().st_mtime_ns
         except FileNotFoundError:
             return None
 
@@ -179,6 +216,22 @@ class RunLock:
 def _boot() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text(encoding="ascii").strip() if path.is_file() else "unknown"
+
+
+def _namespace() -> str:
+    path = "/proc/self/ns/pid"
+    return os.readlink(path) if os.path.exists(path) else "unknown"
+
+
+def _create_without_links(path: Path, content: bytes) -> bool:
+    """Make a file on a file system that has no links; False where there is one. Readers may see it empty first."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    return True
 
 
 def _started(pid: int) -> int | None:

@@ -15,7 +15,7 @@ from card_scale.checkpoint.format import (
     folder_of,
 )
 from card_scale.checkpoint.run_files import RunFiles
-from card_scale.checkpoint.write import Snapshot, write
+from card_scale.checkpoint.write import Piece, Plan, write
 
 TOKENIZER = Path(__file__).parent / "data/iter_0000002/tokenizer.model"
 """A stand-in, never read as a tokenizer."""
@@ -32,19 +32,20 @@ def run_files(step: int) -> RunFiles:
     return RunFiles({"step": step}, "run: {}\n", TOKENIZER)
 
 
-def snapshots(states: Mapping[str, Mapping[str, Tensor]], cuts: Mapping[str, Cut]) -> list[Snapshot]:
-    """Return one snapshot a file of the tensors ``states[key][name]``, cut as ``cuts[name]`` says."""
-    found: dict[str, Snapshot] = {}
+def snapshots(states: Mapping[str, Mapping[str, Tensor]], cuts: Mapping[str, Cut]) -> list[tuple[Plan, list[Piece]]]:
+    """Return plan and pieces of each file of the tensors ``states[key][name]``, cut as ``cuts[name]`` says."""
+    found: dict[str, tuple[Plan, list[Piece]]] = {}
     for name, (dimension, pieces) in cuts.items():
         for piece in pieces:
-            empty = Snapshot(piece.file, {folder_of(key): {} for key in states}, {})
-            mine = found.setdefault(piece.file, empty)
+            empty = Plan(0, piece.file, {folder_of(key): {} for key in states}, {})
+            plan, held = found.setdefault(piece.file, (empty, []))
             for key, tensors in states.items():
                 part = tensors[name].narrow(dimension, piece.start, piece.stop - piece.start)
                 entry = entry_name(key, name, piece.start, piece.stop)
-                mine.entries[folder_of(key)][entry] = part.contiguous()
+                plan.shapes[folder_of(key)][entry] = list(part.shape)
+                held.append(Piece(folder_of(key), entry, part.contiguous()))
             known = StoredTensor(list(next(iter(states.values()))[name].shape), dimension)
-            mine.tensors.setdefault(name, known).pieces.append(piece)
+            plan.tensors.setdefault(name, known).pieces.append(piece)
     return list(found.values())
 
 
@@ -54,8 +55,8 @@ def publish(root: Path, step: int, states: Mapping[str, Mapping[str, Tensor]], c
     temporary.mkdir(parents=True)
     manifest = description(step, list(states))
     manifest.files |= run_files(step).write(temporary)
-    for snapshot in snapshots(states, cuts):
-        manifest.files |= write(snapshot, temporary).files
+    for plan, pieces in snapshots(states, cuts):
+        manifest.files |= write(plan, iter(pieces), temporary).files
     for name, (dimension, pieces) in cuts.items():
         shape = list(next(iter(states.values()))[name].shape)
         manifest.tensors[name] = StoredTensor(shape, dimension, pieces)

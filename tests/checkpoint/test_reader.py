@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from card_scale.checkpoint.checkpointer import Checkpointer
-from card_scale.checkpoint.commit import form_commit_group
+from card_scale.checkpoint.commit import Publication, form_commit_group
 from card_scale.checkpoint.format import StoredPiece
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.checkpoint.retention import Retention
@@ -147,8 +147,8 @@ def save_initial(parallel, root):
     engine = engine_of(config)
     engine.create_optimizer_state(0)
     description = handmade.description(1, list(engine.state_keys()))
-    checkpointer = Checkpointer(root, Retention(), form_commit_group(60))
-    return checkpointer.save(engine, description, handmade.run_files(1))
+    publication = Publication(description, handmade.run_files(1), Retention())
+    return Checkpointer(root, form_commit_group(60)).save(engine, publication)
 
 
 def test_what_engines_store_in_any_layout(tmp_path):

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint.checkpointer import Checkpointer
-from card_scale.checkpoint.commit import form_commit_group
+from card_scale.checkpoint.commit import Publication, form_commit_group
 from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.checkpoint.load import load
 from card_scale.checkpoint.reader import CheckpointReader
@@ -77,7 +77,8 @@ def updates(config, variant: str, layout: str, first: int, last: int, resume_fro
             last, list(engine.state_keys()), layout, config.parallel.engine, "t", "d", {}, {}, {}
         )
         run_files = RunFiles({"step": last}, config.to_yaml(), save_to / "tokenizer.model")
-        Checkpointer(save_to / variant, Retention(), form_commit_group(60)).save(engine, description, run_files)
+        publication = Publication(description, run_files, Retention())
+        Checkpointer(save_to / variant, form_commit_group(60)).save(engine, publication)
     return trajectory
 
 

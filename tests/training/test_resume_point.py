@@ -115,7 +115,9 @@ def resume(config_file: Path, directory: Path) -> str:
     """Return why a run's checkpoints refuse to be resumed from, before any engine is asked."""
     config = configs.load(config_file, [])
     data = run_data.open_data(config)
-    checkpoints = RunCheckpoints(None, config, parallel_dims.plan(config, dist.get_world_size()), data, directory)
+    checkpoints = RunCheckpoints(
+        None, config, parallel_dims.plan(config, dist.get_world_size()), data, RunDirectory(directory.parent)
+    )
     with pytest.raises(DataError) as caught:
         checkpoints.resume()
     return str(caught.value)

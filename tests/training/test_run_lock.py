@@ -1,5 +1,6 @@
 """The lock of a run directory: one living owner, dead ones replaced, nothing written by who has lost it."""
 
+import errno
 import json
 import os
 import socket
@@ -55,18 +56,21 @@ def test_a_living_owner_is_respected(tmp_path):
     lock_of(tmp_path).check_free()
 
 
-@pytest.mark.parametrize("kind", ["dead", "number of another process", "before a restart of the machine"])
+@pytest.mark.parametrize(
+    "kind", ["dead", "number of another process", "before a restart of the machine", "in another container"]
+)
 def test_a_dead_owner_of_this_machine_is_replaced(tmp_path, kind):
     changes = {
         "dead": {"pid": dead_pid()},
         "number of another process": {"started": _started(os.getpid()) - 1},
         "before a restart of the machine": {"boot": "another"},
+        "in another container": {"namespace": "pid:[1]"},
     }[kind]
     leave_lock(tmp_path, **changes)
     begin = time.monotonic()
     with lock_of(tmp_path) as lock:
         # Of another boot one cannot ask: the machine may be another one with the same name.
-        assert (time.monotonic() - begin > 0.25) == ("boot" in changes)
+        assert (time.monotonic() - begin > 0.25) == bool({"boot", "namespace"} & changes.keys())
         lock.check_held()
     assert os.listdir(tmp_path) == []
 
@@ -146,9 +150,15 @@ def test_the_heartbeat_goes_on(tmp_path):
             time.sleep(0.02)
 
 
-def test_of_many_successors_one_gets_it(tmp_path):
+@pytest.mark.parametrize("claims", [0, 2])
+def test_of_many_successors_one_gets_it(tmp_path, claims):
     for _ in range(10):
-        leave_lock(tmp_path, pid=dead_pid())
+        owner = leave_lock(tmp_path, pid=dead_pid())
+        for _ in range(claims):
+            # A successor that was killed before its own lock was in place.
+            claim = tmp_path / f"run.lock.after-{owner.token}"
+            owner = Owner.this_process()._replace(pid=owner.pid)
+            claim.write_text(json.dumps(owner._asdict()))
         start, held, refused = threading.Barrier(8), [], []
 
         def succeed(start=start, held=held, refused=refused):
@@ -168,3 +178,21 @@ def test_of_many_successors_one_gets_it(tmp_path):
         held[0].check_held()
         held[0].__exit__()
         assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("answer", [errno.EPERM, errno.EEXIST])
+def test_file_systems_without_links_and_with_doubtful_ones(tmp_path, monkeypatch, answer):
+    link = os.link
+
+    def doubtful(source, target):
+        if answer == errno.EEXIST:
+            link(source, target)  # made, but the answer was lost
+        raise OSError(answer, "as told")
+
+    monkeypatch.setattr(os, "link", doubtful)
+    with lock_of(tmp_path) as lock:
+        lock.check_held()
+        if answer == errno.EPERM:
+            with pytest.raises(ForeignRunError):
+                lock_of(tmp_path).__enter__()
+    assert os.listdir(tmp_path) == []

@@ -142,11 +142,11 @@ def reduce_norm_once(optimizer) -> None:
     optimizer._get_norm_groups = norm_of_the_model
 
 
-def gradient_norm(engine) -> torch.Tensor:
-    """Return the norm of the step just made (stages 1-3), NaN where it was not finite: DeepSpeed then skips the update
-    at stages 2 and 3, keeping the norm of an earlier step, and reports -1 in bf16."""
-    norm = torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32)
-    skipped = getattr(engine.optimizer, "overflow", False)
+def gradient_norm(optimizer) -> torch.Tensor:
+    """Return the norm of the step that is being made or has just been (stages 1-3), NaN where it is not finite:
+    DeepSpeed then skips the update at stages 2 and 3, keeping the norm of an earlier step, and reports -1 in bf16."""
+    norm = torch.as_tensor(optimizer._global_grad_norm, dtype=torch.float32)
+    skipped = getattr(optimizer, "overflow", False)
     return torch.where(norm < 0, torch.nan, norm) if not skipped else torch.full_like(norm, torch.nan)
 
 

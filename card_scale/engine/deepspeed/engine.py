@@ -5,6 +5,7 @@ data-parallel group and knows nothing of the pipeline; the schedule outside move
 """
 
 import collections
+import functools
 
 import deepspeed
 import torch
@@ -24,7 +25,7 @@ from card_scale.config import Config
 from card_scale.distributed import process_groups
 from card_scale.distributed.device import current_device
 from card_scale.engine import gradients
-from card_scale.engine.base import ShardingEngine, Stage
+from card_scale.engine.base import Judge, ShardingEngine, Stage
 from card_scale.engine.deepspeed import adapter, settings
 from card_scale.engine.materialize import materialized_parameters
 from card_scale.engine.state_keys import WEIGHT
@@ -89,9 +90,17 @@ class DeepSpeedEngine(ShardingEngine):
         if self.zero_stage > 0:
             adapter.reset_backward_hooks(self.engine.optimizer)
 
-    def step(self, learning_rate: float) -> Tensor:
+    def step(self, learning_rate: float, judge: Judge) -> Tensor:
         self.set_learning_rate(learning_rate)
         norm: list[Tensor] = []
+
+        @functools.cache  # asked again for every group of parameters
+        def refusal() -> Tensor:
+            if self.zero_stage > 0:
+                norm.append(adapter.gradient_norm(optimizer))
+            return judge(norm[0])
+
+        self.optimizer.refusal = refusal
         # DeepSpeed reduces the gradients in its engine's step and then calls its optimizer's (seen in 0.19.8). Between
         # the two is the place for what it does not know of: the tied copies at every stage, norm and clipping at stage
         # 0.
@@ -109,7 +118,11 @@ class DeepSpeedEngine(ShardingEngine):
             self.engine.step()
         finally:
             del optimizer.step
-        return norm[0] if norm else adapter.gradient_norm(self.engine)
+        if not refusal.cache_info().currsize:
+            # DeepSpeed itself has left out the update, whose norm was not finite.
+            refusal()
+            self.optimizer.ensure_state(self.master_weights())
+        return norm[0]
 
     def _sum_tied_gradients(self) -> None:
         for parameter in self.tied:

@@ -13,7 +13,7 @@ from card_scale.config import Config
 from card_scale.distributed import process_groups
 from card_scale.distributed.device import current_device
 from card_scale.engine import gradients
-from card_scale.engine.base import ShardingEngine, Stage
+from card_scale.engine.base import Judge, ShardingEngine, Stage
 from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.gpt import GPT
 from card_scale.model.weights import logical_weights
@@ -52,7 +52,7 @@ class Fsdp2Engine(ShardingEngine):
             for module in self._sharded_modules():
                 module.set_reshard_after_backward(False)
 
-    def step(self, learning_rate: float) -> Tensor:
+    def step(self, learning_rate: float, judge: Judge) -> Tensor:
         self.set_learning_rate(learning_rate)
         held = [(_local(parameter.grad), logical) for parameter, logical in self._weights]
         for parameter in self.tied:
@@ -60,6 +60,8 @@ class Fsdp2Engine(ShardingEngine):
             gradients.sum_over_tied_copies(_local(parameter.grad))
         norm = gradients.global_norm(held, [process_groups.data_group(), process_groups.model_group()])
         gradients.clip([gradient for gradient, _ in held], norm, self.config.optimizer.clip)
+        refused = judge(norm)
+        self.optimizer.refusal = lambda: refused
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.publish_weights()

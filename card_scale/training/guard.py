@@ -1,0 +1,184 @@
+"""The numerics guard: an update whose loss or gradient norm is not finite, or spikes, is not applied on any rank.
+
+The decision is made on the device before the update, by the same arithmetic on the same numbers on every rank. The host
+learns of it where it waits for the device anyway.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from card_scale.config import GuardConfig
+from card_scale.distributed import process_groups
+from card_scale.errors import CardScaleError, ExitCode, NumericError
+
+STATE = "guard"
+"""Key of a checkpoint's state."""
+
+_REFUSED, _NOT_FINITE, _ROW, _LONGEST_ROW, _STEP, _LOSS, _NORM = range(7)
+
+
+class RollBack(CardScaleError):
+    """The run is to go on from its last checkpoint, with other batches."""
+
+    exit_code = ExitCode.NUMERIC
+
+    def __init__(self, step: int, reason: str):
+        """``step``: the last update whose batch is to be passed over."""
+        super().__init__(reason)
+        self.step = step
+
+
+class Refusals(NamedTuple):
+    """What the host is told."""
+
+    total: int
+    """Updates of the run that were not applied."""
+    new: int
+    """Those since the host was last told."""
+    not_finite: int
+    """Those of the new ones that were no spikes."""
+    longest_row: int
+    """Of updates not applied since then, one directly after the other."""
+    step: int
+    """Of the last of them, counted from 1; under ``raise`` of the first."""
+    loss: float
+    gradient_norm: float
+
+    def describe(self) -> str:
+        """Say what was wrong with the update ``step``."""
+        return f"step {self.step}: the loss is {self.loss:g}, the gradient norm {self.gradient_norm:g}"
+
+
+class Guard:
+    """Judges updates. Its methods are called by all ranks for the same updates."""
+
+    def __init__(self, config: GuardConfig, device: torch.device):
+        self.config = config
+        self._counts = torch.zeros(7, dtype=torch.float64, device=device)
+        self._window = torch.zeros(config.window, 2, dtype=torch.float64, device=device)
+        self._filled = torch.zeros((), dtype=torch.int64, device=device)
+        """Updates that the window has seen: how many of its rows hold something, and which comes next."""
+        self._told = 0
+
+    def judge(self, step: int, local_loss: Tensor, gradient_norm: Tensor) -> Tensor:
+        """Return 1 where update ``step`` is not to be applied, else 0: float32 scalar, on the device. Collective.
+
+        Args:
+            step: counted from 1.
+            local_loss: this rank's part of the loss; zero but on the last pipeline stage.
+            gradient_norm: global, before clipping.
+        """
+        zero = torch.zeros((), dtype=torch.float64, device=self._counts.device)
+        norm = gradient_norm.to(self._counts.device, torch.float64)
+        loss = local_loss.double()
+        ruined = ~(loss.isfinite() & norm.isfinite())
+        # One collective: tensor-parallel ranks hold the same loss and all ranks the same norm, so that one counts.
+        facts = torch.stack(
+            (
+                loss if process_groups.tensor_rank() == 0 else zero,
+                norm if dist.get_rank() == 0 else zero,
+                ruined.double(),
+            )
+        )
+        dist.all_reduce(facts)
+        seen = facts[:2]
+        not_finite = (facts[2] > 0) | ~seen.isfinite().all()
+        bad = not_finite
+        if self.config.spike:
+            bad = bad | self._is_spike(seen)
+        refused = self._counts[_REFUSED]
+        if self.config.policy == "raise":
+            # Until the host ends the run, nothing is built upon a gap.
+            first = bad & (refused == 0)
+            bad = bad | (refused > 0)
+        else:
+            first = bad
+        row = torch.where(bad, self._counts[_ROW] + 1, 0.0)
+        noted = torch.where(first, torch.cat((zero.add(step)[None], seen)), self._counts[_STEP:])
+        longest_row = torch.maximum(self._counts[_LONGEST_ROW], row)
+        ruined_updates = self._counts[_NOT_FINITE] + not_finite
+        self._counts = torch.cat((torch.stack((refused + bad, ruined_updates, row, longest_row)), noted))
+        if self.config.spike:
+            place = (self._filled % self.config.window)[None]
+            kept = torch.where(bad, self._window.index_select(0, place), seen[None])
+            self._window.index_copy_(0, place, kept)
+            self._filled = self._filled + ~bad
+        return bad.float()
+
+    def _is_spike(self, seen: Tensor) -> Tensor:
+        """Whether loss or norm is far above its mean over a window that is at least half full."""
+        size = self.config.window
+        held = (torch.arange(size, device=seen.device) < self._filled)[:, None].double()
+        count = held.sum().clamp(min=1.0)
+        mean = (self._window * held).sum(0) / count
+        deviation = (((self._window - mean).square() * held).sum(0) / count).sqrt()
+        return (self._filled >= (size + 1) // 2) & (seen > mean + self.config.spike * deviation).any()
+
+    def look(self) -> Refusals:
+        """Return what has happened since the last look. Waits for the device."""
+        counts = self._counts.tolist()
+        found = Refusals(
+            int(counts[_REFUSED]),
+            int(counts[_REFUSED]) - self._told,
+            int(counts[_NOT_FINITE]),
+            int(counts[_LONGEST_ROW]),
+            int(counts[_STEP]),
+            counts[_LOSS],
+            counts[_NORM],
+        )
+        self._told = found.total
+        self._counts[_LONGEST_ROW] = self._counts[_ROW]
+        self._counts[_NOT_FINITE] = 0
+        return found
+
+    def check(self, step: int) -> Refusals:
+        """Look after update ``step`` and do what the policy says; return what was found, if training goes on.
+
+        Raises:
+            NumericError: the run is to end.
+            RollBack: it is to go on from its last checkpoint.
+        """
+        found = self.look()
+        if not found.new:
+            return found
+        if self.config.policy == "raise":
+            raise NumericError(
+                f"{found.describe()}; the update was not applied. Lower optimizer.lr or look at the data of this "
+                "step, or let training go on (guard.policy)"
+            )
+        if found.longest_row > self.config.patience:
+            reason = f"{found.describe()}; {found.longest_row} updates in a row were not applied"
+            if self.config.policy == "rollback":
+                raise RollBack(step, reason)
+            raise NumericError(f"{reason}, guard.patience allows {self.config.patience}. Lower optimizer.lr")
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, so that a run that resumes decides alike. Waits for the device."""
+        held: dict[str, Any] = {"refused": int(self._counts[_REFUSED]), "row": int(self._counts[_ROW])}
+        if self.config.spike:
+            filled = int(self._filled)
+            held |= {"filled": filled, "window": self._window[: min(filled, self.config.window)].tolist()}
+        return {STATE: held}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's state; a window of another size begins anew."""
+        held = state.get(STATE)
+        if held is None:
+            return
+        self._counts[_REFUSED], self._counts[_ROW] = held["refused"], held["row"]
+        self._told = held["refused"]
+        window = held.get("window", [])
+        if self.config.spike and window and len(window) == min(held["filled"], self.config.window):
+            self._window[: len(window)] = torch.tensor(window, dtype=torch.float64)
+            self._filled.fill_(held["filled"])
+
+
+def applied_updates(state: Mapping[str, Any], step: int) -> int:
+    """Return how many of a checkpoint's ``step`` updates were applied: what its optimizer has counted."""
+    held = state.get(STATE)
+    return step if held is None else step - held["refused"]
