@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from card_scale.training.run_checkpoints import RunCheckpoints, Start
     from card_scale.training.run_data import RunData
     from card_scale.training.run_directory import RunDirectory
+    from card_scale.training.watchdog import Watchdog
 
 DEFECT = 1
 """Exit code of an error that nobody meant, which keeps its traceback; Python's own."""
@@ -53,7 +54,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     from card_scale.distributed.launched_as import rank_variables
     from card_scale.engine.build import build_engine
     from card_scale.training import preflight, run_data
-    from card_scale.training.agreement import agree_on_lock, begin_anew
+    from card_scale.training.agreement import agree_on_lock, all_peers, begin_anew
     from card_scale.training.damaged_samples import DamagedSamples
     from card_scale.training.evaluator import RunEvaluator
     from card_scale.training.guard import RollBack
@@ -61,6 +62,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     from card_scale.training.run_directory import RunDirectory
     from card_scale.training.run_lock import RunLock
     from card_scale.training.steps import total_steps
+    from card_scale.training.watchdog import Watchdog
 
     # Everything that can be refused is refused before a process group forms.
     os.environ.update(rank_variables(os.environ))
@@ -81,8 +83,19 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
         directory.stop.unlink(missing_ok=True)  # it was for who was running before
         # From here on, though it takes minutes until the first update may look.
         stop.watch(directory.stop, limit)
+    watchdog = held.enter_context(
+        Watchdog(
+            directory.silent,
+            config.watchdog,
+            config.run.timeout_seconds,
+            process_groups.global_rank(),
+            all_peers(),
+            lambda reason: os._exit(finish(config, ExitCode.HANG, reason)),
+        )
+    )
     faults.reach("start")
     engine = build_engine(config, dims, data.vocabulary, config.objective.attention)
+    engine.on_pass = watchdog.beat
     evaluate = RunEvaluator(
         engine, config, run_data.open_validation(config, data), run_data.open_train_samples(config, data)
     )
@@ -96,7 +109,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
         if not start.is_new and start.step >= steps:
             return f"already done: {start.step} of {steps} steps"
         damaged = DamagedSamples(config.data.skip_damaged, loader.problems)
-        job = Job(config, dims, directory, data, loader, damaged, engine, evaluate, checkpoints, stop, steps)
+        job = Job(config, dims, directory, data, loader, damaged, engine, evaluate, checkpoints, watchdog, stop, steps)
         rollbacks = 0
         while True:
             try:
@@ -124,6 +137,7 @@ class Job(NamedTuple):
     engine: "ShardingEngine"
     evaluate: "RunEvaluator"
     checkpoints: "RunCheckpoints"
+    watchdog: "Watchdog"
     stop: StopRequest
     steps: int
     """Updates of the whole run."""
@@ -136,6 +150,7 @@ def go_on(job: Job, start: "Start") -> str:
     from card_scale.training.learning_rate import learning_rate
     from card_scale.training.recorder import open_recorder
     from card_scale.training.steps import is_due
+    from card_scale.training.stragglers import Stragglers
     from card_scale.training.train_step import TrainStep
 
     config, checkpoints, steps = job.config, job.checkpoints, job.steps
@@ -143,6 +158,7 @@ def go_on(job: Job, start: "Start") -> str:
     train_step = TrainStep(job.engine, start.objective, config, start.state)
 
     def evaluate_and_record(step: int) -> None:
+        job.watchdog.enter("evaluation", step)
         faults.reach("evaluation", step)
         results = job.evaluate(train_step.objective, trained=step > 0)
         check_finite(step, results)
@@ -150,12 +166,14 @@ def go_on(job: Job, start: "Start") -> str:
         recorder.evaluation(step, results)
 
     def save(step: int, *, must: bool) -> None:
+        job.watchdog.enter("save", step)
         train_step.check_weights(step)
         checkpoints.save(step, train_step.objective, train_step.guard.state(), start.passed_over, must=must)
 
     if start.is_new and not agree_to_stop(job.stop.poll()):
         evaluate_and_record(0)
     recorder.restart_clock(start.step)
+    stragglers = Stragglers()
     result = None
     with contextlib.closing(recorder):
         for step in range(start.step + 1, steps + 1):
@@ -168,8 +186,12 @@ def go_on(job: Job, start: "Start") -> str:
                 raise StopRequested(
                     f"stopped after {step - 1} of {steps} steps on {reason}; run the same command to go on"
                 )
+            stragglers.begin()
+            job.watchdog.enter("data", step)
             faults.reach("step.begin", step)
             samples = job.damaged.leave_out(job.loader.rank_batch(step - 1, start.passed_over), step)
+            stragglers.ready()
+            job.watchdog.enter("start" if result is None else "step", step)
             logs, evaluates, saves = (
                 is_due(step, every, steps)
                 for every in (config.train.log_every, config.train.eval_every, config.train.save_every)
@@ -191,7 +213,8 @@ def go_on(job: Job, start: "Start") -> str:
             if logs or evaluates or saves:
                 report = train_step.report(step, result)
                 if logs:
-                    recorder.training(report, rate, job.loader.take_waited_seconds(), job.damaged.left_out)
+                    waited = job.loader.take_waited_seconds()
+                    recorder.training(report, rate, waited, job.damaged.left_out, stragglers.compare())
                 if evaluates:
                     evaluate_and_record(step)
                 if saves:

@@ -11,6 +11,7 @@ from card_scale.config.schema import (
     ParallelConfig,
     RunConfig,
     TrainConfig,
+    WatchdogConfig,
 )
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ParallelConfig",
     "RunConfig",
     "TrainConfig",
+    "WatchdogConfig",
     "load",
     "nearest",
     "read",

@@ -1,5 +1,6 @@
 """What a configuration must satisfy besides its types: the range of each key, and which keys go together."""
 
+import itertools
 from typing import TYPE_CHECKING
 
 from card_scale.errors import ConfigurationError
@@ -12,6 +13,7 @@ def check(config: "Config") -> None:
     """Raise ConfigurationError naming the key, its value and what would be valid."""
     _check_ranges(config)
     _check_combinations(config)
+    _check_time_limits(config)
     config.objective.check(config.model.length)
     config.objective.attention.check_layers(config.model.layers)
 
@@ -69,6 +71,25 @@ def _check_ranges(config: "Config") -> None:
     require("guard.window", config.guard.window >= 16, "at least 16")
     require("guard.patience", config.guard.patience >= 0, "0 or more")
     require("guard.rollbacks", config.guard.rollbacks >= 0, "0 or more")
+
+
+def _check_time_limits(config: "Config") -> None:
+    """The first to see a hang must be who can say where it is: data before step before the collective."""
+    limits = config.watchdog.seconds(config.run.timeout_seconds)
+    for phase, limit in limits.items():
+        if limit <= 0:
+            raise ConfigurationError(f"watchdog.{phase} is {limit:g}; it must be above 0")
+    order = {
+        "watchdog.data": limits["data"],
+        "watchdog.step": limits["step"],
+        "run.timeout_seconds": config.run.timeout_seconds,
+    }
+    for lower, upper in itertools.pairwise(order):
+        if order[lower] >= order[upper]:
+            raise ConfigurationError(
+                f"{lower} is {order[lower]:g} s and {upper} {order[upper]:g} s; the first must be shorter, or the "
+                "second ends the job before it is known who hangs"
+            )
 
 
 def _check_combinations(config: "Config") -> None:

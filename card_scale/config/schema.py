@@ -29,7 +29,8 @@ class RunConfig:
     """Let train.steps or data.epochs differ from those that the run was begun with: it goes on from its last
     checkpoint, at the learning rate that a run of the new length has there."""
     timeout_seconds: int = 600
-    """Time limit of a collective; a rank that waits longer ends the job."""
+    """Time limit of a collective; a rank that waits longer ends the job (exit code 7). The watchdog's limits of data
+    and step lie below it: it can say which rank is waited for."""
     max_hours: float | None = None
     """Save and stop after so many hours (exit code 75); the same command goes on. By default no limit but a Slurm
     job's."""
@@ -183,6 +184,30 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
+class WatchdogConfig:
+    start: int = 3600
+    """Seconds that a rank may be silent until its first update is made: building, loading, compiling."""
+    data: int | None = None
+    """Seconds that it may wait for a batch; by default a quarter of run.timeout_seconds."""
+    step: int | None = None
+    """Seconds that the passes of a micro-batch or the optimizer may take; by default half of run.timeout_seconds."""
+    evaluation: int = 3600
+    """Seconds that one pass of an evaluation may take, the first with its compilation."""
+    save: int = 3600
+    """Seconds for which a checkpoint may keep training waiting."""
+
+    def seconds(self, timeout_seconds: int) -> dict[str, float]:
+        """Return the limit of each phase."""
+        return {
+            "start": self.start,
+            "data": timeout_seconds / 4 if self.data is None else self.data,
+            "step": timeout_seconds / 2 if self.step is None else self.step,
+            "evaluation": self.evaluation,
+            "save": self.save,
+        }
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration of a run. Build it with :func:`card_scale.config.load`; :meth:`check` has then passed."""
 
@@ -194,6 +219,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def flat(self) -> dict[str, Any]:
         """Return the value of every key by ``group.key``; of the objective's the ones that it has."""

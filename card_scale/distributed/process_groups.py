@@ -64,6 +64,11 @@ def is_main_rank() -> bool:
     return dist.get_rank() == 0
 
 
+def global_rank() -> int:
+    """Return this rank's number in the whole job."""
+    return dist.get_rank()
+
+
 def tensor_rank() -> int:
     return parallel_state.get_tensor_model_parallel_rank()
 

@@ -48,6 +48,8 @@ class ShardingEngine(abc.ABC):
         """Engines take ``(chunks, config, compute_dtype)``: chunks made on the meta device, whose shards they fill."""
         self.chunks = chunks
         self.config = config
+        self.on_pass: Callable[[], None] = lambda: None
+        """Called before every pass of a micro-batch."""
 
     def take(self, parameters: Iterable[nn.Parameter], places: Iterable[LogicalWeight]) -> None:
         """Hold parameters, whose places in the whole model stand in the same order, and make their optimizer."""

@@ -17,7 +17,11 @@ LossFunction = Callable[[Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
 
 
 def run(
-    engine: ShardingEngine, micro_batches: Sequence[Batch], loss: LossFunction, *, forward_only: bool = False
+    engine: ShardingEngine,
+    micro_batches: Sequence[Batch],
+    loss: LossFunction,
+    *,
+    forward_only: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Run the micro-batches through the pipeline.
 
@@ -28,6 +32,7 @@ def run(
     """
 
     def forward_step(batches: Iterator[Batch], stage) -> tuple[Tensor, Callable]:
+        engine.on_pass()
         batch = next(batches)
         if step is not None:
             faults.reach("step.forward", step)
@@ -43,6 +48,7 @@ def run(
         return output, finish
 
     def before_backward() -> None:
+        engine.on_pass()
         faults.reach("step.backward", step)
         engine.before_backward()
 

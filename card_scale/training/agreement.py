@@ -16,6 +16,7 @@ from card_scale.training import resume_point
 from card_scale.training.resume_point import ResumePoint
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.run_lock import RunLock
+from card_scale.training.watchdog import Peer
 
 
 def agree_to_stop(reason: str | None) -> str | None:
@@ -48,6 +49,13 @@ def agree_on_lock(lock: RunLock, held: contextlib.ExitStack) -> RunLock | None:
     if refused[0] is not None:
         raise refused[0]
     return lock if dist.get_rank() == 0 else None
+
+
+def all_peers() -> list[Peer]:
+    """Return where the ranks run, in their order. Collective."""
+    found: list[Peer | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, Peer.this_process())
+    return [peer for peer in found if peer is not None]
 
 
 def begin_anew(directory: RunDirectory) -> None:

@@ -19,6 +19,7 @@ from card_scale.training.records import MetricsFile, log_line
 from card_scale.training.run_checkpoints import Start
 from card_scale.training.run_data import RunData
 from card_scale.training.run_directory import RunDirectory
+from card_scale.training.stragglers import Delays
 from card_scale.training.tensorboard import TensorBoardRecorder
 from card_scale.training.train_step import StepReport
 
@@ -27,9 +28,11 @@ class Recorder(ABC):
     """What a run reports of itself, on every rank."""
 
     @abstractmethod
-    def training(self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int) -> None:
+    def training(
+        self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int, delays: Delays
+    ) -> None:
         """Record an update; ``waited_seconds`` were spent waiting for data since the last one recorded, and so many
-        samples have been left out by now."""
+        samples have been left out by now; ``delays`` are those of ranks among each other."""
 
     @abstractmethod
     def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
@@ -51,7 +54,9 @@ class Recorder(ABC):
 class SilentRecorder(Recorder):
     """That of a rank which records nothing."""
 
-    def training(self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int) -> None:
+    def training(
+        self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int, delays: Delays
+    ) -> None:
         pass
 
     def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
@@ -109,7 +114,9 @@ class WritingRecorder(Recorder):
         )
         self._interval_start, self._interval_step, self._logged_step = time.monotonic(), start, start
 
-    def training(self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int) -> None:
+    def training(
+        self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int, delays: Delays
+    ) -> None:
         train, length, step = self.config.train, self.config.model.length, report.step
         seconds = (time.monotonic() - self._interval_start) / max(1, step - self._interval_step)
         samples = step * train.global_batch
@@ -137,6 +144,9 @@ class WritingRecorder(Recorder):
         if self.config.guard.policy != "raise":
             record["guard/refused_updates"] = report.refusals.total
             record["guard/passed_over_batches"] = self.passed_over
+        record |= delays.fields
+        for warning in delays.warnings:
+            self._say(f"warning: step {step}: {warning}")
         if self.config.data.skip_damaged:
             record["data/left_out_samples"] = left_out
         self._logged_step = step

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from card_scale import config as configs
@@ -30,6 +31,11 @@ MAY_CHANGE = {
     "train.keep_every",
     "train.async_save",
     "train.failed_saves",
+    "watchdog.start",
+    "watchdog.data",
+    "watchdog.step",
+    "watchdog.evaluation",
+    "watchdog.save",
     "guard.policy",
     "guard.spike",
     "guard.window",
@@ -68,6 +74,7 @@ class RunDirectory:
         self.exit = self.path / "exit.json"
         self.stop = self.path / "STOP"
         self.saved = self.path / "saved.json"
+        self.silent = self.path / "silent"
 
     def check_same_run(self, config: Config) -> None:
         """Raise ForeignRunError, naming each key and both values, if the directory is another configuration's."""
@@ -97,6 +104,7 @@ class RunDirectory:
         """Write the resolved configuration and the environment; forget how an earlier command ended."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.exit.unlink(missing_ok=True)
+        shutil.rmtree(self.silent, ignore_errors=True)
         # Atomically: a resume that is killed here must find its configuration again.
         write_atomically(self.config, config.to_yaml().encode())
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
@@ -132,8 +140,8 @@ class RunDirectory:
 
     def write_exit(self, code: ExitCode | int, reason: str) -> None:
         """Record how the command ended. Any rank may call it; the first failure of a job is the one that counts."""
-        if code == ExitCode.PEER_LOST and self.exit.is_file():
-            return  # the peer said itself why it left
+        if code in (ExitCode.PEER_LOST, ExitCode.HANG) and self.exit.is_file():
+            return  # the peer said itself why it left, or the first to see a hang who hangs
         self.path.mkdir(parents=True, exist_ok=True)
         # Several ranks may fail at once: each writes its own file before one of them becomes exit.json.
         temporary = self.exit.with_name(f"exit.json.{os.getpid()}.part")

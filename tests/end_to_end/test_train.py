@@ -51,7 +51,7 @@ def records(run: Path) -> tuple[list[dict], list[dict]]:
     return [r for r in found if "loss" in r], [r for r in found if "validation_nll" in r]
 
 
-TIMES = {"step_seconds", "tokens_per_second", "data/wait_ms", "world_size"}
+TIMES = {"step_seconds", "tokens_per_second", "data/wait_ms", "stragglers/batch_ms", "world_size"}
 
 
 def assert_same_trajectory(found: Path, expected: Path, tolerance: float = 1e-5) -> None:

@@ -1,13 +1,16 @@
 """metrics.jsonl through resumes and kills, and the log line's form."""
 
+import errno
 import json
 import math
 import re
+import resource
 
 import pytest
 
 from card_scale.errors import DataError
-from card_scale.training.records import MetricsFile, log_line
+from card_scale.faults import VARIABLE
+from card_scale.training.records import MetricsFile, log_line, read_metrics
 
 
 def steps(path):
@@ -114,3 +117,26 @@ def test_log_line_is_read_by_the_usual_expressions():
     assert re.search(r"iteration\s+(\d+)/\s*(\d+)", line).groups() == ("10", "100")
     assert re.search(r"throughput per GPU \(TFLOP/s/GPU\): ([\d.]+) \|", line)[1] == "412.3"
     assert float(re.search(r"lm loss: ([\d.E+-]+)", line)[1]) == 1.23
+
+
+def test_what_a_full_disk_refuses_is_written_later_and_no_line_is_half(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    assert file.write({"step": 1}) is None
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The disk takes a part of the next line.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, before[1]))
+    try:
+        for step in (2, 3):
+            refused = file.write({"step": step})
+            assert refused is not None
+            assert refused.errno == errno.EFBIG
+            assert path.read_text() == '{"step": 1}\n'
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert file.write({"step": 4}) is None
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4]
+    monkeypatch.setenv(VARIABLE, "rank=all,at=metrics,action=enospc,step=5")
+    assert file.write({"step": 5}).errno == errno.ENOSPC
+    file.close()
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4, 5]
