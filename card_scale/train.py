@@ -42,6 +42,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
     from card_scale.training.agreement import agree_on_lock, agree_to_stop, check_same_samples
     from card_scale.training.evaluator import RunEvaluator, check_finite
     from card_scale.training.learning_rate import learning_rate
+    from card_scale.training.ledger import open_ledger
     from card_scale.training.recorder import open_recorder
     from card_scale.training.run_checkpoints import RunCheckpoints
     from card_scale.training.run_directory import RunDirectory
@@ -75,6 +76,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
         return f"already done: {start.step} of {steps} steps"
 
     recorder = open_recorder(config, directory, data, dims, total_steps=steps, start=start)
+    ledger = open_ledger(config, directory, data, start.step)
     train_step = TrainStep(engine, start.objective, config)
     evaluate = RunEvaluator(
         engine, config, run_data.open_validation(config, data), run_data.open_train_samples(config, data)
@@ -90,7 +92,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
         evaluate_and_record(0)
     recorder.restart_clock(start.step)
     result = None
-    with contextlib.closing(recorder), run_data.open_loader(config, data) as loader:
+    with contextlib.closing(recorder), contextlib.closing(ledger), run_data.open_loader(config, data) as loader:
         for step in range(start.step + 1, steps + 1):
             if reason := agree_to_stop(stop.poll()):
                 if result is not None and checkpoints.saved_step != step - 1:
@@ -118,6 +120,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack) -> str:
                 total_steps=steps,
             )
             result = train_step(samples, rate)
+            ledger.trained(step, samples)
 
             if logs or evaluates or saves:
                 report = train_step.report(step, result)
