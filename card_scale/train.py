@@ -148,6 +148,7 @@ def go_on(job: Job, start: "Start") -> str:
     from card_scale.training.agreement import agree_to_stop, check_same_samples
     from card_scale.training.evaluator import check_finite
     from card_scale.training.learning_rate import learning_rate
+    from card_scale.training.ledger import open_ledger, record_refusals
     from card_scale.training.recorder import open_recorder
     from card_scale.training.steps import is_due
     from card_scale.training.stragglers import Stragglers
@@ -155,6 +156,7 @@ def go_on(job: Job, start: "Start") -> str:
 
     config, checkpoints, steps = job.config, job.checkpoints, job.steps
     recorder = open_recorder(config, job.directory, job.data, job.dims, total_steps=steps, start=start)
+    ledger = open_ledger(config, job.directory, job.data, start)
     train_step = TrainStep(job.engine, start.objective, config, start.state)
 
     def evaluate_and_record(step: int) -> None:
@@ -175,7 +177,7 @@ def go_on(job: Job, start: "Start") -> str:
     recorder.restart_clock(start.step)
     stragglers = Stragglers()
     result = None
-    with contextlib.closing(recorder):
+    with contextlib.closing(recorder), contextlib.closing(ledger):
         for step in range(start.step + 1, steps + 1):
             if reason := agree_to_stop(job.stop.poll()):
                 checkpoints.wait()
@@ -208,10 +210,12 @@ def go_on(job: Job, start: "Start") -> str:
                 total_steps=steps,
             )
             result = train_step(samples, rate)
+            ledger.trained(step, samples)
             faults.reach("step.end", step)
 
             if logs or evaluates or saves:
                 report = train_step.report(step, result)
+                record_refusals(ledger, report.refusals.steps, start.passed_over, config.train.global_batch)
                 if logs:
                     waited = job.loader.take_waited_seconds()
                     recorder.training(report, rate, waited, job.damaged.left_out, stragglers.compare())

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Build, verify, decontaminate and inspect datasets: tokenised documents in webdataset tar shards with a manifest."""
+"""Build, verify, decontaminate and inspect datasets: tokenised documents in webdataset tar shards with a manifest.
+
+Tell whether a run trained on each of its samples once an epoch.
+"""
 
 import argparse
 import json
@@ -18,7 +21,7 @@ def parse() -> argparse.Namespace:
         epilog="Exit codes: 0 done, 2 command line, 4 data, 75 stopped, start the same command again.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_build, _add_verify, _add_decontaminate, _add_report, _add_inspect):
+    for add in (_add_build, _add_verify, _add_decontaminate, _add_report, _add_inspect, _add_ledger):
         add(commands)
     arguments = parser.parse_args()
     if arguments.command == "build" and arguments.decontaminate and not arguments.validation_fraction:
@@ -125,6 +128,16 @@ def _add_inspect(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=not_negative, default=0, help="decides the train stream's order (default: 0)")
 
 
+def _add_ledger(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "ledger",
+        help="check that a run trained on every sample once an epoch",
+        description="Check that a run trained on every sample of every epoch exactly once, whatever stopped it and on "
+        "whatever layout it went on, by what each update recorded (run.ledger=true).",
+    )
+    parser.add_argument("run", type=Path, help="run directory")
+
+
 def build(arguments: argparse.Namespace) -> None:
     """``data.py build``."""
     from card_scale.corpus.build import BuildSettings, build_dataset
@@ -201,6 +214,22 @@ def inspect(arguments: argparse.Namespace) -> None:
         print(summary.show_samples(directory, split, arguments.seed, arguments.length, first, arguments.samples))
 
 
+def ledger(arguments: argparse.Namespace) -> None:
+    """``data.py ledger``."""
+    from card_scale.checkpoint.directory import pointed_step
+    from card_scale.data.ledger import read_ledger
+    from card_scale.data.ledger_check import check_ledger
+    from card_scale.errors import DataError
+    from card_scale.training.run_directory import RunDirectory
+
+    run = RunDirectory(arguments.run)
+    found = check_ledger(read_ledger(run.ledger), pointed_step(run.checkpoints))
+    print(found.text())
+    if not found.is_exact:
+        raise DataError(f"{run.ledger}: not exact: {found.verdict()}")
+    print(f"{run.ledger}: exact")
+
+
 def main() -> None:
     """Run the command that was asked for."""
     arguments = parse()
@@ -210,6 +239,7 @@ def main() -> None:
         "decontaminate": decontaminate,
         "report": report,
         "inspect": inspect,
+        "ledger": ledger,
     }
     commands[arguments.command](arguments)
 

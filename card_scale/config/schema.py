@@ -36,6 +36,8 @@ class RunConfig:
     job's."""
     stop_before_end: int = 300
     """Save and stop so many seconds before the end of the Slurm job (SLURM_JOB_END_TIME)."""
+    ledger: bool = False
+    """Record which samples each update saw, for tools/data.py ledger."""
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ class Samples(NamedTuple):
         """The same samples on a device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def rows(self, rows: slice) -> "Samples":
-        """Some of the rows; they still belong to the whole global batch."""
+    def rows(self, rows: slice | torch.Tensor) -> "Samples":
+        """Some of the rows, by a slice or a mask; they still belong to the whole global batch."""
         return self._each(lambda tensor: tensor[rows])
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Samples":

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from card_scale.checkpoint import verify
 from card_scale.checkpoint.format import CheckpointManifest
+from card_scale.data import ledger as ledgers
 from card_scale.data.digest import batch_digest
 from card_scale.data.samples import Samples
 from card_scale.distributed import process_groups
@@ -75,6 +76,17 @@ def check_same_samples(samples: Samples, step: int) -> None:
         ranks = dist.get_process_group_ranks(group)
         seen = ", ".join(f"rank {rank}: {digest.item():016x}" for rank, digest in zip(ranks, digests, strict=True))
         raise DataError(f"step {step}: ranks of one tensor x pipeline group read different batches ({seen})")
+
+
+def agree_on_attempt(ledger: Path) -> Path:
+    """Return the directory in a run's ledger for this start of the command, which rank 0 makes. Collective."""
+    # One rank numbers it: another would find what the first has made.
+    number = [0]
+    if dist.get_rank() == 0:
+        number = [max(ledgers.attempt_numbers(ledger), default=0) + 1]
+        (ledger / ledgers.attempt_name(*number)).mkdir(parents=True)
+    dist.broadcast_object_list(number, src=0)
+    return ledger / ledgers.attempt_name(*number)
 
 
 def agree_on_resume_point(checkpoints: Path) -> ResumePoint | None:

@@ -18,8 +18,6 @@ from card_scale.errors import CardScaleError, ExitCode, NumericError
 STATE = "guard"
 """Key of a checkpoint's state."""
 
-_REFUSED, _NOT_FINITE, _ROW, _LONGEST_ROW, _STEP, _LOSS, _NORM = range(7)
-
 
 class RollBack(CardScaleError):
     """The run is to go on from its last checkpoint, with other batches."""
@@ -37,20 +35,14 @@ class Refusals(NamedTuple):
 
     total: int
     """Updates of the run that were not applied."""
-    new: int
-    """Those since the host was last told."""
+    steps: tuple[int, ...]
+    """Those since the host was last told, counted from 1."""
     not_finite: int
-    """Those of the new ones that were no spikes."""
+    """How many of these were no spikes."""
     longest_row: int
-    """Of updates not applied since then, one directly after the other."""
-    step: int
-    """Of the last of them, counted from 1; under ``raise`` of the first."""
-    loss: float
-    gradient_norm: float
-
-    def describe(self) -> str:
-        """Say what was wrong with the update ``step``."""
-        return f"step {self.step}: the loss is {self.loss:g}, the gradient norm {self.gradient_norm:g}"
+    """Of updates not applied, one directly after the other, that ends since then."""
+    reason: str
+    """What was wrong with the last of them; under ``raise``, where what follows one is not applied, with the first."""
 
 
 class Guard:
@@ -58,11 +50,15 @@ class Guard:
 
     def __init__(self, config: GuardConfig, device: torch.device):
         self.config = config
-        self._counts = torch.zeros(7, dtype=torch.float64, device=device)
+        self._refused = torch.zeros((), dtype=torch.bool, device=device)
+        """Whether any update was, since the command was started."""
         self._window = torch.zeros(config.window, 2, dtype=torch.float64, device=device)
         self._filled = torch.zeros((), dtype=torch.int64, device=device)
         """Updates that the window has seen: how many of its rows hold something, and which comes next."""
-        self._told = 0
+        self._untold: list[tuple[int, Tensor]] = []
+        """(step, float64 [4]: whether refused, whether not finite, loss, norm), on the device."""
+        self._total = self._row = 0
+        """As far as the host has been told."""
 
     def judge(self, step: int, local_loss: Tensor, gradient_norm: Tensor) -> Tensor:
         """Return 1 where update ``step`` is not to be applied, else 0: float32 scalar, on the device. Collective.
@@ -72,41 +68,29 @@ class Guard:
             local_loss: this rank's part of the loss; zero but on the last pipeline stage.
             gradient_norm: global, before clipping.
         """
-        zero = torch.zeros((), dtype=torch.float64, device=self._counts.device)
-        norm = gradient_norm.to(self._counts.device, torch.float64)
-        loss = local_loss.double()
+        device = self._refused.device
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        norm, loss = gradient_norm.to(device, torch.float64), local_loss.double()
         ruined = ~(loss.isfinite() & norm.isfinite())
         # One collective: tensor-parallel ranks hold the same loss and all ranks the same norm, so that one counts.
-        facts = torch.stack(
-            (
-                loss if process_groups.tensor_rank() == 0 else zero,
-                norm if dist.get_rank() == 0 else zero,
-                ruined.double(),
-            )
-        )
+        mine = (loss if process_groups.tensor_rank() == 0 else zero, norm if dist.get_rank() == 0 else zero)
+        facts = torch.stack((*mine, ruined.double()))
         dist.all_reduce(facts)
         seen = facts[:2]
         not_finite = (facts[2] > 0) | ~seen.isfinite().all()
         bad = not_finite
         if self.config.spike:
             bad = bad | self._is_spike(seen)
-        refused = self._counts[_REFUSED]
         if self.config.policy == "raise":
             # Until the host ends the run, nothing is built upon a gap.
-            first = bad & (refused == 0)
-            bad = bad | (refused > 0)
-        else:
-            first = bad
-        row = torch.where(bad, self._counts[_ROW] + 1, 0.0)
-        noted = torch.where(first, torch.cat((zero.add(step)[None], seen)), self._counts[_STEP:])
-        longest_row = torch.maximum(self._counts[_LONGEST_ROW], row)
-        ruined_updates = self._counts[_NOT_FINITE] + not_finite
-        self._counts = torch.cat((torch.stack((refused + bad, ruined_updates, row, longest_row)), noted))
+            bad = bad | self._refused
+            self._refused = bad
         if self.config.spike:
             place = (self._filled % self.config.window)[None]
             kept = torch.where(bad, self._window.index_select(0, place), seen[None])
             self._window.index_copy_(0, place, kept)
             self._filled = self._filled + ~bad
+        self._untold.append((step, torch.cat((torch.stack((bad, not_finite)).double(), seen))))
         return bad.float()
 
     def _is_spike(self, seen: Tensor) -> Tensor:
@@ -120,20 +104,24 @@ class Guard:
 
     def look(self) -> Refusals:
         """Return what has happened since the last look. Waits for the device."""
-        counts = self._counts.tolist()
-        found = Refusals(
-            int(counts[_REFUSED]),
-            int(counts[_REFUSED]) - self._told,
-            int(counts[_NOT_FINITE]),
-            int(counts[_LONGEST_ROW]),
-            int(counts[_STEP]),
-            counts[_LOSS],
-            counts[_NORM],
+        verdicts = torch.stack([verdict for _, verdict in self._untold]).tolist() if self._untold else []
+        steps = [step for step, _ in self._untold]
+        self._untold.clear()
+        refused = []
+        longest_row = 0
+        for step, (bad, not_finite, loss, norm) in zip(steps, verdicts, strict=True):
+            self._row = self._row + 1 if bad else 0
+            longest_row = max(longest_row, self._row)
+            if bad:
+                refused.append((step, not_finite, f"step {step}: the loss is {loss:g}, the gradient norm {norm:g}"))
+        self._total += len(refused)
+        return Refusals(
+            self._total,
+            tuple(step for step, _, _ in refused),
+            sum(bool(not_finite) for _, not_finite, _ in refused),
+            longest_row,
+            refused[0 if self.config.policy == "raise" else -1][2] if refused else "",
         )
-        self._told = found.total
-        self._counts[_LONGEST_ROW] = self._counts[_ROW]
-        self._counts[_NOT_FINITE] = 0
-        return found
 
     def check(self, step: int) -> Refusals:
         """Look after update ``step`` and do what the policy says; return what was found, if training goes on.
@@ -143,23 +131,24 @@ class Guard:
             RollBack: it is to go on from its last checkpoint.
         """
         found = self.look()
-        if not found.new:
+        if not found.steps:
             return found
         if self.config.policy == "raise":
             raise NumericError(
-                f"{found.describe()}; the update was not applied. Lower optimizer.lr or look at the data of this "
-                "step, or let training go on (guard.policy)"
+                f"{found.reason}; the update was not applied. Lower optimizer.lr or look at the data of this step, or "
+                "let training go on (guard.policy)"
             )
         if found.longest_row > self.config.patience:
-            reason = f"{found.describe()}; {found.longest_row} updates in a row were not applied"
+            reason = f"{found.reason}; {found.longest_row} updates in a row were not applied"
             if self.config.policy == "rollback":
                 raise RollBack(step, reason)
             raise NumericError(f"{reason}, guard.patience allows {self.config.patience}. Lower optimizer.lr")
         return found
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, so that a run that resumes decides alike. Waits for the device."""
-        held: dict[str, Any] = {"refused": int(self._counts[_REFUSED]), "row": int(self._counts[_ROW])}
+        """Return what a checkpoint keeps, so that a run that resumes decides alike. To be asked after a look."""
+        assert not self._untold
+        held: dict[str, Any] = {"refused": self._total, "row": self._row}
         if self.config.spike:
             filled = int(self._filled)
             held |= {"filled": filled, "window": self._window[: min(filled, self.config.window)].tolist()}
@@ -170,8 +159,7 @@ class Guard:
         held = state.get(STATE)
         if held is None:
             return
-        self._counts[_REFUSED], self._counts[_ROW] = held["refused"], held["row"]
-        self._told = held["refused"]
+        self._total, self._row = held["refused"], held["row"]
         window = held.get("window", [])
         if self.config.spike and window and len(window) == min(held["filled"], self.config.window):
             self._window[: len(window)] = torch.tensor(window, dtype=torch.float64)

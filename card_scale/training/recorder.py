@@ -140,7 +140,7 @@ class WritingRecorder(Recorder):
         if report.applied:
             record |= {"loss": report.loss, "grad_norm": report.gradient_norm} | report.metrics
         else:
-            self._say(f"warning: {report.refusals.describe()}; the update was not applied")
+            self._say(f"warning: {report.refusals.reason}; the update was not applied")
         if self.config.guard.policy != "raise":
             record["guard/refused_updates"] = report.refusals.total
             record["guard/passed_over_batches"] = self.passed_over
@@ -151,7 +151,7 @@ class WritingRecorder(Recorder):
             record["data/left_out_samples"] = left_out
         self._logged_step = step
         self._write(record, self.tensorboard.training)
-        counts = {"refused": report.refusals.new, "not_finite": report.refusals.not_finite}
+        counts = {"refused": len(report.refusals.steps), "not_finite": report.refusals.not_finite}
         self._say(log_line(record, total_steps=self.total_steps, **counts))
         self.bar.set_postfix_str(f"loss {report.loss:.4f}", refresh=False)
 

@@ -43,6 +43,8 @@ class Start(NamedTuple):
     """What to tell the user."""
     state: Mapping[str, Any]
     """The checkpoint's small state; empty for a new run."""
+    left_out: int = 0
+    """Batches that are passed over from here on, beyond those that the checkpoint has."""
 
     @property
     def passed_over(self) -> int:
@@ -101,7 +103,7 @@ class RunCheckpoints:
         left_out = bad.step - start.step
         state = {**start.state, PASSED_OVER: passed_over + left_out}
         opening = f"{bad}: going back to step {start.step}, passing over {left_out} batches"
-        return start._replace(opening=opening, state=state)
+        return start._replace(opening=opening, state=state, left_out=passed_over + left_out - start.passed_over)
 
     def _initialise(self) -> str:
         """Load ``run.init_from``, if it is set; say so."""

@@ -17,6 +17,7 @@ MAY_CHANGE = {
     "run.max_hours",
     "run.stop_before_end",
     "run.extend",
+    "run.ledger",
     "data.path",
     "data.validation",
     "data.validation_samples",
@@ -70,6 +71,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+        self.ledger = self.path / "ledger"
         self.config = self.path / "config.yaml"
         self.exit = self.path / "exit.json"
         self.stop = self.path / "STOP"

@@ -48,7 +48,7 @@ class StepReport(NamedTuple):
     @property
     def applied(self) -> bool:
         """Whether the update was applied."""
-        return not (self.refusals.new and self.refusals.step == self.step)
+        return self.step not in self.refusals.steps
 
 
 class TrainStep:

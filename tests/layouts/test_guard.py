@@ -54,8 +54,8 @@ def check_engine(config) -> str | None:
         if not all(map(torch.equal, states(engine), before)):
             return f"{fault}: the bad update changed something"
         report = update.report(bad_step + 1, result)
-        refusals = (report.refusals.total, report.refusals.new, report.refusals.not_finite)
-        if report.applied or refusals != (number + 1, 1, "spike" not in fault):
+        refusals = (report.refusals.total, report.refusals.steps, report.refusals.not_finite)
+        if report.applied or refusals != (number + 1, (bad_step + 1,), "spike" not in fault):
             return f"{fault}: {report}"
         result = update(rank_batch(config, bad_step + 1), rate)
         if not update.report(bad_step + 2, result).applied:
@@ -179,8 +179,9 @@ def policies(_: object) -> None:
 
     guard = guard_after("skip", [good, bad, good, bad, good])
     found = guard.check(5)
-    assert (found.total, found.new, found.not_finite, found.longest_row, found.step) == (2, 2, 2, 1, 4)
-    assert guard.check(6).new == 0
+    assert (found.total, found.steps, found.not_finite, found.longest_row) == (2, (2, 4), 2, 1)
+    assert found.reason == "step 4: the loss is nan, the gradient norm 1"
+    assert guard.check(6).steps == ()
     with pytest.raises(NumericError, match=r"2 updates in a row were not applied, guard\.patience allows 1"):
         guard_after("skip", [bad, bad, good]).check(3)
     # A row that a look falls into counts whole.
@@ -210,6 +211,7 @@ def decisions_after_a_resume(_: object) -> None:
         first, second = Guard(config, current_device()), Guard(config, current_device())
         for number, (a, b) in enumerate(series[:stop], 1):
             first.judge(number, torch.tensor(a), torch.tensor(b))
+        first.look()
         second.resume(first.state())
         found = [bool(second.judge(n, torch.tensor(a), torch.tensor(b))) for n, (a, b) in enumerate(series[stop:], 1)]
         assert found == decisions[stop:], stop

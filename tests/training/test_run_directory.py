@@ -29,6 +29,7 @@ def test_the_same_configuration_continues(directory):
         {"train": dict(save_every=3, keep_last=2, keep_every=6)},
         {"train": dict(steps=99)},  # the schedule is constant
         {"data": dict(path="elsewhere")},
+        {"run": dict(ledger=True)},
     ],
 )
 def test_what_may_change(directory, changes):
