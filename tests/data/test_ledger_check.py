@@ -164,6 +164,9 @@ def test_an_attempt_that_made_no_update(tmp_path):
     report = check(tmp_path, attempt(0, 5), attempt(4, 4), saved_step=4)
     assert report.is_exact
     assert report.steps == 4
+    report = check(tmp_path / "first", attempt(0, 0, 2))
+    assert report.is_exact
+    assert (report.steps, report.rows, report.epochs_finished) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("shift, lost, doubled", [(1, 2, 0), (-1, 2, 2)])
