@@ -223,7 +223,9 @@ def _misplaced(rows: Rows, is_new: np.ndarray, ledger: Ledger, order: Callable[[
 def _slices(ascending: np.ndarray) -> Iterator[tuple[int, int, int]]:
     """Each value, with the first of its places and the one after its last."""
     values, begins = np.unique(ascending, return_index=True)
-    yield from zip(values.tolist(), begins.tolist(), [*begins[1:].tolist(), len(ascending)], strict=True)
+    bounds = itertools.pairwise([*begins.tolist(), len(ascending)])
+    for value, (begin, end) in zip(values.tolist(), bounds, strict=True):
+        yield value, begin, end
 
 
 def _uneven(rows: Rows, ledger: Ledger) -> list[str]:
