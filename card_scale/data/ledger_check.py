@@ -87,12 +87,14 @@ def check_ledger(ledger: Ledger, saved_step: int | None = None) -> LedgerReport:
     is_new = np.diff(rows.positions, prepend=-1) > 0
     trained = rows.positions[is_new]
     ranges = _merged(ledger.passed_over)
-    missing = _missing(trained, ranges, (steps - len(ledger.skipped)) * ledger.header.global_batch)
+    updates = _Updates.of(rows, ledger)
+    absent = steps - len(ledger.skipped.union(updates.steps.tolist()))
+    missing = _missing(trained, ranges, int(updates.due.sum()) + absent * ledger.header.global_batch)
     repeats, earlier = _repeats(rows, ledger.header.samples_per_epoch)
     distinct = min(len(trained), len(rows.steps) - len(repeats))
     order = _order_of(ledger)
     misplaced = _misplaced(rows, is_new, ledger, order)
-    uneven = _uneven(rows, ledger)
+    uneven = _uneven(updates, ledger)
     faults = [
         *_contradictions(ledger, steps, saved_step or 0, trained),
         *itertools.islice(_name_missing(missing, trained, ledger, order), _SHOWN),
@@ -228,22 +230,37 @@ def _slices(ascending: np.ndarray) -> Iterator[tuple[int, int, int]]:
         yield value, begin, end
 
 
-def _uneven(rows: Rows, ledger: Ledger) -> list[str]:
-    """Name the updates with other rows than a global batch, but for rows that were passed over."""
-    size = ledger.header.global_batch
-    values, first_rows, counts = np.unique(rows.steps, return_index=True, return_counts=True)
-    skipped = np.isin(values, list(ledger.skipped))
-    due = np.full(len(values), size)
-    if passed_over := _merged(ledger.passed_over):
+class _Updates(NamedTuple):
+    """The updates that were made: int64 [U] each."""
+
+    steps: np.ndarray
+    rows: np.ndarray
+    due: np.ndarray
+    """Rows of a global batch that were not passed over."""
+
+    @classmethod
+    def of(cls, rows: Rows, ledger: Ledger) -> "_Updates":
+        size = ledger.header.global_batch
+        steps, first_rows, counts = np.unique(rows.steps, return_index=True, return_counts=True)
+        due = np.full(len(steps), size)
+        passed_over = _merged(ledger.passed_over)
         begins = rows.positions[first_rows] // size * size
-        for number in np.flatnonzero(counts != size).tolist():
+        for number in np.flatnonzero(counts < size).tolist():
             batch = [(int(begins[number]), int(begins[number]) + size)]
             due[number] = _length(list(_without(batch, passed_over)))
-    wrong = np.flatnonzero(skipped | (counts != due))
+        return cls(steps, counts, due)
+
+
+def _uneven(updates: _Updates, ledger: Ledger) -> list[str]:
+    """Name the updates with other rows than a global batch."""
+    skipped = np.isin(updates.steps, list(ledger.skipped))
+    wrong = np.flatnonzero(skipped | (updates.rows != updates.due))
     return [
-        f"step {value} has {count} rows; "
+        f"step {step} has {count} rows; "
         + ("by another rank it was not applied" if was_skipped else f"the global batch is {ledger.header.global_batch}")
-        for value, count, was_skipped in zip(*(of[wrong].tolist() for of in (values, counts, skipped)), strict=True)
+        for step, count, was_skipped in zip(
+            *(of[wrong].tolist() for of in (updates.steps, updates.rows, skipped)), strict=True
+        )
     ]
 
 

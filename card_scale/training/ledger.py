@@ -20,7 +20,7 @@ class Ledger:
     """What a rank's updates saw. This one, of a rank or a run that keeps no ledger, writes nothing."""
 
     def trained(self, step: int, samples: Samples) -> None:
-        """Record that update ``step`` (counted from 1) was made from these rows of the global batch, those that count."""
+        """Record that update ``step`` (counted from 1) was made from those of these rows that count."""
 
     def skipped(self, step: int) -> None:
         """Record that update ``step`` was not applied, also where it was recorded as made. Its positions count as lost

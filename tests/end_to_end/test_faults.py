@@ -18,6 +18,8 @@ from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint.format import read_manifest
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.checkpoint.verify import damaged_files
+from card_scale.data.ledger import read_ledger
+from card_scale.data.ledger_check import LedgerReport, check_ledger
 from card_scale.data.manifest import Manifest, load_index
 from card_scale.errors import ExitCode
 from card_scale.faults import VARIABLE
@@ -45,6 +47,13 @@ def assert_same_checkpoint(found: Path, expected: Path) -> None:
         for name in theirs.names():
             for key in theirs.manifest.state_keys:
                 assert mine.read(name, key).equal(theirs.read(name, key)), (name, key)
+
+
+def checked_ledger(run: Path) -> LedgerReport:
+    """What a run's ledger shows: that it was exact."""
+    report = check_ledger(read_ledger(run / "ledger"), directories.pointed_step(run / "checkpoints"))
+    assert report.is_exact, report.text()
+    return report
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +214,7 @@ def train_without_two_batches(arguments: list[str]) -> int:
 
 @pytest.mark.parametrize("beside_training", ["false", "true"])
 def test_a_run_goes_back_and_passes_over_what_ruined_it(tmp_path, dataset, beside_training):
-    keys = ["guard.policy=rollback", "guard.patience=1", "train.save_every=2", "train.eval_every=6"]
+    keys = ["guard.policy=rollback", "guard.patience=1", "train.save_every=2", "train.eval_every=6", "run.ledger=true"]
     config = str(write_config(tmp_path, dataset))
     mine = [config, *keys, f"train.async_save={beside_training}"]
     (code, said), (other_code, _) = run_ranks(train_with_two_bad_batches, 2, mine, deadline=60)
@@ -229,6 +238,8 @@ def test_a_run_goes_back_and_passes_over_what_ruined_it(tmp_path, dataset, besid
     assert run_ranks(train, 2, [*mine, "train.steps=7", "run.extend=true"], deadline=60) == [0, 0]
     with CheckpointReader(tmp_path / "run/checkpoints/iter_0000007") as found:
         assert found.state["passed_over_batches"] == 2
+    report = checked_ledger(tmp_path / "run")
+    assert (report.steps, report.rows, report.passed_over, report.attempts) == (7, 56, 16, 3)
 
 
 def test_a_run_that_cannot_go_back_ends(tmp_path, dataset):
@@ -243,7 +254,7 @@ def test_a_run_that_cannot_go_back_ends(tmp_path, dataset):
 
 
 def test_skipped_updates_are_counted(tmp_path, dataset):
-    config = [str(write_config(tmp_path, dataset)), "guard.policy=skip"]
+    config = [str(write_config(tmp_path, dataset)), "guard.policy=skip", "run.ledger=true"]
     assert run_ranks(train_with, 2, "rank=1,at=gradient,action=infinity,step=3-4", config, deadline=60) == [0, 0]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     refused = {r["step"]: r["guard/refused_updates"] for r in lines if "guard/refused_updates" in r}
@@ -251,6 +262,8 @@ def test_skipped_updates_are_counted(tmp_path, dataset):
     assert [record["step"] for record in records(tmp_path / "run")[0]] == [1, 2, 5, 6]
     curves = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     assert [event.value for event in curves.Scalars("guard/refused_updates")] == [0, 0, 1, 2, 2, 2]
+    report = checked_ledger(tmp_path / "run")
+    assert (report.steps, report.rows, report.skipped, report.passed_over) == (6, 32, 2, 16)
 
 
 def damage(dataset: Path, directory: Path) -> Path:
@@ -282,7 +295,7 @@ def test_damaged_samples_are_left_out_by_all_ranks_up_to_a_number(tmp_path, data
     config = [str(write_config(tmp_path, dataset)), *keys, *layout]
     assert run_ranks(train, 2, config, deadline=90, expect_failure=True).count(ExitCode.DATA) >= 1
     assert "damaged at byte" in (tmp_path / "run/exit.json").read_text()
-    config += [f"run.dir={tmp_path}/skipping"]
+    config += [f"run.dir={tmp_path}/skipping", "run.ledger=true"]
     codes = run_ranks(train, 2, [*config, "data.skip_damaged=1"], deadline=90)
     assert codes == [ExitCode.DATA] * 2
     reason = json.loads((tmp_path / "skipping/exit.json").read_text())["reason"]
@@ -292,6 +305,7 @@ def test_damaged_samples_are_left_out_by_all_ranks_up_to_a_number(tmp_path, data
     left_out = [record["data/left_out_samples"] for record in training]
     assert 2 <= left_out[-1] <= 100
     assert left_out == sorted(left_out)
+    assert checked_ledger(tmp_path / "skipping").passed_over == left_out[-1]
 
 
 def test_errors_of_the_disk_that_pass_cost_nothing(tmp_path, dataset, undisturbed):
