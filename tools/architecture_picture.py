@@ -21,6 +21,7 @@ LEVELS: tuple[dict[str, str], ...] = (
     {
         "benchmark": "what a step costs: latency, memory, parts",
         "studies": "many runs: grids, plans, queues, reports",
+        "rehearsal": "runs killed and damaged on purpose",
     },
     {
         "training": "one run: update, evaluation, records, stops",

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,6 +63,13 @@ model_group = parallel_state.get_model_parallel_group
 def is_main_rank() -> bool:
     """Whether this rank speaks for the job."""
     return dist.get_rank() == 0
+
+
+def from_main_rank(value: Any) -> Any:
+    """Return what the main rank gives, on every rank. Collective."""
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
 
 
 def global_rank() -> int:

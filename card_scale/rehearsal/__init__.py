@@ -1,0 +1,1 @@
+"""Rehearsals: real runs that are killed, stopped and damaged on purpose."""

@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Rehearse faults: kill, stop and damage a run at random for some minutes, and compare its end with a calm one's."""
+
+import argparse
+import collections
+import json
+import sys
+import time
+from pathlib import Path
+
+from card_scale.argument_types import positive
+from card_scale.cli import run_tool
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Overrides are group.key=value for every start. Half of the time goes to one layout, whose run must end "
+        "bit for bit as a calm one, half to changing layouts, whose end must be as near as another layout's calm run. "
+        "Exit codes: 0 done, 2 command line, 3 configuration, 4 the ledger is not exact, 5 the ends differ",
+    )
+    parser.add_argument("config", help="YAML file, e.g. launchers/configs/quickstart.yaml")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of disturbances (default: 30)")
+    parser.add_argument("--steps", type=positive, default=400, help="of each run (default: 400)")
+    parser.add_argument("--seed", type=int, default=0, help="of what happens when (default: 0)")
+    parser.add_argument("--directory", type=Path, required=True, help="for the runs; must be new")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, environment included")
+    return parser.parse_known_args()
+
+
+def main() -> None:
+    """Make the calm runs, the disturbed ones, and compare."""
+    arguments, overrides = parse()
+    from card_scale.environment import environment
+    from card_scale.errors import CheckpointError, ConfigurationError, DataError
+    from card_scale.files import write_atomically
+    from card_scale.rehearsal import soak
+    from card_scale.rehearsal.soak import Layout, Soak
+
+    if arguments.directory.exists():
+        raise ConfigurationError(f"--directory {arguments.directory} exists; choose a new one")
+    one_rank = Layout(1, ("parallel.pipeline=1",))
+    two_ranks = Layout(2, ("parallel.pipeline=1",))
+    layouts = [
+        one_rank,
+        two_ranks,
+        Layout(2, ("parallel.pipeline=2",)),
+        Layout(2, ("parallel.pipeline=1", "parallel.engine=fsdp2", "parallel.deepspeed=null")),
+    ]
+
+    def runner(name: str) -> Soak:
+        command = [arguments.config, *overrides]
+        seed = arguments.seed + (name == "changing-layouts")
+        return Soak(command, arguments.directory / name, arguments.steps, seed)
+
+    for name, layout in (("calm", two_ranks), ("calm-one-rank", one_rank)):
+        attempt = runner(name).start(layout, None)
+        print(f"{name}: code {attempt.code}, {attempt.seconds:.0f} s", flush=True)
+        if attempt.code != 0:
+            raise CheckpointError(f"the calm run ended with code {attempt.code}; see {arguments.directory / name}")
+    record: dict = {"environment": environment(), "steps": arguments.steps, "seed": arguments.seed, "runs": {}}
+    for name, choices in (("one-layout", [two_ranks]), ("changing-layouts", layouts)):
+        until = time.monotonic() + arguments.minutes * 30
+        attempts = list(runner(name).disturbed(choices, until))
+        report = soak.ledger_of(arguments.directory / name)
+        difference = soak.largest_difference(
+            soak.final(arguments.directory / name), soak.final(arguments.directory / "calm")
+        )
+        record["runs"][name] = {
+            "attempts": [attempt._asdict() | {"layout": attempt.layout._asdict()} for attempt in attempts],
+            "kinds": collections.Counter(attempt.what for attempt in attempts),
+            "lost": report.lost,
+            "doubled": report.doubled,
+            "difference": difference,
+        }
+        print(f"{name}: {len(attempts)} attempts; {report.verdict()}; difference {difference:.3g}", flush=True)
+        if not report.is_exact:
+            raise DataError(report.text())
+    noise = soak.largest_difference(
+        soak.final(arguments.directory / "calm-one-rank"), soak.final(arguments.directory / "calm")
+    )
+    record["noise"] = noise
+    print(f"two calm runs on different layouts differ by {noise:.3g}")
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps(record, indent=1).encode())
+    same, changed = (record["runs"][name]["difference"] for name in ("one-layout", "changing-layouts"))
+    if same != 0 or changed > 10 * noise:
+        raise CheckpointError(f"the disturbed runs ended elsewhere: {same:.3g} and {changed:.3g}, noise {noise:.3g}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main))
