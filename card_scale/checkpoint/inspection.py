@@ -47,7 +47,10 @@ def checkpoints(root: Path) -> list[Listed]:
     found = []
     for step in reversed(directories.published_steps(root)):
         path = root / directories.name_of(step)
-        saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+        try:
+            saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+        except FileNotFoundError:
+            continue  # a run that is going on has pruned it
         manifest, problem = None, ""
         try:
             manifest = directories.complete_manifest(root, step)

@@ -66,10 +66,19 @@ def _of_step(environment: Mapping[str, str]) -> dict[str, str]:
             f"SLURM_STEP_NUM_TASKS is {environment['SLURM_STEP_NUM_TASKS']}, but {', '.join(missing)} is not set; "
             "start the ranks with srun or torchrun"
         )
-    job, step = (_number(name, environment[name], 0) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    job, step, rank, local_rank = (
+        _number(name, environment[name], 0)
+        for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID")
+    )
+    size = int(environment["SLURM_STEP_NUM_TASKS"])
+    if rank >= size:
+        raise ConfigurationError(f"SLURM_PROCID is {rank}; valid is from 0 to SLURM_STEP_NUM_TASKS - 1 = {size - 1}")
+    # With --gpus-per-task=1 each task sees a device of its own, whose number is 0.
+    sees_one_device = len(environment.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1
+    own_device = sees_one_device and environment.get("CUDA_VISIBLE_DEVICES")
     found = {
-        "RANK": environment["SLURM_PROCID"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "RANK": str(rank),
+        "LOCAL_RANK": "0" if own_device else str(local_rank),
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "MASTER_ADDR": environment.get("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"])),
         "MASTER_PORT": environment.get("MASTER_PORT", str(FIRST_PORT + (job * 31 + step) % PORTS)),

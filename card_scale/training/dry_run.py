@@ -1,16 +1,20 @@
 """``--dry-run``: check everything a run needs and print what it would be, without starting it."""
 
 import os
+import time
 
+from card_scale import faults
 from card_scale.config import Config
 from card_scale.cost.flops import flops_per_token
 from card_scale.cost.memory import step_memory
 from card_scale.cost.parameters import parameter_counts
+from card_scale.distributed.launched_as import rank_variables
 from card_scale.engine.selection import engine_kind
 from card_scale.training import initial_weights, preflight, resume_point, run_data
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.run_lock import RunLock
 from card_scale.training.steps import total_steps
+from card_scale.training.stop import time_limit
 from card_scale.versions import check_versions
 
 
@@ -21,8 +25,11 @@ def dry_run(config: Config) -> None:
     world size is WORLD_SIZE, or the smallest that holds the layout.
     """
     check_versions()
+    faults.check()
+    launched = {**os.environ, **rank_variables(os.environ)}
+    time_limit(config.run.max_hours, config.run.stop_before_end, os.environ, time.time(), time.monotonic())
     smallest = config.parallel.tensor * config.parallel.pipeline
-    dims = preflight.check(config, int(os.environ.get("WORLD_SIZE", smallest)))
+    dims = preflight.check(config, int(launched.get("WORLD_SIZE", smallest)))
     directory = RunDirectory(config.run.dir)
     directory.check_same_run(config)
     RunLock(directory.path).check_free()
@@ -31,6 +38,7 @@ def dry_run(config: Config) -> None:
     if point is not None:
         resume_point.check_same_data(point, data)
     else:
+        directory.check_nothing_saved()
         initial_weights.find(config, data)
     steps = total_steps(config, data.train.sample_count)
     model, rows = config.model, data.vocabulary.padded

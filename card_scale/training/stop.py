@@ -34,7 +34,8 @@ def time_limit(
 
     Args:
         max_hours: ``run.max_hours``.
-        stop_before_end: ``run.stop_before_end``: seconds before the job's end, in which to save.
+        stop_before_end: ``run.stop_before_end``: seconds before the job's end, in which to save; at most half of what
+            is left.
         environment: SLURM_JOB_END_TIME in it is the job's end, in seconds since 1970.
         now: the same of this moment.
         clock: the monotonic clock at this moment, by which the end is kept.
@@ -51,7 +52,9 @@ def time_limit(
             raise ConfigurationError(
                 f"environment variable SLURM_JOB_END_TIME is {end!r}; valid is a number of seconds"
             )
-        limits.append(TimeLimit(clock + int(end) - now - stop_before_end, words))
+        left = int(end) - now
+        # A job that is not longer than that shall still do something.
+        limits.append(TimeLimit(clock + left - min(stop_before_end, left / 2), words))
     return min(limits, default=None)
 
 

@@ -36,6 +36,9 @@ def test_the_tasks_of_a_step_are_ranks():
     assert 20_000 <= int(port) < 30_000
     assert rank_variables(STEP | {"SLURM_PROCID": "0"})["MASTER_PORT"] == port
     assert rank_variables(STEP | {"SLURM_STEP_ID": "3"})["MASTER_PORT"] != port
+    # With --gpus-per-task=1 each task sees one device, its number 0.
+    assert rank_variables(STEP | {"CUDA_VISIBLE_DEVICES": "1"})["LOCAL_RANK"] == "0"
+    assert rank_variables(STEP | {"CUDA_VISIBLE_DEVICES": "0,1"})["LOCAL_RANK"] == "1"
     own = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "5"}
     assert rank_variables(STEP | own) | own == rank_variables(STEP | own)
 
@@ -52,7 +55,8 @@ def test_the_tasks_of_a_step_are_ranks():
         (TORCHRUN | {"RANK": "-1"}, "RANK is '-1'"),
         (TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
         (TORCHRUN | {"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x'"),
-        (STEP | {"SLURM_PROCID": "4"}, "RANK is 4; valid is from 0 to WORLD_SIZE - 1 = 3"),
+        (STEP | {"SLURM_PROCID": "4"}, "SLURM_PROCID is 4; valid is from 0 to SLURM_STEP_NUM_TASKS - 1 = 3"),
+        (STEP | {"SLURM_LOCALID": "x"}, "SLURM_LOCALID is 'x'"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS is 2, but SLURM_PROCID, SLURM_LOCALID"),
     ],
 )

@@ -87,7 +87,8 @@ def test_the_earlier_limit_counts():
     words = "the end of the Slurm job (run.stop_before_end 300 seconds before it)"
     assert time_limit(None, 300, slurm, 1000.0, 5.0) == time_limit(2.0, 300, slurm, 1000.0, 5.0) == (3705.0, words)
     assert time_limit(0.5, 0, slurm, 1000.0, 5.0) == (1805.0, "run.max_hours 0.5")
-    assert time_limit(None, 300, slurm, 4900.0, 5.0).end == -195.0, "at once"
+    assert time_limit(None, 300, slurm, 4900.0, 5.0).end == 55.0, "a short job trains for half of its time"
+    assert time_limit(None, 300, slurm, 5100.0, 5.0).end < 5.0, "over"
     with pytest.raises(ConfigurationError, match="SLURM_JOB_END_TIME is 'soon'"):
         time_limit(None, 300, {"SLURM_JOB_END_TIME": "soon"}, 0.0, 0.0)
 
