@@ -1,8 +1,12 @@
 """Writing and hashing files so that a kill at any moment leaves the old file or the new one, never half of one."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from card_scale.errors import DataError
 
 PARTIAL = ".partial"  # ending of a file that is still being written; never read, removed by the next build
 
@@ -11,6 +15,14 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises DataError, naming it, where that is no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
 
 
 def sync_directory(directory: Path) -> None:

@@ -4,7 +4,7 @@ import signal
 
 from hypothesis import settings
 
-pytest_plugins = ["tests.corpora"]
+pytest_plugins = ["tests.corpora", "tests.hostile"]
 
 # A machine under load is slow; that is no failure of what is tested. Multi-process tests have deadlines of their own.
 settings.register_profile("untimed", deadline=None)

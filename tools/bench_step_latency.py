@@ -2,7 +2,6 @@
 """Time a training step of AR, CARD, MDLM and BD3-LM on the same layers, in turns, and say where the time goes."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -77,9 +76,9 @@ def main() -> None:
     from card_scale.cost.flops import FORMULA
     from card_scale.distributed import process_groups
     from card_scale.environment import environment
-    from card_scale.files import write_atomically
+    from card_scale.files import read_json, write_atomically
 
-    earlier = [result for path in arguments.earlier for result in json.loads(path.read_text())["results"]]
+    earlier = [result for path in arguments.earlier for result in read_json(path)["results"]]
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     cases = latency.cases(models, arguments.lengths, arguments.tokens, world_size)
     settings = latency.Settings(

@@ -90,12 +90,20 @@ def tensor_differences(one: CheckpointReader, other: CheckpointReader, keys: lis
 
 
 def configuration_differences(one: CheckpointReader, other: CheckpointReader) -> dict[str, tuple[object, object]]:
-    """Return the configuration keys whose values differ, with both; None where one has no such key."""
-    first, second = (_flat(yaml.safe_load(reader.config_path.read_text(encoding="utf-8"))) for reader in (one, other))
+    """Return the configuration keys whose values differ, with both; None where one has no such key.
+
+    Raises CheckpointError where one of them is no configuration.
+    """
+    first, second = _configuration(one), _configuration(other)
     return {
         key: (first.get(key), second.get(key)) for key in sorted({*first, *second}) if first.get(key) != second.get(key)
     }
 
 
-def _flat(tree: dict[str, dict[str, object]]) -> dict[str, object]:
-    return {f"{group}.{key}": value for group, keys in tree.items() for key, value in (keys or {}).items()}
+def _configuration(reader: CheckpointReader) -> dict[str, object]:
+    """Return a checkpoint's configuration by dotted key, also of a version whose keys this one does not know."""
+    try:
+        tree = yaml.safe_load(reader.config_path.read_text(encoding="utf-8"))
+        return {f"{group}.{key}": value for group, keys in tree.items() for key, value in (keys or {}).items()}
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # AttributeError: no groups of keys
+        raise CheckpointError(f"checkpoint {reader.directory}: {reader.config_path.name} is damaged: {error}") from None

@@ -11,6 +11,7 @@ from card_scale.data.manifest import TOKENIZER_NAME, Manifest, check_sizes, load
 from card_scale.data.shards import NPY_HEADER_BYTES
 from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
+from card_scale.errors import DataError
 
 
 def describe(directory: Path) -> str:
@@ -64,7 +65,7 @@ def show_documents(directory: Path, split: str, first: int, count: int, characte
     """Documents of a split in the index's order: origin, length, whether excluded, and the start of their text.
 
     Raises:
-        DataError: no readable manifest, index or tokenizer.
+        DataError: no readable manifest, index, tokenizer or shard.
     """
     manifest = Manifest.load(directory)
     check_sizes(directory, manifest)
@@ -84,15 +85,25 @@ def show_documents(directory: Path, split: str, first: int, count: int, characte
 
 
 def _origin(shard: Path, token_offset: int) -> str:
-    """What the JSON member of the document says whose tokens stand at an offset of a shard."""
-    description: dict = {}
-    with tarfile.open(shard, mode="r:") as archive:
-        for member in archive:
-            if member.offset_data + NPY_HEADER_BYTES == token_offset:
-                break
-            if member.name.endswith(".json"):
-                description = json.loads(member_bytes(archive, member))
-    return f"{description['source']}, record {description['record']}"
+    """What the JSON member of the document says whose tokens stand at an offset of a shard.
+
+    Raises DataError, naming the shard, where it says nothing.
+    """
+    content = b""
+    try:
+        with tarfile.open(shard, mode="r:") as archive:
+            for member in archive:
+                if member.offset_data + NPY_HEADER_BYTES == token_offset:
+                    break
+                if member.name.endswith(".json"):
+                    content = member_bytes(archive, member)
+        description = json.loads(content)
+        return f"{description['source']}, record {description['record']}"
+    except (tarfile.TarError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{shard}: does not say where the document at byte {token_offset} is from ({error}); tools/data.py verify "
+            "shows all damage"
+        ) from None
 
 
 def show_samples(directory: Path, split: str, seed: int, length: int, first: int, count: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from card_scale.corpus.processes import process_map
+from card_scale.data.arrays import read_array
 from card_scale.data.manifest import Manifest, Split, check_hash, load_excluded, load_index, size_problem
 from card_scale.data.shards import END_MARKER, NPY_HEADER_BYTES, ShardRecord
 from card_scale.data.tokenizer import CONTROL_IDS, EOS_ID, SPECIAL_IDS, Tokenizer
@@ -138,7 +139,9 @@ def _content_problems(
         for member in archive:
             end = member.offset_data + member.size + -member.size % tarfile.BLOCKSIZE
             key, _, kind = member.name.partition(".")
-            if kind == "json":
+            if not member.isfile() or "/" in member.name:
+                yield f"member {member.name}: no plain file of the shard"
+            elif kind == "json":
                 if not _is_json_object(member_bytes(archive, member)):
                     yield f"member {member.name}: not a JSON object"
             elif kind != "npy" or previous != key + ".json":
@@ -162,8 +165,11 @@ def _content_problems(
 
 
 def member_bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The content of a member; empty for one that is no file, which a sound shard does not have."""
-    file = archive.extractfile(member)
+    """The content of a member; empty for one that is no file, which a sound shard does not have.
+
+    A link would lead to another member, to none, or to itself.
+    """
+    file = archive.extractfile(member) if member.isfile() else None
     return b"" if file is None else file.read()
 
 
@@ -178,8 +184,8 @@ def _document_problem(
     data: bytes, dtype: str, vocabulary_size: int, offset: int, row: np.ndarray | None
 ) -> tuple[np.ndarray | None, str | None]:
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = read_array(io.BytesIO(data))
+    except ValueError as error:
         return None, f"not a .npy array ({error})"
     if array.dtype != np.dtype(dtype) or array.ndim != 1 or not len(array):
         return None, f"{array.dtype} array of shape {array.shape}, expected a non-empty one-dimensional {dtype}"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from card_scale.data.arrays import read_array
 from card_scale.data.shards import INDEX_DTYPE, ShardRecord
 from card_scale.errors import DataError
 from card_scale.files import sha256_file, write_atomically
@@ -217,18 +218,29 @@ def check_hash(directory: Path, file: FileRecord) -> None:
         raise DataError(f"{directory / file.name}: SHA-256 {found}, the manifest says {file.sha256}")
 
 
+def _checked_array(directory: Path, file: FileRecord) -> np.ndarray:
+    """The array of an ``.npy`` file. Raises DataError where it is not the manifest's, or none."""
+    check_hash(directory, file)
+    path = directory / file.name
+    try:
+        with path.open("rb") as opened:
+            return read_array(opened)
+    except ValueError as error:
+        raise DataError(f"{path}: not a .npy array ({error})") from None
+
+
 def load_index(directory: Path, split: Split) -> np.ndarray:
     """A split's index, checked by its hash: ``INDEX_DTYPE`` [documents].
 
     Raises:
         DataError: the file is not the manifest's.
     """
-    check_hash(directory, split.index)
-    index = np.load(directory / split.index.name, allow_pickle=False)
-    if index.dtype != INDEX_DTYPE or len(index) != split.documents or int(index["tokens"].sum()) != split.tokens:
+    index = _checked_array(directory, split.index)
+    is_index = index.dtype == INDEX_DTYPE and index.shape == (split.documents,)
+    if not is_index or int(index["tokens"].sum()) != split.tokens:
         raise DataError(
-            f"{directory / split.index.name}: {len(index)} documents, {index.dtype}; the manifest says "
-            f"{split.documents} documents and {split.tokens} tokens"
+            f"{directory / split.index.name}: {index.dtype} {index.shape}; the manifest says {split.documents} "
+            f"documents and {split.tokens} tokens"
         )
     return index
 
@@ -245,8 +257,7 @@ def load_excluded(directory: Path, manifest: Manifest, split: str) -> np.ndarray
     record = manifest.decontamination
     if split != "validation" or record is None:
         return np.zeros(0, dtype=np.int64)
-    check_hash(directory, record.excluded)
-    excluded = np.load(directory / record.excluded.name, allow_pickle=False)
+    excluded = _checked_array(directory, record.excluded)
     documents = manifest.splits[split].documents
     numbers = excluded.dtype == np.int64 and excluded.ndim == 1 and bool((np.diff(excluded, prepend=-1) > 0).all())
     if not numbers or len(excluded) != record.excluded_documents or (excluded >= documents).any():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from card_scale.cost.flops import flops_per_token
 from card_scale.errors import ConfigurationError
-from card_scale.files import write_atomically
+from card_scale.files import read_json, write_atomically
 from card_scale.model.vocabulary import padded_vocabulary
 from card_scale.studies.spec import RunSpec
 from card_scale.studies.state import read_exit
@@ -40,7 +40,7 @@ def measure(specs: Sequence[RunSpec], directory: Path, environment: Mapping[str,
 def read(directory: Path) -> dict[tuple[str, str], float]:
     """Return what :func:`measure` has kept, nothing where it never ran."""
     path = directory / "measured.json"
-    listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    listed = read_json(path) if path.is_file() else []
     return {(item["arm"], item["size"]): item["flops_per_second"] for item in listed}
 
 

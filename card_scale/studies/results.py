@@ -4,7 +4,6 @@ Names that the fits read stand in :mod:`card_scale.laws.columns`; ``objective`` 
 more than the configuration key ``objective.name``.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from card_scale.cost.flops import flops_per_token
 from card_scale.cost.parameters import parameter_counts
+from card_scale.files import read_json
 from card_scale.laws import columns
 from card_scale.model.vocabulary import padded_vocabulary
 from card_scale.studies.spec import RunSpec
@@ -197,7 +197,7 @@ def _branched_at(task: Task) -> int | None:
 
 def _environment(path: Path) -> dict[str, Any]:
     """Return commit, device and versions that a run recorded; None for a run that never began."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = read_json(path) if path.is_file() else {}
     versions = found.get("versions", {})
     return {
         "commit": found.get("commit"),

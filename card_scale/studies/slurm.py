@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from card_scale.errors import ConfigurationError
-from card_scale.files import write_atomically
+from card_scale.files import read_json, write_atomically
 from card_scale.studies import task_process
 from card_scale.studies.grid import Slurm
 from card_scale.studies.state import Outcome, StudyDirectory
@@ -134,7 +134,7 @@ def queued(study: StudyDirectory) -> set[str]:
 
 def _jobs(study: StudyDirectory) -> dict[str, str]:
     path = study.path / "slurm" / "jobs.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 @dataclass

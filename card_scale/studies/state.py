@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from card_scale.errors import ConfigurationError, ExitCode
+from card_scale.files import read_json
 from card_scale.files import replace as replace_file
 from card_scale.studies.tasks import Task
 from card_scale.training.run_directory import RunDirectory
@@ -55,7 +56,7 @@ class StudyDirectory:
         path = self._outcome(task)
         if not path.is_file():
             return Outcome(None, "")
-        outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
+        outcome = Outcome(**read_json(path))
         if outcome.code is None:
             # Whoever starts a task removes exit.json first: this one is of the last attempt.
             ended = read_exit(task.directory)
@@ -127,5 +128,5 @@ def read_exit(directory: Path) -> tuple[int, str] | None:
     path = RunDirectory(directory).exit
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_json(path)
     return record["code"], record["reason"]

@@ -1,7 +1,5 @@
 """tools/checkpoint.py on checkpoints made by hand: what is listed, verified, shown, compared and pruned."""
 
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,21 +9,6 @@ from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint.format import StoredPiece
 from card_scale.training.run_lock import RunLock
 from tests.checkpoint.handmade import publish
-
-TOOL = Path(__file__).parents[2] / "tools/checkpoint.py"
-
-
-@pytest.fixture
-def tool(monkeypatch, capsys):
-    """Function that runs the tool in this process; returns (exit code, what it printed, what it complained of)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["checkpoint", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 def save(root: Path, step: int, value: float | None = None) -> Path:

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import os
@@ -7,12 +8,15 @@ import tarfile
 import numpy as np
 import pytest
 
+from card_scale.corpus.summary import show_documents
 from card_scale.corpus.tokenizer_training import train_tokenizer
 from card_scale.corpus.verify import verify_dataset
 from card_scale.data.manifest import FileRecord, Manifest, load_index
 from card_scale.data.shards import INDEX_DTYPE, ShardWriter
+from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import EOS_ID, MASK_ID
 from card_scale.errors import DataError
+from card_scale.files import sha256_file
 
 
 @pytest.fixture
@@ -160,3 +164,61 @@ def test_without_a_manifest_there_is_nothing_to_verify(copy):
     (copy / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"manifest\.json"):
         verify_dataset(copy)
+
+
+LINKS = {"symbolic.json": tarfile.SYMTYPE, "hard.json": tarfile.LNKTYPE}
+OTHER_KINDS = {
+    "character.json": tarfile.CHRTYPE,
+    "block.npy": tarfile.BLKTYPE,
+    "fifo.json": tarfile.FIFOTYPE,
+    "folder.json": tarfile.DIRTYPE,
+}
+
+
+def append_hostile_members(path, hostile, outside) -> list[str]:
+    """Put into a shard what no build makes; return the names of the members."""
+    contents = {f"code.{ending}": hostile.files["pickle"] for ending in ("pickle", "pkl", "pyd", "pt", "pth")}
+    # An array stands after the description of its document.
+    contents |= {"array.json": b"{}", "array.npy": hostile.files["npy of objects"]}
+    contents |= {"archive.json": b"{}", "archive.npy": hostile.files["npz of objects"]}
+    contents |= {"description.json": hostile.files["pickle in ASCII"]}
+    contents |= {f"../{outside.name}.json": b"{}", f"{outside}.json": b"{}", f"{outside}.npy": b"", "a/b.json": b"{}"}
+    with tarfile.open(path, "a") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for name, kind in {**LINKS, **OTHER_KINDS}.items():
+            for target in (name, str(outside), "nowhere") if name in LINKS else ("",):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind, target
+                archive.addfile(member)
+    return [name for name in (*contents, *LINKS, *OTHER_KINDS) if name not in ("array.json", "archive.json")]
+
+
+def test_members_that_no_build_makes_are_named_and_never_read(copy, shard, hostile, tmp_path):
+    manifest = Manifest.load(copy)
+    before = PackedStream(copy, "train", 0, 16)
+    samples = before.samples(np.arange(before.sample_count))
+    outside = tmp_path / "outside"
+    names = append_hostile_members(copy / shard.name, hostile, outside)
+    # With a manifest that agrees.
+    record = dataclasses.replace(shard, bytes=(copy / shard.name).stat().st_size, sha256=sha256_file(copy / shard.name))
+    split = manifest.splits["train"]
+    train = dataclasses.replace(split, shards=tuple(record if one == shard else one for one in split.shards))
+    dataclasses.replace(manifest, splits={**manifest.splits, "train": train}).save(copy)
+    files = sorted(tmp_path.rglob("*"))
+
+    problems = []
+    for most in (10, 100):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("card_scale.corpus.verify._MOST_PROBLEMS", most)
+            problems = verify_dataset(copy)
+        assert problems
+        assert all(problem.startswith(f"{copy / shard.name}: ") for problem in problems)
+    for name in names:
+        assert any(f": member {name}: " in problem for problem in problems), name
+    after = PackedStream(copy, "train", 0, 16)
+    assert np.array_equal(after.samples(np.arange(after.sample_count)), samples)
+    assert show_documents(copy, "train", 0, split.documents, 10).count("--- train document") == split.documents
+    assert sorted(tmp_path.rglob("*")) == files

@@ -284,6 +284,36 @@ def test_a_folder_without_its_parts_is_refused(tmp_path):
         import_folder(tmp_path, tmp_path / "c")
 
 
+def test_no_file_of_a_folder_is_unpickled(tmp_path, hostile):
+    foreign_folder(tmp_path / "folder")
+    for name in ("config.json", "tokenizer.model", "model.safetensors"):
+        path = tmp_path / "folder" / name
+        sound = path.read_bytes()
+        for content in hostile.files.values():
+            path.write_bytes(content)
+            with pytest.raises((CheckpointError, DataError), match=f"^{path}"):
+                import_folder(tmp_path / "folder", tmp_path / "c")
+        path.write_bytes(sound)
+    assert not (tmp_path / "c").exists()
+
+
+def test_other_files_of_a_folder_are_never_read(tmp_path, hostile):
+    """Not the weights as a pickle, not the code that ``auto_map`` names."""
+    folder = tmp_path / "folder"
+    foreign_folder(folder)
+    names = ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "tokenizer.json", "model.safetensors.index.json")
+    for name, content in zip(names, hostile.files.values(), strict=False):
+        (folder / name).write_bytes(content)
+    (folder / "modeling.py").write_text(f"import os\nos.mkdir({str(hostile.marker)!r})\n")
+    path = folder / "config.json"
+    named = {"auto_map": {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    import_folder(folder, tmp_path / "iter_0000000")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=re.escape(f"{folder} holds no *.safetensors")):
+        import_folder(folder, tmp_path / "c")
+
+
 def test_decoding_is_timed_beside_transformers_which_writes_the_same(checkpoint):
     ratios = time_over_transformers(checkpoint, load(checkpoint), [prompt(4), prompt(9)], 10, repetitions=2)
     assert len(ratios) == 2

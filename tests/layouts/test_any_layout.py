@@ -151,11 +151,21 @@ def save_at_each_place(root: Path) -> dict[str, Losses]:
         run.engine.publish_weights()
         objective = run.config.objective.with_state(FOUND[variant])
         run.train(objective, place.step - 1, 1)
-        run.checkpoints(saved_at(root, place, variant)).save(place.step, objective)
+        directory = saved_at(root, place, variant)
+        run.checkpoints(directory).save(place.step, objective)
+        check_saved(run.engine, directory / directories.name_of(place.step))
         for change, (source, _, its_variant) in CONTINUED.items():
             if (source, its_variant) == (place, variant):
                 continued[change] = run.train(objective, place.step, CONTINUED_UPDATES)
     return continued
+
+
+def check_saved(engine: ShardingEngine, checkpoint: Path) -> None:
+    """Raise AssertionError unless every rank's part of every state stands in the checkpoint to the last bit."""
+    with CheckpointReader(checkpoint) as reader:
+        for (parameter, where), key in itertools.product(engine.weights(), engine.state_keys()):
+            held = engine.full_state(parameter, key)
+            assert torch.equal(held.cpu(), where.select(reader.read(where.name, key))), (checkpoint, key, where.name)
 
 
 class Loaded(NamedTuple):
