@@ -28,7 +28,8 @@ from card_scale.engine.base import ShardingEngine
 from card_scale.objectives.base import Objective
 from card_scale.objectives.mask_interval import MAX_MASK, MIN_MASK
 from card_scale.training.resume_point import VALIDATION_DIGEST
-from card_scale.training.run_checkpoints import RunCheckpoints
+from card_scale.training.run_checkpoints import PASSED_OVER, RunCheckpoints
+from card_scale.training.run_directory import RunDirectory
 from card_scale.training.train_step import TrainStep
 from tests.layouts.parity import TOLERANCE
 from tests.layouts.processes import run_ranks
@@ -96,7 +97,8 @@ class Run(NamedTuple):
     data: SimpleNamespace
 
     def checkpoints(self, directory: Path) -> RunCheckpoints:
-        return RunCheckpoints(self.engine, self.config, self.dims, self.data, directory)
+        """Those in ``directory``/checkpoints."""
+        return RunCheckpoints(self.engine, self.config, self.dims, self.data, RunDirectory(directory))
 
     def train(self, objective: Objective, first: int, count: int) -> Losses:
         train_step = TrainStep(self.engine, objective, self.config)
@@ -126,7 +128,8 @@ def config_of(place: Place, variant: str) -> Config:
     tensor, pipeline, _ = place.layout
     parallel = {"tensor": tensor, "pipeline": pipeline, "engine": place.engine}
     # Two micro-batches at least.
-    return small_config(parallel=parallel, optimizer={"ema": 0.9}, train={"micro_batch": 2}, **VARIANTS[variant])
+    train = {"micro_batch": 2, "async_save": place.engine == "fsdp2"}
+    return small_config(parallel=parallel, optimizer={"ema": 0.9}, train=train, **VARIANTS[variant])
 
 
 def beginning(name: str, shape: tuple[int, ...], key: str, place: Place) -> Tensor:
@@ -152,7 +155,10 @@ def save_at_each_place(root: Path) -> dict[str, Losses]:
         objective = run.config.objective.with_state(FOUND[variant])
         run.train(objective, place.step - 1, 1)
         directory = saved_at(root, place, variant)
-        run.checkpoints(directory).save(place.step, objective)
+        checkpoints = run.checkpoints(directory.parent)
+        # Beside training or not: the same bytes.
+        checkpoints.save(place.step, objective, {}, 0, must=not run.config.train.async_save)
+        checkpoints.wait()
         check_saved(run.engine, directory / directories.name_of(place.step))
         for change, (source, _, its_variant) in CONTINUED.items():
             if (source, its_variant) == (place, variant):
@@ -185,12 +191,13 @@ def load_at_each_place(root: Path) -> Loaded:
         checkpoints = run.checkpoints(root / "again" / place.name / variant)
         again = checkpoints.checkpointer.root
         for source in PLACES:
-            checkpoints.directory = saved_at(root, source, variant)
+            first = saved_at(root, source, variant)
+            checkpoints.directory = RunDirectory(first.parent)
             start = checkpoints.resume()
             assert (start.step, start.is_new) == (source.step, False)
-            checkpoints.save(start.step, start.objective)
+            checkpoints.save(start.step, start.objective, {}, start.passed_over, must=True)
             if dist.get_rank() == 0:
-                paths = (path / directories.name_of(source.step) for path in (checkpoints.directory, again))
+                paths = (path / directories.name_of(source.step) for path in (first, again))
                 found = [f"{variant} of {source.name}: {text}" for text in compare(*paths, run)]
                 differences.setdefault(place, []).extend(found)
                 shutil.rmtree(again)
@@ -223,7 +230,7 @@ def compare(first: Path, second: Path, run: Run) -> Iterator[str]:
 
 
 def saved_at(root: Path, place: Place, variant: str) -> Path:
-    return root / "first" / place.name / variant
+    return root / "first" / place.name / variant / "checkpoints"
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +273,7 @@ def test_what_is_saved_is_what_the_engine_was_given_and_an_update(saved, place, 
             "epoch": samples // SAMPLES,
             "cursor": samples % SAMPLES,
             "seed": config_of(place, variant).run.seed,
+            PASSED_OVER: 0,
             VALIDATION_DIGEST: "held out",
             **FOUND[variant],
         }
