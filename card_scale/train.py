@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from card_scale.training.run_checkpoints import RunCheckpoints, Start
     from card_scale.training.run_data import RunData
     from card_scale.training.run_directory import RunDirectory
+    from card_scale.training.train_step import StepReport
     from card_scale.training.watchdog import Watchdog
 
 DEFECT = 1
@@ -70,7 +71,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     dims = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
     directory = RunDirectory(config.run.dir)
     if not from_scratch:
-        directory.check_same_run(config)
+        directory.check_same_run(config)  # else once it is known whether it is set aside
     data = run_data.open_data(config)
     steps = total_steps(config, data.train.sample_count)
     limit = time_limit(config.run.max_hours, config.run.stop_before_end, os.environ, time.time(), time.monotonic())
@@ -78,9 +79,9 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     process_groups.initialize(dims, config.run.timeout_seconds)
     lock = agree_on_lock(RunLock(directory.path), held)
     if from_scratch:
-        begin_anew(directory)
+        begin_anew(directory, config, job_of(os.environ), is_restart(os.environ))
     if process_groups.is_main_rank():
-        directory.stop.unlink(missing_ok=True)  # it was for who was running before
+        directory.take()
         # From here on, though it takes minutes until the first update may look.
         stop.watch(directory.stop, limit)
     watchdog = held.enter_context(
@@ -90,7 +91,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
             config.run.timeout_seconds,
             process_groups.global_rank(),
             all_peers(),
-            lambda reason: os._exit(finish(config, ExitCode.HANG, reason)),
+            lambda reason: end_hanging(config, reason),
         )
     )
     faults.reach("start")
@@ -100,7 +101,11 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
         engine, config, run_data.open_validation(config, data), run_data.open_train_samples(config, data)
     )
     checkpoints = RunCheckpoints(engine, config, dims, data, directory, lock)
-    with contextlib.closing(checkpoints), run_data.open_loader(config, data) as loader:
+    with contextlib.ExitStack() as open_things:
+        # However the updates end, the watchdog knows that a save in flight is waited for.
+        open_things.callback(checkpoints.close)
+        open_things.callback(lambda: watchdog.enter("save", 0))
+        loader = open_things.enter_context(run_data.open_loader(config, data))
         start = checkpoints.resume()
         if process_groups.is_main_rank():
             directory.start(config)
@@ -120,6 +125,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
                     raise NumericError(
                         f"{bad}; guard.rollbacks allows {config.guard.rollbacks}. Lower optimizer.lr"
                     ) from bad
+                watchdog.enter("start", bad.step)
                 start = checkpoints.roll_back(bad, start.passed_over)
                 if process_groups.is_main_rank():
                     print(f"warning: {start.opening}", file=sys.stderr, flush=True)
@@ -172,6 +178,10 @@ def go_on(job: Job, start: "Start") -> str:
         train_step.check_weights(step)
         checkpoints.save(step, train_step.objective, train_step.guard.state(), start.passed_over, must=must)
 
+    def note_refusals(report: "StepReport") -> None:
+        record_refusals(ledger, report.refusals.steps, start.passed_over, config.train.global_batch)
+        recorder.refusals(report)
+
     if start.is_new and not agree_to_stop(job.stop.poll()):
         evaluate_and_record(0)
     recorder.restart_clock(start.step)
@@ -180,20 +190,22 @@ def go_on(job: Job, start: "Start") -> str:
     with contextlib.closing(recorder), contextlib.closing(ledger):
         for step in range(start.step + 1, steps + 1):
             if reason := agree_to_stop(job.stop.poll()):
+                job.watchdog.enter("save", step - 1)
                 checkpoints.wait()
                 if result is not None and checkpoints.saved_step != step - 1:
                     # No log line need have looked at the last update; a checkpoint must not hold what it ruined.
-                    train_step.report(step - 1, result)
+                    note_refusals(train_step.report(step - 1, result))
                     save(step - 1, must=True)
                 raise StopRequested(
                     f"stopped after {step - 1} of {steps} steps on {reason}; run the same command to go on"
                 )
             stragglers.begin()
-            job.watchdog.enter("data", step)
+            job.watchdog.enter("start" if result is None else "data", step)
             faults.reach("step.begin", step)
-            samples = job.damaged.leave_out(job.loader.rank_batch(step - 1, start.passed_over), step)
+            read = job.loader.rank_batch(step - 1, start.passed_over)
             stragglers.ready()
             job.watchdog.enter("start" if result is None else "step", step)
+            samples = job.damaged.leave_out(read, step)
             logs, evaluates, saves = (
                 is_due(step, every, steps)
                 for every in (config.train.log_every, config.train.eval_every, config.train.save_every)
@@ -215,7 +227,7 @@ def go_on(job: Job, start: "Start") -> str:
 
             if logs or evaluates or saves:
                 report = train_step.report(step, result)
-                record_refusals(ledger, report.refusals.steps, start.passed_over, config.train.global_batch)
+                note_refusals(report)
                 if logs:
                     waited = job.loader.take_waited_seconds()
                     recorder.training(report, rate, waited, job.damaged.left_out, stragglers.compare())
@@ -275,14 +287,14 @@ def main(argv: list[str] | None = None) -> int:
             if options.dry_run:
                 from card_scale.training.dry_run import dry_run
 
-                dry_run(config)
+                dry_run(config, from_scratch=options.from_scratch)
                 return ExitCode.DONE
             from card_scale import known_warnings
             from card_scale.versions import check_versions
 
             check_versions()
             known_warnings.silence()
-            done = train(config, stop, held, from_scratch=options.from_scratch and not is_restart(os.environ))
+            done = train(config, stop, held, from_scratch=options.from_scratch)
             return finish(config, ExitCode.DONE, done)
         except (Exception, KeyboardInterrupt) as error:
             code, reason = ending(error)
@@ -292,6 +304,16 @@ def main(argv: list[str] | None = None) -> int:
             if code == DEFECT:
                 raise
             return code
+
+
+def job_of(environment: Mapping[str, str]) -> str | None:
+    """Return what tells one job from another through its restarts, None where nothing does."""
+    torchrun = environment.get("TORCHELASTIC_RUN_ID", "none")
+    if torchrun != "none":
+        return f"torchrun {torchrun}"
+    if "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" in environment:
+        return f"Slurm {environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}"
+    return None
 
 
 def is_restart(environment: Mapping[str, str]) -> bool:
@@ -330,6 +352,14 @@ def lost_peer_or_hang(error: RuntimeError) -> ExitCode | None:
     return None
 
 
+def end_hanging(config: Config, reason: str) -> None:
+    """End the process, whatever its other threads do, with the code of a hang."""
+    try:
+        finish(config, ExitCode.HANG, reason)
+    finally:
+        os._exit(ExitCode.HANG)
+
+
 def finish(config: Config | None, code: ExitCode | int, reason: str) -> int:
     """Say and record how the command ended; return the exit code."""
     from card_scale.training.run_directory import RunDirectory
@@ -341,7 +371,10 @@ def finish(config: Config | None, code: ExitCode | int, reason: str) -> int:
         prefix = "" if code in (ExitCode.DONE, ExitCode.STOPPED) else "error: "
         print(f"{prefix}{reason}", file=sys.stdout if code == ExitCode.DONE else sys.stderr, flush=True)
     if config is not None and (rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED)):
-        RunDirectory(config.run.dir).write_exit(code, reason)
+        try:
+            RunDirectory(config.run.dir).write_exit(code, reason)
+        except OSError as error:
+            print(f"warning: exit.json cannot be written: {error}", file=sys.stderr, flush=True)
     return int(code)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from card_scale.benchmark.clock import Partition
-from card_scale.engine.base import ShardingEngine
+from card_scale.engine.base import Judge, ShardingEngine
 from card_scale.model.gpt import GPT
 
 PHASES = ("prepare", "forward", "backward", "optimizer")
@@ -38,9 +38,9 @@ def phases(engine: ShardingEngine, partition: Partition) -> Iterator[None]:
         partition.switch("backward")
         before_backward()
 
-    def stamped_step(learning_rate: float) -> Tensor:
+    def stamped_step(learning_rate: float, judge: Judge) -> Tensor:
         partition.switch("optimizer")
-        return step(learning_rate)
+        return step(learning_rate, judge)
 
     with contextlib.ExitStack() as stack:
         for chunk in engine.chunks:

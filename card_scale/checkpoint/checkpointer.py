@@ -12,6 +12,9 @@ from card_scale.checkpoint.write import Piece, Plan, RankShare, write
 from card_scale.engine.base import ShardingEngine
 from card_scale.errors import CheckpointError
 
+SAVING_THREAD = "checkpoint"
+"""Beginning of the name of the thread that saves beside training."""
+
 
 class Checkpointer:
     """Saves the checkpoints of one run, never two at a time. A context manager: its end waits for one in flight.
@@ -23,7 +26,7 @@ class Checkpointer:
 
     def __init__(self, root: Path, group: dist.ProcessGroup):
         self.root, self.group = root, group
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=SAVING_THREAD)
         self._in_flight: Future[Path] | None = None
 
     def save(self, engine: ShardingEngine, publication: Publication, *, beside_training: bool = False) -> Path | None:

@@ -4,6 +4,7 @@ Its collectives have a process group of their own, so that they can be made besi
 rank fails on all of them, and leaves nothing behind.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import shutil
@@ -106,11 +107,12 @@ def _publish(gathered: list[RankShare | CheckpointError], temporary: Path, publi
         manifest.check_complete(temporary)
         write_atomically(temporary / MANIFEST_NAME, manifest.to_json().encode())
         faults.reach("checkpoint.manifest", step)
-    publication.check_allowed()
     with saving(temporary.parent / directories.name_of(step)):
+        publication.check_allowed()
         directories.publish(temporary, step)
-    faults.reach("checkpoint.pointed", step)
-    prune(temporary.parent, publication.retention)
+    with contextlib.suppress(OSError):  # it is published; the next commit prunes
+        faults.reach("checkpoint.pointed", step)
+        prune(temporary.parent, publication.retention)
 
 
 def _merge(

@@ -1,5 +1,6 @@
 """Writing a safetensors file tensor by tensor, hashed on the way: the library wants all of them in memory at once."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -34,7 +35,8 @@ class TensorFileWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a file that is not finished anyway
+            self._file.close()
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Append the next tensor: float32, on CPU. ValueError for one that is not the next."""

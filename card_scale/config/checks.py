@@ -13,6 +13,7 @@ def check(config: "Config") -> None:
     """Raise ConfigurationError naming the key, its value and what would be valid."""
     _check_ranges(config)
     _check_combinations(config)
+    _check_guard(config)
     _check_time_limits(config)
     config.objective.check(config.model.length)
     config.objective.attention.check_layers(config.model.layers)
@@ -71,6 +72,14 @@ def _check_ranges(config: "Config") -> None:
     require("guard.window", config.guard.window >= 16, "at least 16")
     require("guard.patience", config.guard.patience >= 0, "0 or more")
     require("guard.rollbacks", config.guard.rollbacks >= 0, "0 or more")
+
+
+def _check_guard(config: "Config") -> None:
+    if config.guard.policy != "rollback":
+        return
+    for key, value in {"guard.rollbacks": config.guard.rollbacks, "train.save_every": config.train.save_every}.items():
+        if value == 0:
+            raise ConfigurationError(f"guard.policy is rollback, but {key} is 0: there is nothing to go back to")
 
 
 def _check_time_limits(config: "Config") -> None:

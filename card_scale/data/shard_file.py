@@ -6,6 +6,7 @@ an error.
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,10 @@ class ShardFile:
         self.path, self.bytes = directory / shard.name, shard.bytes
         self._sleep = sleep
         self._descriptor: int | None = None
+        self._given_up = False
+        """Whether all attempts have failed: from then on there is one."""
+        # Batches are read in a thread of their own, while evaluations read here too.
+        self._lock = threading.Lock()
 
     def __del__(self) -> None:
         self._close()
@@ -41,14 +46,22 @@ class ShardFile:
         says, or cannot be read after all attempts.
         """
         offset, size = int(row["offset"]), int(row["tokens"]) * itemsize
-        for delay in (*DELAYS, None):
+        with self._lock:
+            return self._attempt(offset, size)
+
+    def _attempt(self, offset: int, size: int) -> np.ndarray:
+        for delay in (None,) if self._given_up else (*DELAYS, None):
             try:
                 faults.reach("data.read")
                 return self._read(offset, size)
             except OSError as error:
                 self._close()
                 if error.errno not in PASSING or delay is None:
+                    self._given_up = True
                     raise DataError(f"{self.path}: cannot be read at byte {offset} ({error})") from error
+            except DataError:
+                self._close()
+                raise
             self._sleep(delay)
         raise AssertionError("the last attempt returns or raises")
 

@@ -111,10 +111,7 @@ class PackedStream:
             IndexError: a sample id outside the epoch.
             DataError: a shard changed since the stream was opened, or its content is not what was built.
         """
-        out, problems = self.readable_samples(sample_ids)
-        if problems:
-            raise next(iter(problems.values()))
-        return out
+        return self._read_all(sample_ids, None)
 
     def readable_samples(self, sample_ids: np.ndarray) -> tuple[np.ndarray, dict[int, DataError]]:
         """Read samples as :meth:`samples`, and go on after damage.
@@ -122,20 +119,26 @@ class PackedStream:
         Returns:
             (int64 [B, length + 1], what is wrong by row); rows with which something is wrong are zero.
         """
+        problems: dict[int, DataError] = {}
+        return self._read_all(sample_ids, problems), problems
+
+    def _read_all(self, sample_ids: np.ndarray, problems: dict[int, DataError] | None) -> np.ndarray:
+        """Read samples; what is wrong with one is raised at once, or noted where ``problems`` are given."""
         sample_ids = np.asarray(sample_ids, dtype=np.int64)
         if len(sample_ids) and not 0 <= sample_ids.min() <= sample_ids.max() < self.sample_count:
             raise IndexError(f"sample ids {sample_ids} outside [0, {self.sample_count})")
         out = np.empty((len(sample_ids), self.length + 1), dtype=np.int64)
-        problems: dict[int, DataError] = {}
         starts = sample_ids * self.length
         first_documents = np.searchsorted(self._ends, starts, side="right")
         for number, (start, document) in enumerate(zip(starts.tolist(), first_documents.tolist(), strict=True)):
             try:
                 self._read(out[number], start, document)
             except DataError as error:
+                if problems is None:
+                    raise
                 out[number] = 0
                 problems[number] = error
-        return out, problems
+        return out
 
     def _read(self, row: np.ndarray, start: int, document: int) -> None:
         """Fill a row with the tokens from stream position ``start``, which lies in ``document``."""

@@ -40,7 +40,11 @@ class AdamW(torch.optim.AdamW):
         weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
         self.ensure_state(weights)
         # torch's own way to leave out an update without asking the device: GradScaler's.
-        refused = self.found_inf = None if self.refusal is None else self.refusal()
+        refused = None if self.refusal is None else self.refusal()
+        if refused is not None and weights:
+            # Waits where weights are offloaded: torch would copy it without waiting, and read what is not there yet.
+            refused = refused.to(weights[0].device)
+        self.found_inf = refused
         result = super().step(closure)
         if self.ema_decay:
             share = 1.0 - self.ema_decay

@@ -21,7 +21,7 @@ from card_scale.training.run_directory import EVALUATION, MAY_CHANGE
 from card_scale.training.steps import total_steps
 
 # Data enters by its digests.
-_NOT_HASHED = (MAY_CHANGE - EVALUATION) | {"data.validation"}
+_NOT_HASHED = {key for key in MAY_CHANGE - EVALUATION if not key.startswith("guard.")} | {"data.validation"}
 """Keys that change neither what is trained nor what is evaluated."""
 
 _SHOWN = 5

@@ -8,11 +8,12 @@ import torch.distributed as dist
 
 from card_scale.checkpoint import verify
 from card_scale.checkpoint.format import CheckpointManifest
+from card_scale.config import Config
 from card_scale.data import ledger as ledgers
 from card_scale.data.digest import batch_digest
 from card_scale.data.samples import Samples
 from card_scale.distributed import process_groups
-from card_scale.errors import CheckpointError, DataError, ForeignRunError
+from card_scale.errors import CheckpointError, ConfigurationError, DataError, ForeignRunError
 from card_scale.training import resume_point
 from card_scale.training.resume_point import ResumePoint
 from card_scale.training.run_directory import RunDirectory
@@ -38,14 +39,16 @@ def agree_on_lock(lock: RunLock, held: contextlib.ExitStack) -> RunLock | None:
     """Have rank 0 take the run directory's lock until ``held`` ends; return it there, None on the others. Collective.
 
     Raises ForeignRunError on all ranks where it is refused: the others would wait for rank 0, and then say in the other
-    job's directory that it was lost.
+    job's directory that it was lost. ConfigurationError where the file system refuses.
     """
-    refused: list[ForeignRunError | None] = [None]
+    refused: list[ConfigurationError | None] = [None]
     if dist.get_rank() == 0:
         try:
             held.enter_context(lock)
         except ForeignRunError as error:
             refused = [error]
+        except OSError as error:
+            refused = [ConfigurationError(f"run.dir {lock.path.parent} cannot be used: {error}")]
     dist.broadcast_object_list(refused, src=0)
     if refused[0] is not None:
         raise refused[0]
@@ -59,11 +62,47 @@ def all_peers() -> list[Peer]:
     return [peer for peer in found if peer is not None]
 
 
-def begin_anew(directory: RunDirectory) -> None:
-    """Set aside what an earlier run has left in the run directory, and say where. Collective."""
-    if dist.get_rank() == 0 and (aside := directory.set_aside()) is not None:
-        print(f"beginning anew: the run that was in {directory.path} is in {aside}", flush=True)
-    dist.barrier()
+def begin_anew(directory: RunDirectory, config: Config, job: str | None, is_restart: bool) -> None:
+    """Set aside what an earlier run has left in the run directory, and say where; once a job. Collective.
+
+    Args:
+        directory: of the run.
+        config: of this one.
+        job: what tells one job from another through restarts, None where nothing does.
+        is_restart: whether it is one, as far as this rank's launcher knows; asked of rank 0, and without a ``job``.
+
+    Raises:
+        ForeignRunError: on all ranks: a restart finds another run there.
+    """
+    refused: list[ForeignRunError | None] = [None]
+    if dist.get_rank() == 0:
+        again = directory.was_begun_anew_by(job) if job is not None else is_restart
+        try:
+            if again:
+                directory.check_same_run(config)
+            else:
+                aside = directory.set_aside()
+                directory.note_begun_anew(job)
+                if aside is not None:
+                    print(f"beginning anew: the run that was in {directory.path} is in {aside}", flush=True)
+        except ForeignRunError as error:
+            refused = [error]
+    dist.broadcast_object_list(refused, src=0)
+    if refused[0] is not None:
+        raise refused[0]
+
+
+def agree_that_nothing_is_saved(directory: RunDirectory) -> None:
+    """Raise CheckpointError, on all ranks, where the run has saved checkpoints, of which none is there. Collective."""
+    refused: list[CheckpointError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            directory.check_nothing_saved()
+        except CheckpointError as error:
+            refused = [error]
+    dist.broadcast_object_list(refused, src=0)
+    if refused[0] is not None:
+        raise refused[0]
 
 
 def check_same_samples(samples: Samples, step: int) -> None:

@@ -18,7 +18,7 @@ from card_scale.training.stop import time_limit
 from card_scale.versions import check_versions
 
 
-def dry_run(config: Config) -> None:
+def dry_run(config: Config, *, from_scratch: bool = False) -> None:
     """Validate the run and print configuration, layout, parameters, memory, work and where it would begin.
 
     Raises what the run would raise before its process groups form, and of its checkpoints what needs no engine. The
@@ -31,14 +31,16 @@ def dry_run(config: Config) -> None:
     smallest = config.parallel.tensor * config.parallel.pipeline
     dims = preflight.check(config, int(launched.get("WORLD_SIZE", smallest)))
     directory = RunDirectory(config.run.dir)
-    directory.check_same_run(config)
+    if not from_scratch:
+        directory.check_same_run(config)
     RunLock(directory.path).check_free()
     data = run_data.open_data(config)
-    point = resume_point.find(directory.checkpoints)
+    point = None if from_scratch else resume_point.find(directory.checkpoints)
     if point is not None:
         resume_point.check_same_data(point, data)
     else:
-        directory.check_nothing_saved()
+        if not from_scratch:
+            directory.check_nothing_saved()
         initial_weights.find(config, data)
     steps = total_steps(config, data.train.sample_count)
     model, rows = config.model, data.vocabulary.padded
@@ -63,4 +65,6 @@ def dry_run(config: Config) -> None:
     )
     begun_from = f" from the weights of {config.run.init_from}" if config.run.init_from else ""
     new = f"would start a new run in {config.run.dir}{begun_from}"
+    if from_scratch:
+        new += ", after setting aside what is there"
     print(f"would resume from {point.describe()}" if point else new)

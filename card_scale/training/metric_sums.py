@@ -34,7 +34,10 @@ class MetricSums:
         first_seen = scored & (batch.samples.epochs == 0)[:, None]
         sums = [share.detach().double(), *_total(losses, scored), *_total(losses, first_seen)]
         for metric in self.metrics:
-            sums += _total(metric.value(batch, losses), metric.over(batch))
+            over = metric.over(batch)
+            if batch.samples.valid is not None:
+                over = over & batch.samples.valid[:, None]
+            sums += _total(metric.value(batch, losses), over)
         return torch.stack(sums)
 
     def read(self, local: Tensor) -> dict[str, float]:

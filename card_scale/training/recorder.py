@@ -35,6 +35,10 @@ class Recorder(ABC):
         samples have been left out by now; ``delays`` are those of ranks among each other."""
 
     @abstractmethod
+    def refusals(self, report: StepReport) -> None:
+        """Say what was not applied up to an update."""
+
+    @abstractmethod
     def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
         """Record an evaluation of the model after ``step`` updates."""
 
@@ -57,6 +61,9 @@ class SilentRecorder(Recorder):
     def training(
         self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int, delays: Delays
     ) -> None:
+        pass
+
+    def refusals(self, report: StepReport) -> None:
         pass
 
     def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
@@ -139,8 +146,6 @@ class WritingRecorder(Recorder):
             )
         if report.applied:
             record |= {"loss": report.loss, "grad_norm": report.gradient_norm} | report.metrics
-        else:
-            self._say(f"warning: {report.refusals.reason}; the update was not applied")
         if self.config.guard.policy != "raise":
             record["guard/refused_updates"] = report.refusals.total
             record["guard/passed_over_batches"] = self.passed_over
@@ -154,6 +159,11 @@ class WritingRecorder(Recorder):
         counts = {"refused": len(report.refusals.steps), "not_finite": report.refusals.not_finite}
         self._say(log_line(record, total_steps=self.total_steps, **counts))
         self.bar.set_postfix_str(f"loss {report.loss:.4f}", refresh=False)
+
+    def refusals(self, report: StepReport) -> None:
+        if steps := report.refusals.steps:
+            others = f", nor {len(steps) - 1} others since the last report" if len(steps) > 1 else ""
+            self._say(f"warning: {report.refusals.reason}; the update was not applied{others}")
 
     def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
         record = {"step": step, "samples": step * self.config.train.global_batch, **results}

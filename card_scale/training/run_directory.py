@@ -1,8 +1,8 @@
 """The run directory: what a run leaves on disk beside its checkpoints, and whether a run may continue in it."""
 
+import contextlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 from card_scale import config as configs
@@ -77,6 +77,7 @@ class RunDirectory:
         self.stop = self.path / "STOP"
         self.saved = self.path / "saved.json"
         self.silent = self.path / "silent"
+        self.anew = self.path / "begun-anew.json"
 
     def check_same_run(self, config: Config) -> None:
         """Raise ForeignRunError, naming each key and both values, if the directory is another configuration's."""
@@ -102,18 +103,22 @@ class RunDirectory:
                 "run.init_from=CHECKPOINT starts a new one from its weights"
             )
 
-    def start(self, config: Config) -> None:
-        """Write the resolved configuration and the environment; forget how an earlier command ended."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+    def take(self) -> None:
+        """Forget how an earlier command ended, and whether it was asked to stop; for who holds the lock."""
+        self.stop.unlink(missing_ok=True)
         self.exit.unlink(missing_ok=True)
-        shutil.rmtree(self.silent, ignore_errors=True)
+
+    def start(self, config: Config) -> None:
+        """Write the resolved configuration and the environment."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         # Atomically: a resume that is killed here must find its configuration again.
         write_atomically(self.config, config.to_yaml().encode())
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
 
     def note_saved(self, step: int) -> None:
         """Note outside of the checkpoints that there are some: without them a run is not begun anew unasked."""
-        write_atomically(self.saved, json.dumps({"step": step}).encode())
+        with contextlib.suppress(OSError):  # the disk has filled since; the checkpoint itself is there
+            write_atomically(self.saved, json.dumps({"step": step}).encode())
 
     def check_nothing_saved(self) -> None:
         """Raise CheckpointError where the run has saved checkpoints. To be asked where there are none."""
@@ -128,13 +133,25 @@ class RunDirectory:
         left = [path for path in self._of_a_run() if path.exists()]
         if not left:
             return None
-        number = 1 + len(list(self.path.glob("before-*")))
+        earlier = (path.name.removeprefix("before-") for path in self.path.glob("before-*"))
+        number = 1 + max((int(name) for name in earlier if name.isdecimal()), default=0)
         aside = self.path / f"before-{number:04d}"
         aside.mkdir()
         # The configuration goes last: as long as it is here, the directory is still that run's.
         for path in left:
             path.rename(aside / path.name)
         return aside
+
+    def note_begun_anew(self, job: str | None) -> None:
+        """Note which job has set aside what was here, so that its restart does not do so again."""
+        write_atomically(self.anew, json.dumps({"job": job}).encode())
+
+    def was_begun_anew_by(self, job: str) -> bool:
+        """Whether that job has set aside what was here."""
+        try:
+            return json.loads(self.anew.read_text(encoding="utf-8"))["job"] == job
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
 
     def _of_a_run(self) -> tuple[Path, ...]:
         others = (self.path / name for name in ("environment.json", "ledger"))

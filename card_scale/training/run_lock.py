@@ -41,12 +41,12 @@ class Owner(NamedTuple):
     def this_process(cls) -> "Owner":
         """This one."""
         started = _started(os.getpid()) or 0
-        return cls(socket.gethostname(), _boot(), _namespace(), os.getpid(), started, uuid.uuid4().hex)
+        return cls(socket.gethostname(), _boot(), pid_namespace(), os.getpid(), started, uuid.uuid4().hex)
 
     @property
     def is_here(self) -> bool:
         """Whether it ran on this machine, in this boot, among the processes that this one sees."""
-        return (self.host, self.boot, self.namespace) == (socket.gethostname(), _boot(), _namespace())
+        return (self.host, self.boot, self.namespace) == (socket.gethostname(), _boot(), pid_namespace())
 
     @property
     def is_running(self) -> bool:
@@ -131,7 +131,7 @@ class RunLock:
         chain = self._chain()
         if not chain or not self._is_dead(*chain[-1]):
             return False
-        claim = self._claim_on(chain[-1][1])
+        claim = self._claim_on(*chain[-1])
         if not self._create(claim):
             return False
         if self._chain() != [*chain, (claim, self.owner)]:
@@ -150,13 +150,13 @@ class RunLock:
         path = self.path
         while path.exists():
             found.append((path, self._read(path)))
-            path = self._claim_on(found[-1][1])
-            if path in (before for before, _ in found):
-                break
+            path = self._claim_on(*found[-1])
         return found
 
-    def _claim_on(self, owner: Owner | None) -> Path:
-        return self.path.with_name(f"{self.path.name}.after-{'unreadable' if owner is None else owner.token}")
+    def _claim_on(self, path: Path, owner: Owner | None) -> Path:
+        """Where who succeeds the owner of a file makes its own; of one that is unreadable by when it was written."""
+        whose = f"unreadable-{self._beaten(path)}" if owner is None else owner.token
+        return self.path.with_name(f"{self.path.name}.after-{whose}")
 
     def _is_dead(self, path: Path, owner: Owner | None) -> bool:
         """Whether the owner that a file names is dead, after waiting for the heartbeat of one that may not be asked;
@@ -213,14 +213,15 @@ class RunLock:
             return None
 
 
+def pid_namespace() -> str:
+    """Return in which namespace this process has its number: containers on one machine may have one each."""
+    path = "/proc/self/ns/pid"
+    return os.readlink(path) if os.path.exists(path) else "unknown"
+
+
 def _boot() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text(encoding="ascii").strip() if path.is_file() else "unknown"
-
-
-def _namespace() -> str:
-    path = "/proc/self/ns/pid"
-    return os.readlink(path) if os.path.exists(path) else "unknown"
 
 
 def _create_without_links(path: Path, content: bytes) -> bool:

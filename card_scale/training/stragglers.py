@@ -13,7 +13,7 @@ LATE_SHARE = 0.1
 """Of an update's time by which a batch that comes later than the median rank's is worth a word."""
 SLOW_RATIO = 1.25
 """Of a device's time to the median's that is worth a word: cards of one kind differ by a few per cent."""
-_PROBE_SIZE, _PROBE_PRODUCTS = 4096, 8
+_PROBE_SIZE, _PROBE_PRODUCTS = 2048, 32  # 8 MiB a matrix: a card may be nearly full
 
 
 class Delays(NamedTuple):
@@ -36,6 +36,8 @@ class Stragglers:
     def begin(self) -> None:
         """All ranks have just agreed to make an update."""
         self._begin = self._clock()
+        if self._updates == 0:
+            self._compared = self._begin  # what lay before, evaluating and saving, is no update
 
     def ready(self) -> None:
         """This rank has its batch."""
@@ -49,7 +51,7 @@ class Stragglers:
             return Delays({}, [])
         step_seconds = (self._clock() - self._compared) / max(1, self._updates)
         mine = torch.tensor([self._late / max(1, self._updates), _probe_seconds()], dtype=torch.float64)
-        self._late, self._updates, self._compared = 0.0, 0, self._clock()
+        self._late, self._updates = 0.0, 0
         gathered = [torch.empty_like(mine) for _ in range(world_size)]
         dist.all_gather(gathered, mine)
         lates, probes = torch.stack(gathered).T.tolist()

@@ -20,10 +20,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from card_scale.checkpoint.checkpointer import SAVING_THREAD
 from card_scale.config import WatchdogConfig
 from card_scale.files import replace
+from card_scale.training.run_lock import pid_namespace
 
 STACKS_SIGNAL = signal.SIGUSR2
 """Makes a rank show the stacks of its threads, whatever it is doing."""
@@ -32,19 +34,25 @@ _COLLECTIVE = re.compile(r"distributed_c10d\.py|_functional_collectives\.py|p2p_
 """What stands in one of the innermost frames of a thread that waits in a collective, or for one's handle."""
 _INNERMOST = 4
 
+_WRITER = "checkpointer.py"
+"""What stands in a frame of the saving thread while it saves."""
+
 _LOOKS_PER_LIMIT = 20
+_SUSPENDED_INTERVALS = 5
+"""Looks that this thread has missed when the process must have been stopped."""
 
 
 class Peer(NamedTuple):
     """Where a rank runs."""
 
     host: str
+    namespace: str
     pid: int
 
     @classmethod
     def this_process(cls) -> "Peer":
         """This one."""
-        return cls(socket.gethostname(), os.getpid())
+        return cls(socket.gethostname(), pid_namespace(), os.getpid())
 
 
 class Watchdog:
@@ -82,13 +90,15 @@ class Watchdog:
         # Both may lack a descriptor under a test or a notebook.
         with contextlib.suppress(io.UnsupportedOperation):
             faulthandler.register(STACKS_SIGNAL, file=sys.stderr, all_threads=True)
+        self._take_back()  # of an earlier process
+        self._last = self.clock()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._file(self.rank).unlink(missing_ok=True)
+        self._take_back()
 
     def enter(self, phase: str, step: int) -> None:
         """Say what comes now: a phase of the limits, of update ``step``."""
@@ -101,68 +111,90 @@ class Watchdog:
         self._last = self.clock()
 
     def _watch(self) -> None:
+        interval = min(self.limits.values()) / _LOOKS_PER_LIMIT
         told = False
-        while not self._ended.wait(min(self.limits.values()) / _LOOKS_PER_LIMIT):
-            silent, limit = self.clock() - self._last, self.limits[self._place[0]]
+        looked = self.clock()
+        while not self._ended.wait(interval):
+            now = self.clock()
+            if now - looked > _SUSPENDED_INTERVALS * interval:
+                self._last = now  # the whole process was suspended
+            looked = now
+            silent, limit = now - self._last, self.limits[self._place[0]]
             if silent < limit / 2:
                 if told:
-                    self._file(self.rank).unlink(missing_ok=True)
+                    self._take_back()
                 told = False
                 continue
-            self._tell(silent)
+            mine = self._told(silent)
+            with contextlib.suppress(OSError):  # a file system that refuses must not end the watch
+                self.directory.mkdir(parents=True, exist_ok=True)
+                replace(self._file(self.rank), json.dumps(mine, indent=1).encode())
             told = True
             if silent >= limit:
-                reason = self._reason(silent, limit)  # before a stopped process is made to go on
-                self._show_stacks()
+                reason = self._reason(mine, limit)  # before a stopped process is made to go on
+                self._show_stacks(mine)
                 self.end(reason)
                 return
 
-    def _tell(self, silent: float) -> None:
+    def _told(self, silent: float) -> dict[str, Any]:
+        """What this rank says of itself."""
         phase, step = self._place
-        self.directory.mkdir(parents=True, exist_ok=True)
-        stack = self._stack()
-        content = {
+        stack = self._stack(phase)
+        waits = phase != "data" and any(_COLLECTIVE.search(frame) for frame in stack[-_INNERMOST:])
+        return {
             "rank": self.rank,
             "phase": phase,
             "step": step,
             "beats": self._beats,
             "silent_seconds": silent,
-            "in_collective": phase != "data" and any(_COLLECTIVE.search(frame) for frame in stack[-_INNERMOST:]),
+            "in_collective": waits,
             "stack": stack,
         }
-        replace(self._file(self.rank), json.dumps(content, indent=1).encode())
 
-    def _reason(self, silent: float, limit: float) -> str:
+    def _take_back(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file(self.rank).unlink(missing_ok=True)
+
+    def _reason(self, mine: dict[str, Any], limit: float) -> str:
         """Return whom the job waits for, as far as the files tell."""
         told = {rank: held for rank in range(len(self.peers)) if (held := self._read(rank)) is not None}
-        key = f"limit of {limit:.0f} s (watchdog.{self._place[0]})"
-        mute = [rank for rank in range(len(self.peers)) if rank not in told]
-        if mute:
+        told[self.rank] = mine
+        key = f"limit of {limit:.0f} s (watchdog.{mine['phase']})"
+        waited = f"{mine['silent_seconds']:.0f} s in {_place(mine)}, {key}"
+        if mute := [rank for rank in range(len(self.peers)) if rank not in told]:
             who = ", ".join(f"rank {rank} (process {self.peers[rank].pid} on {self.peers[rank].host})" for rank in mute)
             return (
                 f"{who} gave no sign of life: stopped, gone, or holding the interpreter. Rank {self.rank} has waited "
-                f"for {silent:.0f} s in {_place(told[self.rank])}, {key}"
+                f"for {waited}"
             )
         least = min((held["beats"], held["in_collective"]) for held in told.values())
         behind = [rank for rank, held in told.items() if (held["beats"], held["in_collective"]) == least]
         if len(behind) == len(told) and len(told) > 1:
-            return f"all ranks have been silent for {silent:.0f} s in {_place(told[self.rank])}, {key}"
-        who = ", ".join(f"rank {rank} hangs in {_place(told[rank])}" for rank in behind)
+            return f"all ranks have been silent for {waited}"
+        who = ", ".join(f"rank {rank} hangs in {_place(told[rank])}" for rank in sorted(behind))
         return f"{who} for {told[behind[0]]['silent_seconds']:.0f} s, {key}"
 
-    def _show_stacks(self) -> None:
+    def _show_stacks(self, mine: dict[str, Any]) -> None:
         """Show this rank's stack, and have those ranks of this machine show theirs that cannot themselves."""
-        stack = "".join(self._stack())
-        print(f"rank {self.rank} is silent in {_place(self._read(self.rank) or {})}:\n{stack}", file=sys.stderr)
+        print(f"rank {self.rank} is silent in {_place(mine)}:\n{''.join(mine['stack'])}", file=sys.stderr, flush=True)
+        here = Peer.this_process()
         for rank, peer in enumerate(self.peers):
-            if peer.host == socket.gethostname() and rank != self.rank and self._read(rank) is None:
+            is_here = (peer.host, peer.namespace) == (here.host, here.namespace)
+            if is_here and rank != self.rank and self._read(rank) is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(peer.pid, STACKS_SIGNAL)
                     os.kill(peer.pid, signal.SIGCONT)  # a stopped one shows nothing
 
-    def _stack(self) -> list[str]:
-        """The watched thread's frames, the innermost last."""
-        frame = sys._current_frames().get(self._watched)
+    def _stack(self, phase: str) -> list[str]:
+        """The watched thread's frames, the innermost last; while a checkpoint is waited for, its writer's."""
+        frames = sys._current_frames()
+        if phase == "save":
+            for thread in threading.enumerate():
+                if thread.name.startswith(SAVING_THREAD) and thread.ident in frames:
+                    stack = traceback.format_stack(frames[thread.ident])
+                    if any(_WRITER in frame for frame in stack):
+                        return stack
+        frame = frames.get(self._watched)
         return [] if frame is None else traceback.format_stack(frame)
 
     def _file(self, rank: int) -> Path:
@@ -171,7 +203,7 @@ class Watchdog:
     def _read(self, rank: int) -> dict | None:
         try:
             return json.loads(self._file(rank).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
 
 

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
 import time
 import types
 from pathlib import Path
@@ -351,3 +353,80 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew_unasked(tmp_path, da
 def restart_from_scratch(arguments: list[str]) -> int:
     os.environ["SLURM_RESTART_COUNT"] = "1"
     return train(arguments)
+
+
+def from_scratch_in_a_job(arguments: list[str], job: str, counts: list[int]) -> int:
+    os.environ.update(TORCHELASTIC_RUN_ID=job, TORCHELASTIC_RESTART_COUNT=str(counts[int(os.environ["RANK"])]))
+    return train(arguments)
+
+
+def test_a_job_begins_anew_once_whatever_its_launchers_count(tmp_path, dataset):
+    """torchrun does not count a restart for a change of members, and its agents may count differently."""
+    run = tmp_path / "run"
+    config = [str(write_config(tmp_path, dataset)), "train.steps=2", "--from-scratch"]
+    assert run_ranks(train, 2, config[:2], deadline=60) == [0, 0]
+    for counts in ([0, 0], [0, 0], [0, 1], [1, 1]):
+        assert run_ranks(from_scratch_in_a_job, 2, config, "one", counts, deadline=60) == [0, 0]
+        assert sorted(path.name for path in run.glob("before-*")) == ["before-0001"]
+    assert run_ranks(from_scratch_in_a_job, 2, config, "two", [0, 0], deadline=60) == [0, 0]
+    shutil.rmtree(run / "before-0001")
+    assert run_ranks(from_scratch_in_a_job, 2, config, "three", [0, 0], deadline=60) == [0, 0]
+    assert sorted(path.name for path in run.glob("before-*")) == ["before-0002", "before-0003"]
+    other = [*config, "run.seed=8"]
+    assert run_ranks(from_scratch_in_a_job, 2, other, "three", [0, 0], deadline=60) == [ExitCode.CONFIGURATION] * 2
+
+
+@pytest.mark.parametrize("beside_training", ["false", "true"])
+def test_what_fails_after_a_checkpoint_is_published_costs_nothing(tmp_path, dataset, undisturbed, beside_training):
+    config = [str(write_config(tmp_path, dataset)), *KEEP_TWO, f"train.async_save={beside_training}"]
+    fault = "rank=0,at=checkpoint.pruned,action=eio,step=4"
+    assert run_ranks(train_with, 2, fault, config, deadline=60) == [0, 0]
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("iter_*"))
+    assert names == ["iter_0000005", "iter_0000006"]
+    assert_same_trajectory(tmp_path / "run", undisturbed, tolerance=0)
+
+
+def stop_while_saving(arguments: list[str]) -> int:
+    """Ask for a stop as soon as a save is in flight, which takes longer than an update may."""
+    os.environ[VARIABLE] = "rank=1,at=checkpoint.written,action=sleep,seconds=9,step=2"
+    if os.environ["RANK"] == "0":
+        threading.Thread(target=_stop_at, args=(arguments[-1].removeprefix("run.dir="),), daemon=True).start()
+    return train(arguments)
+
+
+def _stop_at(run: str) -> None:
+    while not list(Path(run).glob("checkpoints/iter_0000002.tmp-*")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stop_waits_for_a_save_longer_than_an_update_may_take(tmp_path, dataset):
+    limits = ["run.timeout_seconds=40", "watchdog.data=3", "watchdog.step=5"]
+    saves = ["train.async_save=true", "train.save_every=2", "train.eval_every=6"]
+    config = [str(write_config(tmp_path, dataset)), *limits, *saves, f"run.dir={tmp_path}/run"]
+    assert run_ranks(stop_while_saving, 2, config, deadline=60) == [ExitCode.STOPPED] * 2
+    assert directories.find_latest(tmp_path / "run/checkpoints")[1].step >= 2
+
+
+def stop_after_four_steps(arguments: list[str]) -> int:
+    """With a loss that is no number at the third, of which no log line tells."""
+    from card_scale.training import agreement
+
+    asked = []
+    agree = agreement.agree_to_stop
+
+    def agree_to_stop(reason):
+        asked.append(reason)
+        return agree("the test" if len(asked) > 5 else reason)
+
+    agreement.agree_to_stop = agree_to_stop
+    return train_with("rank=0,at=loss,action=nan,step=3", arguments)
+
+
+def test_a_stop_records_what_was_refused_since_the_last_log_line(tmp_path, dataset):
+    keys = ["guard.policy=skip", "run.ledger=true", "train.log_every=6", "train.eval_every=6", "train.save_every=6"]
+    config = [str(write_config(tmp_path, dataset)), *keys]
+    assert run_ranks(stop_after_four_steps, 1, config, deadline=60) == [ExitCode.STOPPED]
+    assert run_ranks(train, 2, config, deadline=60) == [0, 0]
+    report = checked_ledger(tmp_path / "run")
+    assert (report.steps, report.rows, report.skipped, report.passed_over) == (6, 40, 1, 8)

@@ -1,5 +1,6 @@
 """The numerics guard: what one rank spoils no rank applies, and the run goes on as if the batch had not been."""
 
+import json
 import os
 
 import pytest
@@ -71,6 +72,22 @@ def check_all(configs) -> list[str]:
     form_groups(configs[0])
     found = ((config, check_engine(config)) for config in configs)
     return [f"{config.parallel}, {config.train.precision}: {wrong}" for config, wrong in found if wrong]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_offloaded_states_are_refused_alike(tmp_path, precision):
+    """Under offload ZeRO-1 and 2 keep what they have accumulated where they leave out an update themselves."""
+    configs = []
+    for stage in (1, 2, 3):
+        path = tmp_path / f"offload_{stage}.json"
+        path.write_text(json.dumps({"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}}))
+        parallel = {"deepspeed": str(path)}
+        train = {"precision": precision, "steps": 20, "global_batch": 4, "micro_batch": 1}
+        guard = {"policy": "skip", "spike": 20.0, "window": 16}
+        configs.append(
+            small_config(model={"layers": 2}, parallel=parallel, optimizer={"ema": 0.9}, train=train, guard=guard)
+        )
+    assert run_ranks(check_all, 2, configs, deadline=120) == [[], []]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -85,6 +85,8 @@ def test_the_first_reason_to_fail_stays(directory):
     directory.write_exit(ExitCode.DATA, "a shard is gone")
     directory.write_exit(ExitCode.PEER_LOST, "Connection closed by peer")
     assert json.loads(directory.exit.read_text()) == {"code": 4, "reason": "a shard is gone"}
-    directory.start(small_config())
+    directory.write_exit(ExitCode.HANG, "all ranks have been silent")
+    assert json.loads(directory.exit.read_text())["code"] == 4
+    directory.take()
     directory.write_exit(ExitCode.PEER_LOST, "Connection closed by peer")
     assert json.loads(directory.exit.read_text())["code"] == 8

@@ -23,7 +23,7 @@ class Rank:
         self.ended, self._release = threading.Event(), threading.Event()
         self.places: list[tuple[str, int]] = []
         self.waits_in_collective = False
-        self._arguments = (directory, LIMITS, 100, number, [Peer("elsewhere", NOBODY)] * ranks, self._end)
+        self._arguments = (directory, LIMITS, 100, number, [Peer("elsewhere", "none", NOBODY)] * ranks, self._end)
 
     def _end(self, reason: str) -> None:
         self.reasons.append(reason)
@@ -98,7 +98,7 @@ def test_a_rank_without_a_sign_of_life_is_named_with_its_process(tmp_path):
 
 def test_progress_keeps_it_quiet_and_a_half_limit_leaves_a_file(tmp_path):
     ended = []
-    with Watchdog(tmp_path, LIMITS, 100, 0, [Peer("elsewhere", NOBODY)], ended.append) as watchdog:
+    with Watchdog(tmp_path, LIMITS, 100, 0, [Peer("elsewhere", "none", NOBODY)], ended.append) as watchdog:
         watchdog.enter("data", 1)
         for _ in range(25):
             time.sleep(0.1)

@@ -150,6 +150,16 @@ def gradient_norm(optimizer) -> torch.Tensor:
     return torch.where(norm < 0, torch.nan, norm) if not skipped else torch.full_like(norm, torch.nan)
 
 
+def forget_gradients(optimizer, stage: int) -> None:
+    """Forget the gradients of an update that DeepSpeed has left out.
+
+    Under offload stages 1 and 2 keep those that they have accumulated, and add the next ones to what was not finite.
+    """
+    if stage in (1, 2) and hasattr(optimizer, "averaged_gradients"):
+        for group in optimizer.averaged_gradients:
+            optimizer.averaged_gradients[group] = None
+
+
 def partition(parameter: nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
     """Return this data-parallel rank's part of a weight's value at stage 3, 1-D, padded with zeros as DeepSpeed pads.
 

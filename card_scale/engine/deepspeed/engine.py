@@ -121,6 +121,7 @@ class DeepSpeedEngine(ShardingEngine):
         if not refusal.cache_info().currsize:
             # DeepSpeed itself has left out the update, whose norm was not finite.
             refusal()
+            adapter.forget_gradients(self.engine.optimizer, self.zero_stage)
             self.optimizer.ensure_state(self.master_weights())
         return norm[0]
 
