@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,16 @@ def test_every_name_in_the_code_is_listed_and_every_listed_one_is_in_the_code():
                 found.add(ast.literal_eval(node.args[0]))
     assert found == POINTS.keys() | VALUES.keys()
     assert len(set(ACTIONS)) == len(ACTIONS)
+
+
+def test_the_page_names_places_actions_and_tests_that_there_are():
+    page = (ROOT / "docs/faults.md").read_text(encoding="utf-8")
+    for name in (*POINTS, *VALUES, *ACTIONS, *faults.SPOILT):
+        assert f"`{name}`" in page, name
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    everything = "\n".join(sources.values())
+    for file, test in re.findall(r"`(?:[\w/]*/)?(test_\w+\.py)(?:::(\w+))?", page):
+        assert file in sources
+        assert not test or f"def {test}" in sources[file], (file, test)
+    for test in re.findall(r", `(test_\w+?)_?…?`", page):
+        assert f"def {test}" in everything, test

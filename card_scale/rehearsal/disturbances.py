@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from card_scale import faults
 from card_scale.checkpoint import directory as directories
 from card_scale.training.run_directory import RunDirectory
 
 _STEP_PLACES = ("step.begin", "step.forward", "step.backward", "step.update", "step.end", "data.batch")
-_SAVE_PLACES = tuple(place for place in faults.POINTS if place.startswith("checkpoint."))
+_PLACES_OF_ALL = ("checkpoint.begin", "checkpoint.file", "checkpoint.written")
+_PLACES_OF_RANK_0 = ("checkpoint.manifest", "checkpoint.named", "checkpoint.pointed", "checkpoint.pruned")
+SOON = 40
+"""Updates within which a fault of an update happens: a start shall not run undisturbed to the end."""
 
 
 class Job(NamedTuple):
@@ -64,11 +66,11 @@ def draw(generator: random.Random, ranks: int, steps: range) -> Disturbance:
             lambda job: _kill([*job.ranks(), job.launcher]),
             after=lambda directory: damage_newest(directory, random.Random(seed)),
         )
-    place = generator.choice(_STEP_PLACES if kind == 6 else _SAVE_PLACES)
-    action = "exception" if kind == 6 and generator.random() < 0.3 else "enospc" if kind == 8 else "kill"
     # The places of a save are not passed at every step.
-    step = generator.choice(steps) if kind == 6 else None
-    where = "" if step is None else f",step={step}"
+    where = f",step={generator.choice(steps[:SOON])}" if kind == 6 else ""
+    place = generator.choice(_STEP_PLACES if kind == 6 else _PLACES_OF_ALL + _PLACES_OF_RANK_0)
+    rank = 0 if place in _PLACES_OF_RANK_0 else rank
+    action = "exception" if kind == 6 and generator.random() < 0.3 else "enospc" if kind == 8 else "kill"
     return Disturbance(f"{action} at {place}{where}", lambda _: None, f"rank={rank},at={place},action={action}{where}")
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from card_scale import faults
 from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint.reader import CheckpointReader
@@ -160,16 +158,16 @@ def final(directory: Path) -> Path:
     return root / directories.name_of(directories.published_steps(root)[0])
 
 
-def largest_difference(one: Path, other: Path) -> float:
-    """Return the largest norm of a tensor's difference over the tensor's norm, of all states of two checkpoints."""
-    largest = 0.0
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """Return for each state of two checkpoints (weights, moments, average) the norm of the difference over the norm."""
+    found = {}
     with CheckpointReader(one) as mine, CheckpointReader(other) as theirs:
-        for name in mine.names():
-            for key in mine.manifest.state_keys:
-                first, second = mine.read(name, key).double(), theirs.read(name, key).double()
-                scale = max(float(torch.linalg.vector_norm(second)), 1e-300)
-                largest = max(largest, float(torch.linalg.vector_norm(first - second)) / scale)
-    return largest
+        for key in mine.manifest.state_keys:
+            pairs = ((mine.read(name, key).double(), theirs.read(name, key).double()) for name in mine.names())
+            squares = [(float((a - b).square().sum()), float(b.square().sum())) for a, b in pairs]
+            difference, whole = map(sum, zip(*squares, strict=True))
+            found[key] = (difference / max(whole, 1e-300)) ** 0.5
+    return found
 
 
 def ledger_of(directory: Path) -> LedgerReport:

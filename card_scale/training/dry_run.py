@@ -54,6 +54,9 @@ def dry_run(config: Config, *, from_scratch: bool = False) -> None:
     print(f"parameters: {counts.total:,} (of which embeddings {counts.embedding + counts.head:,})")
     print(f"model states per rank: about {memory.states / 2**30:.2f} GiB")
     print(f"activations kept per rank: about {memory.activations / 2**30:.2f} GiB")
+    saved = counts.total * (16 if config.optimizer.ema else 12) / 2**30
+    held = f"; {saved / dims.world_size:.3g} GiB of it in each rank's host memory while it is written"
+    print(f"a checkpoint: {saved:.3g} GiB{held if config.train.async_save else ''}")
     print(
         f"data: {data.train.token_count:,} training tokens in {data.train.sample_count:,} samples; "
         f"{data.validation.sample_count:,} validation samples"
