@@ -83,6 +83,13 @@ def main() -> None:
     if arguments.json:
         write_atomically(arguments.json, json.dumps(record, indent=1).encode())
     same, changed = (record["runs"][name]["differences"] for name in ("one-layout", "changing-layouts"))
+    judge(same, changed, noise)
+
+
+def judge(same: dict[str, float], changed: dict[str, float], noise: dict[str, float]) -> None:
+    """Raise CheckpointError unless the disturbed runs have ended where the calm ones have."""
+    from card_scale.errors import CheckpointError
+
     if any(same.values()):
         raise CheckpointError(f"the run disturbed at one layout ended elsewhere: {shown(same)}")
     if any(changed[key] > 10 * noise[key] for key in noise):

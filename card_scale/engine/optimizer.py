@@ -8,6 +8,12 @@ from torch import Tensor
 from card_scale.config import OptimizerConfig
 
 
+def fused() -> bool:
+    """Return whether one kernel makes the update. On a CPU that kernel rounds the ends of a buffer otherwise than the
+    rest (torch 2.13), so that two copies of an embedding, cut at other places, would drift apart."""
+    return torch.cuda.is_available()
+
+
 class AdamW(torch.optim.AdamW):
     """torch's AdamW that also keeps ``ema``, an exponential moving average of the weights, as one more state tensor.
 
@@ -15,8 +21,7 @@ class AdamW(torch.optim.AdamW):
     """
 
     def __init__(self, groups: list[dict], config: OptimizerConfig):
-        # Fused also on CPU: an eighth of the time there, and the same way to refuse an update.
-        super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused() or None)
         self.ema_decay = config.ema
         self.refusal: Callable[[], Tensor] | None = None
         """Asked before every update: 1 (float32 scalar, on the weights' device) where nothing is to change."""
@@ -30,7 +35,8 @@ class AdamW(torch.optim.AdamW):
     def create_state(self, weights: Iterable[Tensor], step: int) -> None:
         """Create the state of ``weights`` as after ``step`` updates, with zero moments, to be filled by a load."""
         for weight in weights:
-            self.state[weight]["step"] = torch.tensor(float(step), dtype=torch.float32, device=weight.device)
+            on_device = weight.device if self.defaults["fused"] else torch.device("cpu")
+            self.state[weight]["step"] = torch.tensor(float(step), dtype=torch.float32, device=on_device)
             for key in self.state_keys:
                 self.state[weight][key] = torch.zeros_like(weight)
 
@@ -39,12 +45,15 @@ class AdamW(torch.optim.AdamW):
         """Update the weights, then their moving average; neither they nor the moments where the update is refused."""
         weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
         self.ensure_state(weights)
-        # torch's own way to leave out an update without asking the device: GradScaler's.
+        # Fused, torch's own way to leave out an update without asking the device: GradScaler's.
         refused = None if self.refusal is None else self.refusal()
         if refused is not None and weights:
             # Waits where weights are offloaded: torch would copy it without waiting, and read what is not there yet.
             refused = refused.to(weights[0].device)
-        self.found_inf = refused
+        if self.defaults["fused"]:
+            self.found_inf = refused
+        elif refused:
+            return None
         result = super().step(closure)
         if self.ema_decay:
             share = 1.0 - self.ema_decay

@@ -4,6 +4,7 @@ The decision is made on the device before the update, by the same arithmetic on 
 learns of it where it waits for the device anyway.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -113,7 +114,7 @@ class Guard:
             self._row = self._row + 1 if bad else 0
             longest_row = max(longest_row, self._row)
             if bad:
-                refused.append((step, not_finite, f"step {step}: the loss is {loss:g}, the gradient norm {norm:g}"))
+                refused.append((step, not_finite, f"step {step}: {_what_is_wrong(loss, norm)}"))
         self._total += len(refused)
         return Refusals(
             self._total,
@@ -164,6 +165,12 @@ class Guard:
         if self.config.spike and window and len(window) == min(held["filled"], self.config.window):
             self._window[: len(window)] = torch.tensor(window, dtype=torch.float64)
             self._filled.fill_(held["filled"])
+
+
+def _what_is_wrong(loss: float, norm: float) -> str:
+    values = {"the loss": loss, "the gradient norm": norm}
+    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+    return " and ".join(f"{name} is {value:g}" for name, value in (wrong or values).items())
 
 
 def applied_updates(state: Mapping[str, Any], step: int) -> int:

@@ -9,6 +9,8 @@ from card_scale.corpus.build import BuildSettings, build_dataset
 from card_scale.corpus.sources import InputSettings
 from card_scale.corpus.tokenizer_training import train_tokenizer
 from tests.corpora import make_texts
+from tests.end_to_end.runs import KEEP_TWO, train
+from tests.layouts.processes import run_ranks
 
 
 def make_dataset(root: Path, seed: int) -> Path:
@@ -57,3 +59,11 @@ def write_config(directory: Path, dataset: Path) -> Path:
     path = directory / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, dataset) -> Path:
+    """Six steps of two ranks, a checkpoint after each, of which two are kept; nothing happens."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    assert run_ranks(train, 2, [str(write_config(root, dataset)), *KEEP_TWO]) == [0, 0]
+    return root / "run"

@@ -17,6 +17,7 @@ from card_scale.data.manifest import Manifest
 from card_scale.errors import ExitCode
 from card_scale.training.run_lock import RunLock
 from tests.end_to_end.conftest import write_config
+from tests.end_to_end.runs import train
 from tests.layouts.processes import run_ranks
 
 FOUR_RANKS = ["parallel.pipeline=2"]
@@ -24,12 +25,6 @@ OTHER_LAYOUTS = {
     "tp2 dp2 fsdp2": ["parallel.tensor=2", "parallel.sequence=true", "parallel.engine=fsdp2", "parallel.zero=null"],
     "pp2 dp2 zero1, other micro-batch": ["parallel.pipeline=2", "parallel.zero=1", "train.micro_batch=1"],
 }
-
-
-def train(arguments: list[str]) -> int:
-    from card_scale.train import main
-
-    return main(arguments)
 
 
 def train_and_signal(arguments: list[str], rank: int, number: int, metrics: str, lines: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from card_scale.config import GuardConfig
 from card_scale.distributed.device import current_device
+from card_scale.engine import optimizer
 from card_scale.errors import NumericError
 from card_scale.faults import VARIABLE
 from card_scale.training.guard import Guard, RollBack
@@ -68,7 +69,9 @@ def check_engine(config) -> str | None:
     return None
 
 
-def check_all(configs) -> list[str]:
+def check_all(configs, as_on_a_gpu: bool = False) -> list[str]:
+    """``as_on_a_gpu``: with the one kernel that is told of the refusal and not asked for it."""
+    optimizer.fused = lambda: as_on_a_gpu
     form_groups(configs[0])
     found = ((config, check_engine(config)) for config in configs)
     return [f"{config.parallel}, {config.train.precision}: {wrong}" for config, wrong in found if wrong]
@@ -107,6 +110,20 @@ def test_what_one_rank_spoils_no_rank_applies(layout):
     ]
     for found in run_ranks(check_all, ranks, configs, deadline=120):
         assert found == []
+
+
+def test_the_fused_kernel_is_told_of_a_refusal():
+    configs = [
+        small_config(
+            model={"layers": 2},
+            parallel=engine,
+            optimizer={"ema": 0.9},
+            train={"steps": 20, "global_batch": 4, "micro_batch": 1},
+            guard={"policy": "skip", "spike": 20.0, "window": 16},
+        )
+        for engine in ENGINES.values()
+    ]
+    assert run_ranks(check_all, 2, configs, True, deadline=120) == [[], []]
 
 
 def first_update_is_bad(config) -> bool:
@@ -191,13 +208,13 @@ def policies(_: object) -> None:
     # Under raise nothing is applied any more until the host has seen it, and the first one is named.
     guard = guard_after("raise", [good, bad, good, bad])
     assert guard.refused == [False, True, True, True]
-    with pytest.raises(NumericError, match="step 2: the loss is nan, the gradient norm 1; the update was not applied"):
+    with pytest.raises(NumericError, match="step 2: the loss is nan; the update was not applied"):
         guard.check(4)
 
     guard = guard_after("skip", [good, bad, good, bad, good])
     found = guard.check(5)
     assert (found.total, found.steps, found.not_finite, found.longest_row) == (2, (2, 4), 2, 1)
-    assert found.reason == "step 4: the loss is nan, the gradient norm 1"
+    assert found.reason == "step 4: the loss is nan"
     assert guard.check(6).steps == ()
     with pytest.raises(NumericError, match=r"2 updates in a row were not applied, guard\.patience allows 1"):
         guard_after("skip", [bad, bad, good]).check(3)

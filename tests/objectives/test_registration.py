@@ -73,6 +73,8 @@ def test_it_trains_evaluates_and_resumes_on_another_layout(config_file, tmp_path
         with CheckpointReader(run / "checkpoints/iter_0000004") as reader:
             assert reader.state["toy/rate"] == pytest.approx(rates[-1], rel=1e-5)
     for one, other in zip(records, read_metrics(halves / "metrics.jsonl"), strict=True):
+        one.pop("stragglers/batch_ms", None)  # of several ranks alone
+        other.pop("stragglers/batch_ms", None)
         assert one.keys() == other.keys()
         for key in one.keys() - {"step_seconds", "tokens_per_second", "data/wait_ms", "world_size"}:
             assert one[key] == pytest.approx(other[key], rel=1e-4), (one["step"], key)
