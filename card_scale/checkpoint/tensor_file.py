@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ class TensorFileWriter:
         self.path = path
         self._awaited: Iterator[tuple[str, Sequence[int]]] = iter(shapes.items())
         self._hash = hashlib.sha256()
+        self._hashing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-hash")
         self._bytes = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = files.partial_path(path).open("wb", buffering=0)
@@ -35,6 +37,7 @@ class TensorFileWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._hashing.shutdown()
         with contextlib.suppress(OSError):  # of a file that is not finished anyway
             self._file.close()
 
@@ -52,10 +55,15 @@ class TensorFileWriter:
         return StoredFile(self._bytes, self._hash.hexdigest())
 
     def _append(self, data: bytes | memoryview) -> None:
-        self._hash.update(data)
+        # Neither holds the interpreter: hashing costs nothing beside writing.
+        hashed = self._hashing.submit(self._hash.update, data)
         self._bytes += len(data)
-        while len(data):  # unbuffered, one call may write a part
-            data = data[self._file.write(data) :]
+        rest = memoryview(data)
+        try:
+            while rest:  # unbuffered, one call may write a part
+                rest = rest[self._file.write(rest) :]
+        finally:
+            hashed.result()
 
 
 def _header(shapes: Mapping[str, Sequence[int]]) -> bytes:
