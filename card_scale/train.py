@@ -11,7 +11,6 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from card_scale import config as configs
@@ -52,7 +51,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
         CardScaleError: whatever ended the run early; nothing that was saved is lost.
     """
     from card_scale.distributed import process_groups
-    from card_scale.distributed.launched_as import rank_variables
+    from card_scale.distributed.launched_as import is_restart, job_of, rank_variables
     from card_scale.engine.build import build_engine
     from card_scale.training import preflight, run_data
     from card_scale.training.agreement import agree_on_lock, all_peers, begin_anew
@@ -304,21 +303,6 @@ def main(argv: list[str] | None = None) -> int:
             if code == DEFECT:
                 raise
             return code
-
-
-def job_of(environment: Mapping[str, str]) -> str | None:
-    """Return what tells one job from another through its restarts, None where nothing does."""
-    torchrun = environment.get("TORCHELASTIC_RUN_ID", "none")
-    if torchrun != "none":
-        return f"torchrun {torchrun}"
-    if "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" in environment:
-        return f"Slurm {environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}"
-    return None
-
-
-def is_restart(environment: Mapping[str, str]) -> bool:
-    """Return whether Slurm or torchrun starts the command again."""
-    return any(int(environment.get(name) or 0) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
 
 
 def ending(error: BaseException) -> tuple[int, str]:

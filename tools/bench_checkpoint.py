@@ -55,7 +55,7 @@ def main() -> None:
     engine = build_engine(config, dims, vocabulary, config.objective.attention)
     train_step = TrainStep(engine, config.objective, config)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as scratch:
-        directory = process_groups.from_main_rank(Path(scratch))
+        directory = process_groups.by_main_rank(lambda scratch=scratch: Path(scratch))
         cost = CheckpointCost(
             engine, train_step, random_batches(config, arguments.vocabulary), directory, arguments.steps
         )

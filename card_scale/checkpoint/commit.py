@@ -19,6 +19,7 @@ from card_scale.checkpoint.format import MANIFEST_NAME, CheckpointManifest, Stor
 from card_scale.checkpoint.retention import Retention, prune
 from card_scale.checkpoint.run_files import RunFiles
 from card_scale.checkpoint.write import RankShare, saving
+from card_scale.distributed import process_groups
 from card_scale.errors import CardScaleError, CheckpointError
 from card_scale.files import write_atomically
 
@@ -47,18 +48,14 @@ def begin(root: Path, step: int, group: dist.ProcessGroup) -> Path:
 
     Raises CheckpointError, on all ranks, where rank 0's file system refuses.
     """
-    temporary = root / directories.temporary_name(step)
-    outcome: list[Path | CheckpointError] = [temporary]
-    if dist.get_rank(group) == 0:
-        try:
-            with saving(temporary):
-                temporary.mkdir(parents=True)
-        except CheckpointError as error:
-            outcome = [error]
-    dist.broadcast_object_list(outcome, group=group, group_src=0)
-    if isinstance(outcome[0], CheckpointError):
-        raise outcome[0]
-    return outcome[0]
+
+    def make() -> Path:
+        temporary = root / directories.temporary_name(step)
+        with saving(temporary):
+            temporary.mkdir(parents=True)
+        return temporary
+
+    return process_groups.by_main_rank(make, group)
 
 
 def commit(
@@ -79,23 +76,21 @@ def commit(
         CardScaleError: on all ranks, with nothing published: a rank could not write, a tensor is not complete, the file
             system refuses, or it was not allowed any more.
     """
-    is_main = dist.get_rank(group) == 0
-    gathered: list | None = [None] * dist.get_world_size(group) if is_main else None
+    gathered: list | None = [None] * dist.get_world_size(group) if dist.get_rank(group) == 0 else None
     dist.gather_object(written, gathered, group=group, group_dst=0)
-    outcome: list[CardScaleError | None] = [None]
-    if gathered is not None:
+
+    def publish() -> Path:
+        assert gathered is not None
         try:
-            _publish(gathered, temporary, publication)
-        except CardScaleError as error:
+            return _publish(gathered, temporary, publication)
+        except CardScaleError:
             shutil.rmtree(temporary, ignore_errors=True)
-            outcome = [error]
-    dist.broadcast_object_list(outcome, group=group, group_src=0)
-    if outcome[0] is not None:
-        raise outcome[0]
-    return temporary.parent / directories.name_of(publication.description.step)
+            raise
+
+    return process_groups.by_main_rank(publish, group)
 
 
-def _publish(gathered: list[RankShare | CheckpointError], temporary: Path, publication: Publication) -> None:
+def _publish(gathered: list[RankShare | CheckpointError], temporary: Path, publication: Publication) -> Path:
     refused = [found for found in gathered if isinstance(found, CheckpointError)]
     if refused:
         raise refused[0]
@@ -109,10 +104,11 @@ def _publish(gathered: list[RankShare | CheckpointError], temporary: Path, publi
         faults.reach("checkpoint.manifest", step)
     with saving(temporary.parent / directories.name_of(step)):
         publication.check_allowed()
-        directories.publish(temporary, step)
+        published = directories.publish(temporary, step)
     with contextlib.suppress(OSError):  # it is published; the next commit prunes
         faults.reach("checkpoint.pointed", step)
         prune(temporary.parent, publication.retention)
+    return published
 
 
 def _merge(

@@ -1,4 +1,4 @@
-"""Which rank this process is: as torchrun says, or as srun says where it started the ranks itself.
+"""Which rank this process is, and of which job: as torchrun says, or as srun where it started the ranks itself.
 
 Pure: reads a mapping of environment variables, changes nothing.
 """
@@ -91,3 +91,18 @@ def first_host(node_list: str) -> str:
     """Return the first name of a list as Slurm writes it: ``n[001-003,7],login`` → ``n001``."""
     first = re.split(r",(?![^\[]*\])", node_list, maxsplit=1)[0]
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)
+
+
+def job_of(environment: Mapping[str, str]) -> str | None:
+    """Return what tells one job from another through its restarts, None where nothing does."""
+    torchrun = environment.get("TORCHELASTIC_RUN_ID", "none")
+    if torchrun != "none":
+        return f"torchrun {torchrun}"
+    if "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" in environment:
+        return f"Slurm {environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}"
+    return None
+
+
+def is_restart(environment: Mapping[str, str]) -> bool:
+    """Return whether Slurm or torchrun starts the command again."""
+    return any(int(environment.get(name) or 0) for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))

@@ -2,7 +2,8 @@
 
 import datetime
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,9 @@ from megatron.core import parallel_state
 
 from card_scale.distributed import cpu_backend
 from card_scale.distributed.parallel_dims import ParallelDims
-from card_scale.errors import ConfigurationError
+from card_scale.errors import CardScaleError, ConfigurationError
+
+T = TypeVar("T")
 
 
 def initialize(dims: ParallelDims, timeout_seconds: int) -> None:
@@ -65,11 +68,23 @@ def is_main_rank() -> bool:
     return dist.get_rank() == 0
 
 
-def from_main_rank(value: Any) -> Any:
-    """Return what the main rank gives, on every rank. Collective."""
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
+def by_main_rank(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Have the main rank do something; return what it gives, on every rank. Collective over ``group``, by default all.
+
+    One rank decides, so that a file system that shows ranks different states cannot split the job. Its CardScaleError
+    or OSError is raised on every rank: the others would wait for it.
+    """
+    outcome: list = [None, None]
+    if dist.get_rank(group) == 0:
+        try:
+            outcome = [action(), None]
+        except (CardScaleError, OSError) as error:
+            outcome = [None, error]
+    dist.broadcast_object_list(outcome, group=group, group_src=0)
+    value, error = outcome
+    if error is not None:
+        raise error
+    return value
 
 
 def global_rank() -> int:

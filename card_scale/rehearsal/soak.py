@@ -1,6 +1,5 @@
 """A soak: a run that is disturbed again and again must end as one that was not."""
 
-import json
 import os
 import random
 import signal
@@ -102,9 +101,9 @@ class Soak:
                 _end_session(process)
         if what is not None:
             what.after(self.directory)
-        return Attempt(
-            layout, "nothing" if what is None else what.name, self._code(), self.step(), time.monotonic() - begin
-        )
+        code, _ = self.directory.read_exit() or (None, "")
+        name = "nothing" if what is None else what.name
+        return Attempt(layout, name, code, self.step(), time.monotonic() - begin)
 
     def step(self) -> int:
         """Return the step of the newest checkpoint, 0 without any."""
@@ -134,12 +133,6 @@ class Soak:
         environment = dict(os.environ, OMP_NUM_THREADS="1")
         environment.pop(faults.VARIABLE, None)
         return environment | ({faults.VARIABLE: what.fault} if what is not None and what.fault else {})
-
-    def _code(self) -> int | None:
-        try:
-            return int(json.loads(self.directory.exit.read_text(encoding="utf-8"))["code"])
-        except FileNotFoundError:
-            return None
 
 
 def _end_session(process: subprocess.Popen) -> None:

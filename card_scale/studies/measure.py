@@ -11,7 +11,6 @@ from card_scale.errors import ConfigurationError
 from card_scale.files import read_json, write_atomically
 from card_scale.model.vocabulary import padded_vocabulary
 from card_scale.studies.spec import RunSpec
-from card_scale.studies.state import read_exit
 from card_scale.studies.task_process import command_line
 from card_scale.studies.tasks import Task
 from card_scale.training.records import read_metrics
@@ -78,7 +77,7 @@ def _flops_per_second(spec: RunSpec, directory: Path, environment: Mapping[str, 
             check=False,
         )
         if done.returncode:
-            ended = read_exit(directory)
+            ended = RunDirectory(directory).read_exit()
             raise ConfigurationError(f"timing {spec.id} failed: {ended[1] if ended else done.stderr[-300:]}")
     seconds = [r["step_seconds"] for r in read_metrics(run.metrics) if "loss" in r and r["step"] > WARM_UP]
     tokens = spec.config.train.global_batch * spec.config.model.length

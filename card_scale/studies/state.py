@@ -59,7 +59,7 @@ class StudyDirectory:
         outcome = Outcome(**read_json(path))
         if outcome.code is None:
             # Whoever starts a task removes exit.json first: this one is of the last attempt.
-            ended = read_exit(task.directory)
+            ended = RunDirectory(task.directory).read_exit()
             return outcome if ended is None else replace(outcome, code=ended[0], reason=ended[1])
         return outcome
 
@@ -121,12 +121,3 @@ class Lock:
     def release(self) -> None:
         """Close this process's descriptor; the lock ends with its last holder."""
         os.close(self.descriptor)
-
-
-def read_exit(directory: Path) -> tuple[int, str] | None:
-    """Return code and reason of a run's ``exit.json``, None where there is none."""
-    path = RunDirectory(directory).exit
-    if not path.is_file():
-        return None
-    record = read_json(path)
-    return record["code"], record["reason"]

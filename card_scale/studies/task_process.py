@@ -11,7 +11,7 @@ from pathlib import Path
 
 from card_scale.errors import CardScaleError, ExitCode
 from card_scale.studies import branches
-from card_scale.studies.state import Lock, Outcome, StudyDirectory, read_exit
+from card_scale.studies.state import Lock, Outcome, StudyDirectory
 from card_scale.studies.tasks import Task
 from card_scale.training.run_directory import RunDirectory
 
@@ -102,7 +102,7 @@ def conclude(study: StudyDirectory, running: TaskProcess) -> Outcome:
 def _ending(running: TaskProcess) -> tuple[int, str]:
     """Return exit code and reason of an ended process; the run's own record knows best."""
     returned = running.process.returncode
-    recorded = read_exit(running.task.directory)
+    recorded = RunDirectory(running.task.directory).read_exit()
     if recorded is not None and (recorded[0] == 0) == (returned == 0):
         return recorded
     if running.stopping:

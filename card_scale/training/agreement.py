@@ -13,7 +13,7 @@ from card_scale.data import ledger as ledgers
 from card_scale.data.digest import batch_digest
 from card_scale.data.samples import Samples
 from card_scale.distributed import process_groups
-from card_scale.errors import CheckpointError, ConfigurationError, DataError, ForeignRunError
+from card_scale.errors import ConfigurationError, DataError
 from card_scale.training import resume_point
 from card_scale.training.resume_point import ResumePoint
 from card_scale.training.run_directory import RunDirectory
@@ -41,17 +41,14 @@ def agree_on_lock(lock: RunLock, held: contextlib.ExitStack) -> RunLock | None:
     Raises ForeignRunError on all ranks where it is refused: the others would wait for rank 0, and then say in the other
     job's directory that it was lost. ConfigurationError where the file system refuses.
     """
-    refused: list[ConfigurationError | None] = [None]
-    if dist.get_rank() == 0:
+
+    def take() -> None:
         try:
             held.enter_context(lock)
-        except ForeignRunError as error:
-            refused = [error]
         except OSError as error:
-            refused = [ConfigurationError(f"run.dir {lock.path.parent} cannot be used: {error}")]
-    dist.broadcast_object_list(refused, src=0)
-    if refused[0] is not None:
-        raise refused[0]
+            raise ConfigurationError(f"run.dir {lock.path.parent} cannot be used: {error}") from error
+
+    process_groups.by_main_rank(take)
     return lock if dist.get_rank() == 0 else None
 
 
@@ -74,35 +71,17 @@ def begin_anew(directory: RunDirectory, config: Config, job: str | None, is_rest
     Raises:
         ForeignRunError: on all ranks: a restart finds another run there.
     """
-    refused: list[ForeignRunError | None] = [None]
-    if dist.get_rank() == 0:
-        again = directory.was_begun_anew_by(job) if job is not None else is_restart
-        try:
-            if again:
-                directory.check_same_run(config)
-            else:
-                aside = directory.set_aside()
-                directory.note_begun_anew(job)
-                if aside is not None:
-                    print(f"beginning anew: the run that was in {directory.path} is in {aside}", flush=True)
-        except ForeignRunError as error:
-            refused = [error]
-    dist.broadcast_object_list(refused, src=0)
-    if refused[0] is not None:
-        raise refused[0]
 
+    def begin() -> None:
+        if directory.was_begun_anew_by(job) if job is not None else is_restart:
+            directory.check_same_run(config)
+            return
+        aside = directory.set_aside()
+        directory.note_begun_anew(job)
+        if aside is not None:
+            print(f"beginning anew: the run that was in {directory.path} is in {aside}", flush=True)
 
-def agree_that_nothing_is_saved(directory: RunDirectory) -> None:
-    """Raise CheckpointError, on all ranks, where the run has saved checkpoints, of which none is there. Collective."""
-    refused: list[CheckpointError | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            directory.check_nothing_saved()
-        except CheckpointError as error:
-            refused = [error]
-    dist.broadcast_object_list(refused, src=0)
-    if refused[0] is not None:
-        raise refused[0]
+    process_groups.by_main_rank(begin)
 
 
 def check_same_samples(samples: Samples, step: int) -> None:
@@ -119,13 +98,14 @@ def check_same_samples(samples: Samples, step: int) -> None:
 
 def agree_on_attempt(ledger: Path) -> Path:
     """Return the directory in a run's ledger for this start of the command, which rank 0 makes. Collective."""
-    # One rank numbers it: another would find what the first has made.
-    number = [0]
-    if dist.get_rank() == 0:
-        number = [max(ledgers.attempt_numbers(ledger), default=0) + 1]
-        (ledger / ledgers.attempt_name(*number)).mkdir(parents=True)
-    dist.broadcast_object_list(number, src=0)
-    return ledger / ledgers.attempt_name(*number)
+
+    def make() -> Path:
+        number = max(ledgers.attempt_numbers(ledger), default=0) + 1
+        attempt = ledger / ledgers.attempt_name(number)
+        attempt.mkdir(parents=True)
+        return attempt
+
+    return process_groups.by_main_rank(make)
 
 
 def agree_on_resume_point(checkpoints: Path) -> ResumePoint | None:
@@ -135,7 +115,7 @@ def agree_on_resume_point(checkpoints: Path) -> ResumePoint | None:
     Raises CheckpointError, on all ranks, where there are checkpoints but none is sound.
     """
     damaged: dict[int, str] = {}
-    while (point := _latest(checkpoints, damaged)) is not None:
+    while (point := process_groups.by_main_rank(lambda: resume_point.find(checkpoints, damaged))) is not None:
         problems = agree_on_damage(point.path, point.manifest)
         if not problems:
             break
@@ -151,17 +131,3 @@ def agree_on_damage(checkpoint: Path, manifest: CheckpointManifest) -> list[str]
     found: list[list[str]] = [[] for _ in range(size)]
     dist.all_gather_object(found, verify.damaged_files(checkpoint, mine))
     return [problem for of_rank in found for problem in of_rank]
-
-
-def _latest(checkpoints: Path, damaged: dict[int, str]) -> ResumePoint | None:
-    # One rank decides, so that a file system that shows ranks different states cannot split the job.
-    found: list = [None]
-    if dist.get_rank() == 0:
-        try:
-            found = [resume_point.find(checkpoints, damaged)]
-        except CheckpointError as error:
-            found = [error]
-    dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], CheckpointError):
-        raise found[0]
-    return found[0]

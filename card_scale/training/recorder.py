@@ -1,5 +1,6 @@
 """A run's records: metrics.jsonl, TensorBoard, the log line and, on a terminal, a progress bar."""
 
+import contextlib
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -201,7 +202,8 @@ class WritingRecorder(Recorder):
         self.bar.close()
         self.metrics.close()
         if self._draws:
-            self.tensorboard.close()
+            with contextlib.suppress(OSError):  # a full disk: the curves end earlier, the run is what it is
+                self.tensorboard.close()
 
 
 def open_recorder(

@@ -19,7 +19,7 @@ from card_scale.environment import library_versions
 from card_scale.errors import CheckpointError, NumericError
 from card_scale.objectives.base import Objective
 from card_scale.training import initial_weights, resume_point
-from card_scale.training.agreement import agree_on_damage, agree_on_resume_point, agree_that_nothing_is_saved
+from card_scale.training.agreement import agree_on_damage, agree_on_resume_point
 from card_scale.training.guard import RollBack, applied_updates
 from card_scale.training.resume_point import VALIDATION_DIGEST
 from card_scale.training.run_data import RunData
@@ -82,7 +82,7 @@ class RunCheckpoints:
         objective = self.config.objective
         point = agree_on_resume_point(self.directory.checkpoints)
         if point is None:
-            agree_that_nothing_is_saved(self.directory)
+            process_groups.by_main_rank(self.directory.check_nothing_saved)
             opening = f"starting a new run in {self.config.run.dir}{self._initialise()}"
             return Start(0, True, objective, opening, {})
         # By every rank: each may read a copy of the data of its own.

@@ -9,7 +9,7 @@ from card_scale import config as configs
 from card_scale.config import Config
 from card_scale.environment import environment
 from card_scale.errors import CheckpointError, ConfigurationError, ExitCode, ForeignRunError
-from card_scale.files import write_atomically
+from card_scale.files import read_json, write_atomically
 
 MAY_CHANGE = {
     "run.dir",
@@ -156,6 +156,13 @@ class RunDirectory:
     def _of_a_run(self) -> tuple[Path, ...]:
         others = (self.path / name for name in ("environment.json", "ledger"))
         return (self.checkpoints, self.metrics, self.tensorboard, self.exit, self.saved, *others, self.config)
+
+    def read_exit(self) -> tuple[int, str] | None:
+        """Return code and reason of ``exit.json``, None where there is none."""
+        if not self.exit.is_file():
+            return None
+        record = read_json(self.exit)
+        return record["code"], record["reason"]
 
     def write_exit(self, code: ExitCode | int, reason: str) -> None:
         """Record how the command ended. Any rank may call it; the first failure of a job is the one that counts."""

@@ -80,7 +80,8 @@ class TrainStep:
         # Weights depend on masks alone, so the global normaliser is known before the forward pass.
         normaliser = self.objective.normaliser(batch)
         dist.all_reduce(normaliser, group=process_groups.data_group())
-        normaliser = torch.where(normaliser > 0, normaliser, 1.0)  # no row of the global batch may count
+        if samples.valid is not None:
+            normaliser = torch.where(normaliser > 0, normaliser, 1.0)  # no row of the global batch may count
         batch = batch._replace(dropout_keys=self._dropout_keys(samples))
         micro_batches = batch.micro_batches(self.config.train.micro_batch)
         # The schedule averages over micro-batches and the engine over data-parallel ranks: undo both.

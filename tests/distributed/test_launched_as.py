@@ -2,7 +2,7 @@
 
 import pytest
 
-from card_scale.distributed.launched_as import first_host, rank_variables
+from card_scale.distributed.launched_as import first_host, is_restart, job_of, rank_variables
 from card_scale.errors import ConfigurationError
 
 TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -79,3 +79,14 @@ def test_half_a_world_is_refused(environment, message):
 )
 def test_the_first_host_of_a_list(node_list, host):
     assert first_host(node_list) == host
+
+
+def test_jobs_are_told_apart_by_what_survives_a_restart():
+    assert job_of({}) is None
+    assert job_of({"TORCHELASTIC_RUN_ID": "none"}) is None
+    assert job_of({"TORCHELASTIC_RUN_ID": "a7", "SLURM_JOB_ID": "5", "SLURM_STEP_ID": "0"}) == "torchrun a7"
+    assert job_of({"SLURM_JOB_ID": "5", "SLURM_STEP_ID": "0"}) == "Slurm 5.0"
+    assert not is_restart({})
+    assert not is_restart({"SLURM_RESTART_COUNT": "0", "TORCHELASTIC_RESTART_COUNT": ""})
+    assert is_restart({"SLURM_RESTART_COUNT": "1"})
+    assert is_restart({"TORCHELASTIC_RESTART_COUNT": "2"})

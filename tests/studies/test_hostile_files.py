@@ -11,8 +11,9 @@ import pytest
 from card_scale.errors import DataError
 from card_scale.laws.table import check, read_rows
 from card_scale.studies import measure, results, slurm
-from card_scale.studies.state import StudyDirectory, read_exit
+from card_scale.studies.state import StudyDirectory
 from card_scale.training.records import MetricsFile, read_metrics
+from card_scale.training.run_directory import RunDirectory
 from card_scale.training.run_lock import RunLock
 from tests.hostile import Hostile
 
@@ -20,7 +21,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "metrics.jsonl": lambda path: read_metrics(path),
     "resumed/metrics.jsonl": lambda path: MetricsFile(path, 5),
     "environment.json": lambda path: results._environment(path),
-    "exit.json": lambda path: read_exit(path.parent),
+    "exit.json": lambda path: RunDirectory(path.parent).read_exit(),
     "outcomes/one.json": lambda path: StudyDirectory(path.parents[1]).outcome(SimpleNamespace(id="one")),
     "measured.json": lambda path: measure.read(path.parent),
     "slurm/jobs.json": lambda path: slurm.queued(StudyDirectory(path.parents[1])),
