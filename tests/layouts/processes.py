@@ -142,13 +142,12 @@ def _rank_main(sender, scratch, rank, world_size, deadline, job) -> None:
 
     torch.set_num_threads(1)
     try:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{scratch}/rendezvous",
-            rank=rank,
-            world_size=world_size,
-            timeout=datetime.timedelta(seconds=deadline),
-        )
+        timeout = datetime.timedelta(seconds=deadline)
+        store = dist.FileStore(f"{scratch}/rendezvous", world_size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
+        # A rank whose function ends at once would else leave while its peers still connect to it.
+        store.set(f"connected-{rank}", "")
+        store.wait([f"connected-{peer}" for peer in range(world_size)], timeout)
         function, arguments = pickle.loads(job)
         sender.send_bytes(pickle.dumps((True, function(*arguments))))
     except BaseException as error:
