@@ -24,6 +24,7 @@ def run_tool(main: Callable[[], None]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
+        sys.stdout.flush()  # a reader that has gone is noticed here, not by the interpreter's end
     except StopRequested as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         return stop.exit_code

@@ -27,6 +27,12 @@ class CardScaleError(Exception):
     exit_code: ExitCode
 
 
+class CommandLineError(CardScaleError):
+    """An argument that the command does not have."""
+
+    exit_code = ExitCode.COMMAND_LINE
+
+
 class ConfigurationError(CardScaleError):
     """A configuration that cannot be run: unknown key, wrong type, contradiction, impossible combination."""
 

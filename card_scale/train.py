@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node N -m card_scale.train CONFIG.yaml [key=value ...]
 
-:func:`train` reads like the algorithm; :func:`main` around it parses the command line and turns errors into exit codes.
+:func:`train` reads like the algorithm; :func:`main` around it turns errors into exit codes.
 torch, DeepSpeed and Megatron are imported inside, so that ``--help`` and configuration errors answer at once.
 """
 
@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from card_scale import config as configs
 from card_scale import faults
+from card_scale.cli import run_tool
 from card_scale.config import Config
 from card_scale.errors import CardScaleError, ExitCode, ForeignRunError, NumericError, StopRequested
+from card_scale.training.command_line import parse
+from card_scale.training.exit_record import cause_of_stop, note_for_launcher
 from card_scale.training.stop import StopRequest, time_limit
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     from card_scale.training.run_checkpoints import RunCheckpoints
     from card_scale.training.run_directory import RunDirectory
     from card_scale.training.run_lock import RunLock
-    from card_scale.training.steps import total_steps
+    from card_scale.training.steps import total_steps, warnings
     from card_scale.training.watchdog import Watchdog
 
     # Everything that can be refused is refused before a process group forms.
@@ -69,6 +72,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     faults.check()
     dims = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
     directory = RunDirectory(config.run.dir)
+    directory.check_usable()
     if not from_scratch:
         directory.check_same_run(config)  # else once it is known whether it is set aside
     data = run_data.open_data(config)
@@ -109,6 +113,9 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
         if process_groups.is_main_rank():
             directory.start(config)
             print(f"{start.opening}\nlayout: {dims.describe()}; {config.parallel.engine}; {steps} steps")
+            for line in warnings(config, steps, data.train.sample_count):
+                print(line)
+            print(data.describe_validation(config.data.validation_samples))
             print(data.describe_held_out(), flush=True)
         if not start.is_new and start.step >= steps:
             return f"already done: {start.step} of {steps} steps"
@@ -239,55 +246,15 @@ def go_on(job: Job, start: "Start") -> str:
     return f"done: {steps} steps, {steps * config.train.global_batch * config.model.length} tokens"
 
 
-def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Return (options, overrides); exits with code 2 where an option that is not its own stands before CONFIG.
-
-    Whether such an option takes a value is not known before the configuration is read, so a value there would pass for
-    the file.
-    """
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="python -m card_scale.train",
-        allow_abbrev=False,
-        description="Train a causal autoregressive diffusion language model.",
-        epilog="Overrides are group.key=value (as in the YAML file) or Megatron-LM's long options "
-        "(--tensor-model-parallel-size 2). Exit codes: 0 done, 2 command line, 3 configuration, 4 data, 5 checkpoint, "
-        "6 numeric, 7 hang, 8 a peer was lost, 75 stopped on request: start the same command again.",
-    )
-    parser.add_argument("config", help="YAML file, e.g. launchers/configs/quickstart.yaml")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything, print configuration, layout and estimates; start nothing",
-    )
-    parser.add_argument(
-        "--from-scratch",
-        action="store_true",
-        help="set aside what a run has left in run.dir (run.dir/before-NNNN) and begin anew; a restart of the same job "
-        "goes on",
-    )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and end")
-    options, overrides = parser.parse_known_args(arguments)
-    if overrides and arguments.index(overrides[0]) < arguments.index(options.config):
-        parser.error(f"{overrides[0]} stands before the configuration file; write CONFIG.yaml first, then overrides")
-    return options, overrides
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options, overrides = parse(argv)
+    if options.print_config or options.dry_run:
+        return run_tool(lambda: show(options, overrides))
     config: Config | None = None
-    with StopRequest() as stop, contextlib.ExitStack() as held:
+    with StopRequest(lambda: cause_of_stop(os.environ)) as stop, contextlib.ExitStack() as held:
         try:
             config = configs.load(options.config, overrides)
-            if options.print_config:
-                print(config.to_yaml(), end="")
-                return ExitCode.DONE
-            if options.dry_run:
-                from card_scale.training.dry_run import dry_run
-
-                dry_run(config, from_scratch=options.from_scratch)
-                return ExitCode.DONE
             from card_scale import known_warnings
             from card_scale.versions import check_versions
 
@@ -297,12 +264,30 @@ def main(argv: list[str] | None = None) -> int:
             return finish(config, ExitCode.DONE, done)
         except (Exception, KeyboardInterrupt) as error:
             code, reason = ending(error)
-            # A dry run leaves nothing, and another run's directory keeps its own record.
-            recorded = None if options.dry_run or isinstance(error, ForeignRunError) else config
+            # Another run's directory keeps its own record.
+            recorded = None if isinstance(error, ForeignRunError) else config
             finish(recorded, code, reason + what_is_saved(config, error))
             if code == DEFECT:
                 raise
             return code
+
+
+def show(options: argparse.Namespace, overrides: list[str]) -> None:
+    """Print the configuration, or what its run would be; leave nothing. Under a launcher the first rank speaks."""
+    config = configs.load(options.config, overrides)
+    lines = [config.to_yaml().rstrip()]
+    if options.dry_run:
+        from card_scale import known_warnings
+
+        known_warnings.silence()
+        from card_scale.training.dry_run import Assumptions, dry_run
+
+        assumed = Assumptions(
+            options.from_scratch, options.device_memory, options.tokens_per_second, options.vocabulary_size
+        )
+        lines = dry_run(config, assumed)
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(lines))
 
 
 def ending(error: BaseException) -> tuple[int, str]:
@@ -354,11 +339,12 @@ def finish(config: Config | None, code: ExitCode | int, reason: str) -> int:
     if rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED, ExitCode.CONFIGURATION):
         prefix = "" if code in (ExitCode.DONE, ExitCode.STOPPED) else "error: "
         print(f"{prefix}{reason}", file=sys.stdout if code == ExitCode.DONE else sys.stderr, flush=True)
-    if config is not None and (rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED)):
-        try:
+    try:
+        if config is not None and (rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED)):
             RunDirectory(config.run.dir).write_exit(code, reason)
-        except OSError as error:
-            print(f"warning: exit.json cannot be written: {error}", file=sys.stderr, flush=True)
+        note_for_launcher(os.environ, code, reason)
+    except OSError as error:
+        print(f"warning: exit.json cannot be written: {error}", file=sys.stderr, flush=True)
     return int(code)
 
 

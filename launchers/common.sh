@@ -111,6 +111,7 @@ request_stop() {
   # All is noted before the message: whoever reads it may press Ctrl-C again at once, and a trap interrupts a trap.
   if [[ -z $asked ]]; then
     asked=yes
+    [[ -z ${CARD_LAUNCH_NOTES:-} ]] || echo "SIG$1" >"$CARD_LAUNCH_NOTES/stop" # they hear SIGUSR1, whatever it was
     [[ -n $(children "$job") ]] || stopped_before_start=yes
     echo "SIG$1: asked the training processes to save and stop" >&2
     (
@@ -141,13 +142,13 @@ record_appears() {
   done
 }
 
-# recorded_code FILE: prints the code, and on stderr, after torchrun's report, the reason.
+# recorded_code FILE [NAME]: prints the code, and on stderr, after torchrun's report, the reason, under the file's name.
 recorded_code() {
   python -c '
 import json, sys
 record = json.load(open(sys.argv[1]))
-print(*sys.argv[1:], record["code"], record["reason"], sep=": ", file=sys.stderr)
-print(record["code"])' "$1"
+print(sys.argv[-1], record["code"], record["reason"], sep=": ", file=sys.stderr)
+print(record["code"])' "$@"
 }
 
 # run_job RUN_DIR ASK_TO_STOP COMMAND...: runs the command and returns the run's exit code. When the command fails that
@@ -186,6 +187,9 @@ run_job() {
   elif record_appears "$directory" "$before"; then
     recorded=$(recorded_code "$directory/exit.json") || recorded=$code
     [[ $recorded == 0 ]] || code=$recorded
+  elif [[ -f ${CARD_LAUNCH_NOTES:-}/exit.json ]]; then
+    # The run directory is another run's, or cannot be written: the ranks have left a note.
+    code=$(recorded_code "$CARD_LAUNCH_NOTES/exit.json" "exit code") || code=1
   fi
   return "$code"
 }
@@ -207,6 +211,10 @@ launch() {
     exit 0
   fi
   directory=$(run_directory "$@")
+  # What this script and the ranks that it starts tell each other; see card_scale/training/exit_record.py.
+  CARD_LAUNCH_NOTES=$(mktemp -d)
+  export CARD_LAUNCH_NOTES
+  trap 'rm -rf "$CARD_LAUNCH_NOTES"' EXIT
   run_job "$directory" stop_workers "${command[@]}" || code=$?
   exit "$code"
 }

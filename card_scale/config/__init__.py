@@ -1,6 +1,7 @@
 """The run configuration: its schema, how it is read, and what it must satisfy."""
 
-from card_scale.config.load import MEGATRON_ALIASES, load, nearest, read
+from card_scale.config.load import load, read
+from card_scale.config.overrides import MEGATRON_ALIASES, nearest, parse_overrides
 from card_scale.config.schema import (
     SCHEDULES,
     Config,
@@ -28,5 +29,6 @@ __all__ = [
     "WatchdogConfig",
     "load",
     "nearest",
+    "parse_overrides",
     "read",
 ]

@@ -4,8 +4,8 @@ Nothing here imports torch before everything but the objective has been read, so
 """
 
 import dataclasses
-import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -15,52 +15,20 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import yaml
 
 from card_scale.config import strict_yaml
-from card_scale.config.schema import Config
+from card_scale.config.overrides import nearest, parse_overrides
+from card_scale.config.schema import Config, FilePath
 from card_scale.errors import ConfigurationError
 from card_scale.objectives import registry
 
 if TYPE_CHECKING:
     from card_scale.objectives.base import Objective
 
-MEGATRON_ALIASES = {
-    "tensor-model-parallel-size": "parallel.tensor",
-    "pipeline-model-parallel-size": "parallel.pipeline",
-    "sequence-parallel": "parallel.sequence",
-    "deepspeed-config": "parallel.deepspeed",
-    "num-layers": "model.layers",
-    "hidden-size": "model.hidden",
-    "num-attention-heads": "model.heads",
-    "ffn-hidden-size": "model.ffn",
-    "seq-length": "model.length",
-    "hidden-dropout": "model.dropout",
-    "micro-batch-size": "train.micro_batch",
-    "global-batch-size": "train.global_batch",
-    "train-iters": "train.steps",
-    "log-interval": "train.log_every",
-    "eval-interval": "train.eval_every",
-    "save-interval": "train.save_every",
-    "bf16": "train.precision",
-    "lr": "optimizer.lr",
-    "min-lr": "optimizer.min_lr",
-    "lr-decay-style": "optimizer.schedule",
-    "lr-warmup-iters": "optimizer.warmup_steps",
-    "weight-decay": "optimizer.weight_decay",
-    "adam-eps": "optimizer.eps",
-    "clip-grad": "optimizer.clip",
-    "seed": "run.seed",
-    "save": "run.dir",
-    "data-path": "data.path",
-}
-"""Megatron-LM's long options and the keys they set."""
-
-_MEGATRON_FLAGS = {"sequence-parallel": True, "bf16": "bf16"}
-"""Options without a value, and the value that they set."""
-
 
 def load(path: str | Path, overrides: list[str]) -> Config:
     """Read a YAML file and apply overrides (``group.key=value`` or Megatron's ``--option value``), in order.
 
-    Raises ConfigurationError naming the file or key, the value and what would be valid.
+    Raises ConfigurationError naming the file or key, the value and what would be valid, and CommandLineError for an
+    override that is none.
     """
     config = read(path, overrides)
     config.check()
@@ -75,7 +43,7 @@ def read(path: str | Path, overrides: list[str]) -> Config:
         content = strict_yaml.load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(f"configuration file {path} does not exist") from None
-    except (yaml.YAMLError, ValueError, OSError) as error:  # ValueError: no UTF-8, or a date such as 2026-13-45
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigurationError(f"configuration file {path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"configuration file {path} holds {type(content).__name__}, not groups of keys")
@@ -84,7 +52,7 @@ def read(path: str | Path, overrides: list[str]) -> Config:
         if not isinstance(keys, dict):
             raise ConfigurationError(f"{origin}: {group} holds {keys!r}, not keys of that group")
         tree[group] = {key: _Given(value, origin) for key, value in keys.items()}
-    for dotted, value in _parse_overrides(overrides):
+    for dotted, value in parse_overrides(overrides):
         group, _, key = dotted.partition(".")
         _check_group(group, "command line")
         tree.setdefault(group, {})[key] = _Given(value, "command line")
@@ -103,7 +71,7 @@ class _Given(NamedTuple):
 def _group(group: str, given: Mapping[str, _Given]) -> Any:
     """Return a group of the schema with the given keys."""
     kind = typing.get_type_hints(Config, localns={"Objective": object})[group]
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return kind(**{key: _typed(group, key, hints, item) for key, item in given.items()})
 
 
@@ -145,43 +113,6 @@ def _check_key_of_others(key: str, item: _Given, name: str, own: Iterable[str]) 
         )
 
 
-def _parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
-    """Return (dotted key, YAML value) for each override."""
-    pairs = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if argument.startswith("--"):
-            name, has_value, text = argument[2:].partition("=")
-            name = name.replace("_", "-")
-            if name not in MEGATRON_ALIASES:
-                raise ConfigurationError(f"unknown option {argument}{nearest(name, MEGATRON_ALIASES)}")
-            if name in _MEGATRON_FLAGS and not has_value:
-                pairs.append((MEGATRON_ALIASES[name], _MEGATRON_FLAGS[name]))
-                continue
-            if not has_value:
-                if not rest:
-                    raise ConfigurationError(f"option {argument} needs a value")
-                text = rest.pop(0)
-            key = MEGATRON_ALIASES[name]
-        else:
-            key, equals, text = argument.partition("=")
-            if not equals:
-                raise ConfigurationError(f"override {argument!r} is not of the form group.key=value")
-        try:
-            value = strict_yaml.load(text)
-        except (yaml.YAMLError, ValueError):  # ValueError: a date such as 2026-13-45
-            raise ConfigurationError(f"override {key}={text!r} is not a YAML value") from None
-        pairs.append((key, value.lower() if key == "optimizer.schedule" and isinstance(value, str) else value))
-    return pairs
-
-
-def nearest(name: str, valid: Any) -> str:
-    """Return a hint with the nearest valid name, or with all of them where none is near."""
-    near = difflib.get_close_matches(str(name), list(valid), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; valid: {', '.join(sorted(valid))}"
-
-
 def _check_group(group: str, origin: str) -> None:
     groups = [field.name for field in dataclasses.fields(Config)]
     if group not in groups:
@@ -206,7 +137,7 @@ def _convert(hint: Any, value: Any) -> tuple[Any, str]:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         inner = next(a for a in typing.get_args(hint) if a is not type(None))
-        if value is None:
+        if value is None or value in ("none", "None"):
             return None, ""
         converted, expected = _convert(inner, value)
         return converted, f"{expected} or null"
@@ -221,12 +152,16 @@ def _convert(hint: Any, value: Any) -> tuple[Any, str]:
         return (value if isinstance(value, bool) else _INVALID), "true or false"
     if hint is int:
         whole = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, float) and value.is_integer():  # 1e6
+            return int(value), ""
         return (value if whole else _INVALID), "a whole number"
     if hint is float:
-        # YAML reads 3e-4 (no dot) as text; whoever writes it means the number.
+        given = isinstance(value, int | float) and not isinstance(value, bool)
         try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
+            number = float(value) if given else math.nan
+        except OverflowError:
             number = math.nan
         return (number if math.isfinite(number) else _INVALID), "a number"
-    return (value if isinstance(value, str) else _INVALID), "text"
+    if not isinstance(value, str):
+        return _INVALID, "text"
+    return (os.path.expanduser(value) if hint == FilePath else value), ""

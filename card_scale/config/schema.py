@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 
@@ -12,6 +12,7 @@ from card_scale.objectives import registry
 if TYPE_CHECKING:
     from card_scale.objectives.base import Objective
 
+FilePath = Annotated[str, "a path, in which ~ is the home directory"]
 Schedule = Literal["cosine", "wsd", "constant"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 """Values of ``optimizer.schedule``."""
@@ -19,11 +20,11 @@ SCHEDULES: tuple[str, ...] = get_args(Schedule)
 
 @dataclass(frozen=True)
 class RunConfig:
-    dir: str = "runs/default"
+    dir: FilePath = "runs/default"
     """Run directory: checkpoints, metrics, TensorBoard."""
     seed: int = 1234
     """Seed of initialisation, data order and noise."""
-    init_from: str | None = None
+    init_from: FilePath | None = None
     """Checkpoint directory whose weights a new run starts from; the optimizer starts anew."""
     extend: bool = False
     """Let train.steps or data.epochs differ from those that the run was begun with: it goes on from its last
@@ -79,9 +80,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    path: str = ""
+    path: FilePath = ""
     """Dataset directory written by tools/data.py build."""
-    validation: str | None = None
+    validation: FilePath | None = None
     """Dataset directory whose validation split is evaluated; by default data.path."""
     validation_samples: int = 0
     """Validation samples per evaluation; 0 takes them all."""
@@ -112,7 +113,7 @@ class ParallelConfig:
     """Sharding engine over the data-parallel ranks."""
     zero: int | None = None
     """DeepSpeed ZeRO stage 0-3 (default 3); under fsdp2 sharding is always full and only 3 is accepted."""
-    deepspeed: str | None = None
+    deepspeed: FilePath | None = None
     """DeepSpeed JSON file; "auto" values are filled from this configuration."""
     recompute: Literal["none", "full"] = "none"
     """Recompute each layer's activations in the backward pass."""

@@ -21,6 +21,8 @@ class EngineKind(NamedTuple):
     """Raises ConfigurationError for what it cannot do."""
     zero_stage: Callable[[Config], int]
     """What it shards over the data-parallel ranks, as a ZeRO stage: 1 optimizer states, 2 gradients, 3 weights too."""
+    offloaded: Callable[[Config], frozenset[str]]
+    """Which causes of :class:`card_scale.cost.memory.MemoryByCause` lie in the host's memory."""
     target: str
     """``module:class``."""
 
@@ -35,10 +37,14 @@ ENGINES: Mapping[str, EngineKind] = MappingProxyType(
         "deepspeed": EngineKind(
             deepspeed_settings.check,
             deepspeed_settings.zero_stage,
+            deepspeed_settings.offloaded,
             "card_scale.engine.deepspeed.engine:DeepSpeedEngine",
         ),
         "fsdp2": EngineKind(
-            fsdp2_settings.check, fsdp2_settings.zero_stage, "card_scale.engine.fsdp2.engine:Fsdp2Engine"
+            fsdp2_settings.check,
+            fsdp2_settings.zero_stage,
+            lambda _config: frozenset(),
+            "card_scale.engine.fsdp2.engine:Fsdp2Engine",
         ),
     }
 )

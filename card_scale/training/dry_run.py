@@ -1,28 +1,47 @@
-"""``--dry-run``: check everything a run needs and print what it would be, without starting it."""
+"""``--dry-run``: check everything a run needs and say what it would be, without starting it."""
 
 import os
 import time
+from typing import NamedTuple
 
 from card_scale import faults
 from card_scale.config import Config
 from card_scale.cost.flops import flops_per_token
-from card_scale.cost.memory import step_memory
+from card_scale.cost.memory import checkpoint_bytes
 from card_scale.cost.parameters import parameter_counts
 from card_scale.distributed.launched_as import rank_variables
-from card_scale.engine.selection import engine_kind
-from card_scale.training import initial_weights, preflight, resume_point, run_data
+from card_scale.distributed.parallel_dims import ParallelDims
+from card_scale.model.vocabulary import Vocabulary
+from card_scale.training import initial_weights, memory_fit, preflight, resume_point, run_data, steps
+from card_scale.training.run_data import RunData
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.run_lock import RunLock
-from card_scale.training.steps import total_steps
 from card_scale.training.stop import time_limit
 from card_scale.versions import check_versions
 
 
-def dry_run(config: Config, *, from_scratch: bool = False) -> None:
-    """Validate the run and print configuration, layout, parameters, memory, work and where it would begin.
+class Assumptions(NamedTuple):
+    """What a dry run is told beside the configuration."""
 
-    Raises what the run would raise before its process groups form, and of its checkpoints what needs no engine. The
-    world size is WORLD_SIZE, or the smallest that holds the layout.
+    from_scratch: bool = False
+    """Whether the run would set aside what its directory holds."""
+    device_gib: float | None = None
+    """Memory of a device; by default this machine's."""
+    tokens_per_second: float | None = None
+    """Of all ranks together."""
+    vocabulary_size: int | None = None
+    """Pieces of a tokenizer: the run is looked at without a dataset."""
+
+
+def dry_run(config: Config, assumed: Assumptions) -> list[str]:
+    """Return what the run would be, line by line: whether it fits, how long it takes and how often it repeats its data
+    first.
+
+    The world size is WORLD_SIZE, or the smallest that holds the layout.
+
+    Raises:
+        CardScaleError: what the run would raise before its process groups form, and of its checkpoints what needs no
+            engine.
     """
     check_versions()
     faults.check()
@@ -31,43 +50,99 @@ def dry_run(config: Config, *, from_scratch: bool = False) -> None:
     smallest = config.parallel.tensor * config.parallel.pipeline
     dims = preflight.check(config, int(launched.get("WORLD_SIZE", smallest)))
     directory = RunDirectory(config.run.dir)
-    if not from_scratch:
+    if not assumed.from_scratch:
         directory.check_same_run(config)
+    directory.check_usable()
     RunLock(directory.path).check_free()
+    if assumed.vocabulary_size is not None:
+        vocabulary = Vocabulary(assumed.vocabulary_size, mask_id=0)
+        vocabulary.check_divisible(config.parallel.tensor)
+        return _without_data(config, dims, vocabulary, assumed)
     data = run_data.open_data(config)
+    begin = _begin(config, directory, data, from_scratch=assumed.from_scratch)
+    count = steps.total_steps(config, data.train.sample_count)
+    return [
+        *memory_fit.verdict(config, dims.world_size, data.vocabulary.padded, _memory(dims, assumed)),
+        _duration(config, count, assumed),
+        _epochs(config, count, data),
+        *steps.warnings(config, count, data.train.sample_count),
+        begin,
+        *_layout(config, dims, data.vocabulary),
+        data.describe_validation(config.data.validation_samples),
+        data.describe_held_out(),
+        _work(config, count, data.vocabulary),
+    ]
+
+
+def _without_data(config: Config, dims: ParallelDims, vocabulary: Vocabulary, assumed: Assumptions) -> list[str]:
+    lines = memory_fit.verdict(config, dims.world_size, vocabulary.padded, _memory(dims, assumed))
+    count = config.train.steps
+    if count is not None:
+        lines += [_duration(config, count, assumed), *steps.warnings(config, count)]
+    lines += [*_layout(config, dims, vocabulary)]
+    if count is not None:
+        lines += [_work(config, count, vocabulary)]
+    return [*lines, "data: not looked at (--vocabulary-size)"]
+
+
+def _memory(dims: ParallelDims, assumed: Assumptions) -> memory_fit.Memory:
+    return memory_fit.memory_of_a_rank(dims.world_size, assumed.device_gib)
+
+
+def _begin(config: Config, directory: RunDirectory, data: RunData, *, from_scratch: bool) -> str:
+    """Say where the run would begin. Raises where it could not."""
     point = None if from_scratch else resume_point.find(directory.checkpoints)
     if point is not None:
         resume_point.check_same_data(point, data)
-    else:
-        if not from_scratch:
-            directory.check_nothing_saved()
-        initial_weights.find(config, data)
-    steps = total_steps(config, data.train.sample_count)
-    model, rows = config.model, data.vocabulary.padded
-    counts = parameter_counts(model, rows)
-    memory = step_memory(config, dims, engine_kind(config).zero_stage(config), rows)
-    flops = flops_per_token(model, config.objective.attention, rows)
-    tokens = steps * config.train.global_batch * model.length
-    print(config.to_yaml(), end="")
-    print("---")
-    print(f"ranks: {dims.world_size} ({dims.describe()})")
-    print(f"parameters: {counts.total:,} (of which embeddings {counts.embedding + counts.head:,})")
-    print(f"model states per rank: about {memory.states / 2**30:.2f} GiB")
-    print(f"activations kept per rank: about {memory.activations / 2**30:.2f} GiB")
-    saved = counts.total * (16 if config.optimizer.ema else 12) / 2**30
-    held = f"; {saved / dims.world_size:.3g} GiB of it in each rank's host memory while it is written"
-    print(f"a checkpoint: {saved:.3g} GiB{held if config.train.async_save else ''}")
-    print(
-        f"data: {data.train.token_count:,} training tokens in {data.train.sample_count:,} samples; "
-        f"{data.validation.sample_count:,} validation samples"
-    )
-    print(data.describe_held_out())
-    print(
-        f"work: {steps:,} steps, {tokens:,} tokens ({tokens / (data.train.sample_count * model.length):.2f} epochs), "
-        f"{flops.causal * tokens:.3g} model FLOPs (of visible pairs)"
-    )
+        return f"would resume from {point.describe()}"
+    if not from_scratch:
+        directory.check_nothing_saved()
+    initial_weights.find(config, data)
     begun_from = f" from the weights of {config.run.init_from}" if config.run.init_from else ""
-    new = f"would start a new run in {config.run.dir}{begun_from}"
-    if from_scratch:
-        new += ", after setting aside what is there"
-    print(f"would resume from {point.describe()}" if point else new)
+    aside = ", after setting aside what is there" if from_scratch else ""
+    return f"would start a new run in {config.run.dir}{begun_from}{aside}"
+
+
+def _duration(config: Config, count: int, assumed: Assumptions) -> str:
+    tokens = count * config.train.global_batch * config.model.length
+    if assumed.tokens_per_second is None:
+        return "time: give the speed of all ranks with --tokens-per-second N (a run logs its own)"
+    return f"time: {_span(tokens / assumed.tokens_per_second)} at {assumed.tokens_per_second:,.0f} tokens/s"
+
+
+def _epochs(config: Config, count: int, data: RunData) -> str:
+    held = data.train
+    epochs = count * config.train.global_batch / held.sample_count
+    return f"epochs: {epochs:.2f} of {held.token_count:,} training tokens in {held.sample_count:,} samples"
+
+
+def _span(seconds: float) -> str:
+    """Return a duration in its two largest units."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def _layout(config: Config, dims: ParallelDims, vocabulary: Vocabulary) -> list[str]:
+    counts = parameter_counts(config.model, vocabulary.padded)
+    causes = memory_fit.needed(config, dims.world_size, vocabulary.padded)
+    by_cause = ", ".join(f"{name.replace('_', ' ')} {size / 2**30:.3g}" for name, size in causes._asdict().items())
+    saved = checkpoint_bytes(config, vocabulary.padded) / 2**30
+    held = f"; {saved / dims.world_size:.3g} GiB of it in each rank's host memory while it is written"
+    return [
+        f"ranks: {dims.world_size} ({dims.describe()}); {config.parallel.engine}",
+        f"parameters: {counts.total:,} (of which embeddings {counts.embedding + counts.head:,})",
+        f"memory of a rank, GiB: {by_cause}",
+        f"a checkpoint: {saved:.3g} GiB{held if config.train.async_save else ''}",
+    ]
+
+
+def _work(config: Config, count: int, vocabulary: Vocabulary) -> str:
+    tokens = count * config.train.global_batch * config.model.length
+    flops = flops_per_token(config.model, config.objective.attention, vocabulary.padded)
+    return f"work: {count:,} steps, {tokens:,} tokens, {flops.causal * tokens:.3g} model FLOPs (of visible pairs)"

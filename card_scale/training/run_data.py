@@ -30,6 +30,13 @@ class RunData:
         """Hash of that tokenizer's model file."""
         return self.train.manifest.tokenizer.sha256
 
+    def describe_validation(self, asked: int) -> str:
+        """Say how many validation samples an evaluation reads; ``asked`` is ``data.validation_samples``, 0 for all."""
+        held = self.validation.sample_count
+        if asked > held:
+            return f"warning: data.validation_samples is {asked:,}, but there are only {held:,}: all are evaluated"
+        return f"validation: {asked or held:,} of {held:,} samples"
+
     def describe_held_out(self) -> str:
         """Say whether the validation documents were compared with the training documents."""
         if not self.validation.manifest.held_out_from(self.train.manifest):

@@ -10,6 +10,7 @@ from card_scale.config import Config
 from card_scale.environment import environment
 from card_scale.errors import CheckpointError, ConfigurationError, ExitCode, ForeignRunError
 from card_scale.files import read_json, write_atomically
+from card_scale.training import exit_record
 
 MAY_CHANGE = {
     "run.dir",
@@ -103,6 +104,14 @@ class RunDirectory:
                 "run.init_from=CHECKPOINT starts a new one from its weights"
             )
 
+    def check_usable(self) -> None:
+        """Raise ConfigurationError where the directory cannot be made or written in."""
+        existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise ConfigurationError(f"run.dir {self.path} cannot be used: {existing} is a file")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ConfigurationError(f"run.dir {self.path} cannot be used: {existing} must not be written in")
+
     def take(self) -> None:
         """Forget how an earlier command ended, and whether it was asked to stop; for who holds the lock."""
         self.stop.unlink(missing_ok=True)
@@ -166,13 +175,7 @@ class RunDirectory:
 
     def write_exit(self, code: ExitCode | int, reason: str) -> None:
         """Record how the command ended. Any rank may call it; the first failure of a job is the one that counts."""
-        if code in (ExitCode.PEER_LOST, ExitCode.HANG) and self.exit.is_file():
-            return  # the peer said itself why it left, or the first to see a hang who hangs
-        self.path.mkdir(parents=True, exist_ok=True)
-        # Several ranks may fail at once: each writes its own file before one of them becomes exit.json.
-        temporary = self.exit.with_name(f"exit.json.{os.getpid()}.part")
-        temporary.write_text(json.dumps({"code": int(code), "reason": reason}, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, self.exit)
+        exit_record.write(self.exit, code, reason)
 
 
 def _differences(before: Config, after: Config) -> dict[str, tuple[object, object]]:

@@ -5,6 +5,9 @@ from fractions import Fraction
 from card_scale.config import Config
 from card_scale.errors import ConfigurationError
 
+MANY_EPOCHS = 1000.0
+"""Beyond all that is studied: more often a small dataset taken for a large one."""
+
 MOST_TOKENS = 2**53
 """Of a run: beyond it float64 does not count tokens exactly."""
 
@@ -42,6 +45,21 @@ def total_steps(config: Config, samples_per_epoch: int) -> int:
             f"{config.train.global_batch} are {from_epochs} steps; give one of the two, or make them equal"
         )
     return from_epochs
+
+
+def warnings(config: Config, steps: int, samples_per_epoch: int | None = None) -> list[str]:
+    """Return what is probably not meant by a run of so many updates, a line each; of epochs with a dataset."""
+    lines = []
+    optimizer = config.optimizer
+    if optimizer.warmup_steps >= steps:
+        lines.append(
+            f"warning: optimizer.warmup_steps {optimizer.warmup_steps} is not below the run's {steps} steps: the "
+            f"learning rate never reaches optimizer.lr {optimizer.lr:g}"
+        )
+    epochs = steps * config.train.global_batch / samples_per_epoch if samples_per_epoch is not None else 0.0
+    if epochs > MANY_EPOCHS:
+        lines.append(f"warning: {epochs:,.0f} epochs: the dataset, or data.unique_tokens, is small")
+    return lines
 
 
 def is_due(step: int, every: int, total_steps: int) -> bool:

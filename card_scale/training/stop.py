@@ -69,7 +69,11 @@ class StopRequest:
     A file and a time limit ask for a stop too, where :meth:`watch` was told of them.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, passed_on: Callable[[], str | None] = lambda: None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``passed_on`` says for what else a SIGUSR1 stands, None where for itself."""
+        self._passed_on = passed_on
         self._clock = clock
         self.reason: str | None = None
         """What asked first, e.g. ``SIGTERM``, as far as anybody has looked."""
@@ -96,6 +100,8 @@ class StopRequest:
                 self._looked_at = now
                 if self._file.exists():
                     self.reason = f"the file {self._file}"
+        if self.reason == signal.SIGUSR1.name:
+            self.reason = self._passed_on() or self.reason
         return self.reason
 
     def __enter__(self) -> "StopRequest":

@@ -17,8 +17,9 @@ from card_scale.config import (
     RunConfig,
     TrainConfig,
     load,
+    parse_overrides,
 )
-from card_scale.errors import ConfigurationError, ExitCode
+from card_scale.errors import CommandLineError, ConfigurationError, ExitCode
 from card_scale.objectives import registry
 from card_scale.objectives.base import Objective
 
@@ -80,6 +81,11 @@ def test_overrides_apply_in_order_over_the_file(file):
         (["data.unique_tokens=null"], "data.unique_tokens", None),
         (["data.epochs=2.5"], "data.epochs", 2.5),
         (["run.dir=a=b"], "run.dir", "a=b"),
+        (["run.dir=2026-11-28"], "run.dir", "2026-11-28"),
+        (["train.steps=1e6"], "train.steps", 1_000_000),
+        (["data.unique_tokens=none"], "data.unique_tokens", None),
+        (["data.validation=None"], "data.validation", None),
+        (["parallel.recompute=none"], "parallel.recompute", "none"),
     ],
 )
 def test_values_arrive_under_their_key(file, overrides, key, value):
@@ -87,6 +93,32 @@ def test_values_arrive_under_their_key(file, overrides, key, value):
     found = getattr(getattr(load(file, overrides), group), name)
     assert found == value
     assert type(found) is type(value)
+
+
+def test_a_home_directory_is_meant(file, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    paths = ("run.dir", "run.init_from", "data.path", "data.validation", "parallel.deepspeed")
+    values = load(file, [f"{key}=~/x" for key in paths]).flat()
+    assert {values[key] for key in paths} == {"/home/someone/x"}
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["--num-layer", "3"], ["--num-layer", "did you mean --num-layers?"]),
+        (["--fp16"], ["unknown option --fp16", "did you mean --bf16?"]),
+        (["-lr", "3"], ["unknown option -lr", "did you mean --lr?"]),
+        (["--dryrun"], ["unknown option --dryrun", "did you mean --dry-run?"]),
+        (["--xyzzy"], ["unknown option --xyzzy", "--help"]),
+        (["--lr"], ["--lr", "needs a value"]),
+        (["train.steps", "5"], ["'train.steps'", "group.key=value"]),
+    ],
+)
+def test_what_is_no_override_is_an_error_of_the_command_line(overrides, words):
+    with pytest.raises(CommandLineError) as caught:
+        parse_overrides(overrides, ["dry-run", "print-config"])
+    assert caught.value.exit_code == ExitCode.COMMAND_LINE == 2
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_every_megatron_alias_names_a_key():
@@ -102,19 +134,16 @@ def test_every_megatron_alias_names_a_key():
         (["objective.tailfactor=2"], ["objective.tailfactor", "did you mean tail_factor?"]),
         (["parallel.tensor_parallel=2"], ["parallel.tensor_parallel", "valid:", "tensor, virtual_pipeline"]),
         (["train.zzz=2"], ["train.zzz", "valid:", "global_batch", "micro_batch"]),
-        (["--num-layer", "3"], ["--num-layer", "did you mean num-layers?"]),
-        (["--fp16"], ["unknown option --fp16", "did you mean bf16?"]),
-        (["--lr"], ["--lr", "needs a value"]),
         (["steps=3"], ["unknown group 'steps'"]),
-        (["train"], ["'train'", "group.key=value"]),
         (["train.steps=[1"], ["train.steps", "not a YAML value"]),
-        (["run.dir=2026-13-45"], ["run.dir", "2026-13-45", "not a YAML value"]),
         # Types: key, value, and what it takes.
         (["model.layers=2.5"], ["model.layers is 2.5", "a whole number"]),
         (["model.layers=true"], ["model.layers is True", "a whole number"]),
         (["model.layers=two"], ["model.layers is 'two'", "a whole number"]),
         (["model.layers=null"], ["model.layers is None", "a whole number"]),
-        (["train.steps=1e3"], ["train.steps is '1e3'", "a whole number or null"]),
+        (["train.steps=1e-3"], ["train.steps is 0.001", "a whole number or null"]),
+        (["train.steps=0100"], ["train.steps is '0100'", "a whole number or null"]),
+        (["train.steps=1:30"], ["train.steps is '1:30'", "a whole number or null"]),
         (["model.dropout=no"], ["model.dropout is False", "a number"]),
         (["optimizer.lr=fast"], ["optimizer.lr is 'fast'", "a number"]),
         (["optimizer.lr=.nan"], ["optimizer.lr is nan", "a number"]),
@@ -201,7 +230,6 @@ def test_refusals_name_key_value_and_what_is_valid(file, overrides, words):
         ("3: {a: 1}\n", ["unknown group 3"]),
         ("model: {3: 1}\n", ["unknown key model.3"]),
         ("model: {layres: 1}\n", ["unknown key model.layres", "did you mean layers?"]),
-        ("run: {dir: 2026-13-45}\n", ["cannot be read"]),
         ("run: {dir: \0}\n", ["cannot be read"]),
         ("run: {seed: 1}\nrun: {dir: a}\n", ["cannot be read", "line 2 repeats the key run of line 1"]),
         ("train:\n  steps: 1\n  steps: 2\n", ["cannot be read", "line 3 repeats the key steps of line 2"]),

@@ -31,11 +31,36 @@ def test_a_repeated_key_is_refused_with_its_lines(text, message):
         "a: &same [1, 2]\nb: *same\n",
         "3: number\n'3': text\n",
         "",
-        "3e-4",
+        "[7, -7, +7, 1_000, 1.5, 1., 1.5e+3, .inf, -.inf, true, yes, null, ~, 1.2.3, '1']",
     ],
 )
 def test_everything_else_reads_as_plain_yaml(text):
     assert strict_yaml.load(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("3e-4", 3e-4),
+        ("1e6", 1e6),
+        ("-2E+3", -2e3),
+        ("0", 0),
+        ("0.1", 0.1),
+        ("-.5", -0.5),
+        # Two readers would not agree on these: they are refused where a number is wanted.
+        ("0100", "0100"),
+        ("-007", "-007"),
+        ("0x10", "0x10"),
+        ("0b10", "0b10"),
+        ("1:30", "1:30"),
+        ("1:30.5", "1:30.5"),
+        ("2026-11-28", "2026-11-28"),
+        ("2026-13-45", "2026-13-45"),
+    ],
+)
+def test_numbers_are_decimal_and_dates_are_text(text, value):
+    assert strict_yaml.load(text) == value
+    assert type(strict_yaml.load(text)) is type(value)
 
 
 def test_only_plain_values_are_made():

@@ -17,7 +17,6 @@ from card_scale.train import main
 CASES = {
     "unknown key": (["train.stepz=3"], 3, ["train.stepz", "steps"]),
     "unknown group": (["trian.steps=3"], 3, ["trian", "train"]),
-    "unknown option": (["--tensor-modle-parallel-size", "2"], 3, ["tensor-model-parallel-size"]),
     "wrong type": (["train.steps=many"], 3, ["train.steps", "'many'", "whole number"]),
     "wrong choice": (["objective.name=bert"], 3, ["objective.name", "'bert'", "card, ar"]),
     "out of range": (["objective.tail_factor=0.5"], 3, ["objective.tail_factor", "0.5", "at least 1"]),
@@ -206,18 +205,40 @@ def test_options_after_the_configuration_file(config_file, capsys):
     assert (resolved["parallel"]["tensor"], resolved["run"]["seed"], resolved["train"]["steps"]) == (2, 5, 9)
 
 
-def test_an_option_is_not_abbreviated(config_file, capsys):
-    assert main([str(config_file), "--dry"]) == ExitCode.CONFIGURATION
-    assert "unknown option --dry" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--dry"], ["unknown option --dry", "did you mean --dry-run?"]),
+        (["--dryrun"], ["unknown option --dryrun", "did you mean --dry-run?"]),
+        (["--tensor-modle-parallel-size", "2"], ["did you mean --tensor-model-parallel-size?"]),
+        (["train.steps", "5"], ["'train.steps'", "group.key=value"]),
+        (["--tokens-per-second", "5"], ["--tokens-per-second belongs to --dry-run"]),
+        (["--help", "optimizer.rl"], ["there is no key 'optimizer.rl'", "did you mean optimizer.lr?"]),
+    ],
+)
+def test_what_is_no_argument_ends_with_the_usage(arguments, words, config_file, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(config_file), *arguments])
+    assert ended.value.code == ExitCode.COMMAND_LINE == 2
+    message = capsys.readouterr().err
+    assert message.startswith("usage: ")
+    assert all(word in message for word in words), message
 
 
-def test_dry_run_checks_and_estimates(config_file, capsys):
-    assert main([str(config_file), "--dry-run", "parallel.tensor=2"]) == 0
-    printed = capsys.readouterr().out
-    for words in ("tensor 2 x pipeline 1 x data 1", "parameters:", "GiB", "6 steps"):
-        assert words in printed
-    assert not dist.is_initialized()
-    assert main([str(config_file), "--dry-run", "data.path=nowhere"]) == ExitCode.DATA
+def test_help_of_a_key_says_what_the_page_says(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help", "optimizer.lr"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("optimizer.lr", "0.0003", "Peak learning rate.", "--lr")), said
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--print-config"])
+def test_a_reader_that_goes_away_is_no_error(option, config_file):
+    shell = f"set -o pipefail; {sys.executable} -m card_scale.train {config_file} {option} | head -n 1"
+    ended = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert len(ended.stdout.splitlines()) == 1
+    assert not ended.stderr
 
 
 def test_print_config_is_a_configuration(config_file, capsys, tmp_path):

@@ -62,6 +62,17 @@ def test_a_record_of_an_earlier_run_is_not_believed(tmp_path, processes):
     assert processes.wait(script) == 1, processes.text(script)
 
 
+def test_a_note_serves_where_the_run_directory_is_another_runs(tmp_path, processes):
+    config, run = write_config(tmp_path, code=3, record=False, note=True)
+    run.mkdir()
+    (run / "exit.json").write_text('{"code": 75, "reason": "earlier"}')
+    script = start(processes, ONE_NODE, config, NPROC="1")
+    assert processes.wait(script) == 3, processes.text(script)
+    assert processes.text(script).splitlines()[-1] == "exit code: 3: another run's"
+    [world] = [json.loads(path.read_text()) for path in run.glob("rank-*.json")]
+    assert not Path(world["environment"]["CARD_LAUNCH_NOTES"]).exists()
+
+
 def test_a_refused_configuration_starts_no_rank(tmp_path, processes):
     config, run = write_config(tmp_path, refuse=True)
     script = start(processes, ONE_NODE, config, NPROC="1")
@@ -80,7 +91,10 @@ def test_a_stop_request_is_repeated_until_it_is_heard(tmp_path, processes, how):
     else:
         script.send_signal(signal.SIGTERM)
     assert processes.wait(script) == 75, processes.text(script)
-    assert "exit.json: 75: told to" in processes.text(script)
+    last = processes.text(script).splitlines()[-1]
+    assert last == f"{run / 'exit.json'}: 75: told to"  # and not torchrun's FAILED
+    heard = {"Ctrl-C": "SIGINT", "SIGTERM to the script": "SIGTERM"}[how]
+    assert [(run / f"cause-{rank}").read_text().strip() for rank in (0, 1)] == [heard, heard]
     assert nothing_left(processes)
 
 

@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from card_scale.errors import ConfigurationError
+from card_scale.training import exit_record
 from card_scale.training.stop import STOP_SIGNALS, StopRequest, TimeLimit, time_limit
 
 
@@ -102,3 +103,18 @@ def test_nohup_is_respected():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_a_launch_script_heard_is_named_in_place_of_the_signal_it_sends(tmp_path):
+    environment = {exit_record.NOTES: str(tmp_path)}
+    for note, reason in ((None, "SIGUSR1"), ("SIGINT\n", "SIGINT")):
+        if note is not None:
+            (tmp_path / "stop").write_text(note)
+        with StopRequest(lambda: exit_record.cause_of_stop(environment)) as stop:
+            assert stop.poll() is None
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert stop.poll() == reason
+    with StopRequest(lambda: exit_record.cause_of_stop(environment)) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.poll() == "SIGTERM"
+    assert exit_record.cause_of_stop({}) is None

@@ -95,6 +95,20 @@ def zero_stage(config: Config) -> int:
     return 3
 
 
+def offloaded(config: Config) -> frozenset[str]:
+    """Return what the JSON file offloads to the host: "optimizer" and its gradients, "weights", both or nothing."""
+    if config.parallel.deepspeed is None:
+        return frozenset()
+    zero = read(config.parallel.deepspeed).get("zero_optimization", {})
+    causes = {"offload_optimizer": ("optimizer", "gradients"), "offload_param": ("weights",)}
+    return frozenset(
+        cause
+        for key, names in causes.items()
+        if isinstance(zero.get(key), dict) and zero[key].get("device", "none") != "none"
+        for cause in names
+    )
+
+
 def resolve(config: Config, data_parallel: int, stage_parameters: int) -> dict[str, Any]:
     """Return the dictionary for ``deepspeed.initialize``.
 

@@ -2,7 +2,7 @@
 
 CONFIG holds ``run.dir`` and, under ``act``: ``code`` to end with (without it, wait for a stop request), ``record``
 whether rank 0 writes exit.json, ``late_seconds`` before it does, ``deaf_seconds`` before stop requests are heard,
-``refuse`` to be refused.
+``refuse`` to be refused, ``note`` to leave the script a note.
 """
 
 import json
@@ -18,7 +18,8 @@ import yaml
 def main() -> int:
     """Act as told and return the exit code."""
     config = yaml.safe_load(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    act = {"code": None, "record": True, "deaf_seconds": 0, "late_seconds": 0, "refuse": False, **config["act"]}
+    act = {"code": None, "record": True, "deaf_seconds": 0, "late_seconds": 0, "refuse": False, "note": False}
+    act |= config["act"]
     if act["refuse"]:
         print("error: refused", file=sys.stderr)
         return 3
@@ -43,6 +44,11 @@ def main() -> int:
         signal.signal(signal.SIGUSR1, lambda *_: heard.append(True))
         while not heard:
             time.sleep(0.05)
+        cause = (Path(os.environ["CARD_LAUNCH_NOTES"]) / "stop").read_text(encoding="utf-8")
+        (directory / f"cause-{rank}").write_text(cause, encoding="utf-8")
+    if act["note"]:
+        note = Path(os.environ["CARD_LAUNCH_NOTES"]) / "exit.json"
+        note.write_text(json.dumps({"code": code, "reason": "another run's"}), encoding="utf-8")
     if rank == "0" and act["record"]:
         time.sleep(act["late_seconds"])
         (directory / "exit.json").write_text(json.dumps({"code": code, "reason": "told to"}), encoding="utf-8")
