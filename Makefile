@@ -15,10 +15,14 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(VENV)/installed
+lint: | $(BIN)/ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Checking the code installs nothing where the checkers are.
+$(BIN)/ruff:
+	$(MAKE) $(VENV)/installed
 
 # The stamp is made last, so an interrupted installation is taken up again.
 $(VENV)/installed: setup.py constraints.txt

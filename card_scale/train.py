@@ -283,7 +283,11 @@ def show(options: argparse.Namespace, overrides: list[str]) -> None:
         from card_scale.training.dry_run import Assumptions, dry_run
 
         assumed = Assumptions(
-            options.from_scratch, options.device_memory, options.tokens_per_second, options.vocabulary_size
+            options.ranks,
+            options.from_scratch,
+            options.device_memory,
+            options.tokens_per_second,
+            options.vocabulary_size,
         )
         lines = dry_run(config, assumed)
     if os.environ.get("RANK", "0") == "0":

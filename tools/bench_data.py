@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from card_scale.argument_types import positive
+from card_scale.argument_types import positive, positive_number
 from card_scale.cli import run_tool
 from card_scale.corpus.arguments import add_input_arguments, available_cores
 
@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     loader.add_argument("--length", type=positive, default=256, help="tokens of a sample (default: 256)")
     loader.add_argument("--global-batch", type=positive, default=64, help="samples in a batch (default: 64)")
     loader.add_argument("--steps", type=positive, default=500, help="batches read (default: 500)")
-    loader.add_argument("--consumption", type=float, help="tokens per second of the model to compare with")
+    loader.add_argument("--consumption", type=positive_number, help="tokens per second of the model to compare with")
     for command in (build, loader):
         command.add_argument(
             "--json", type=Path, metavar="FILE", help="also write the result, with hardware and versions"

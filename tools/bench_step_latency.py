@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from card_scale.argument_types import not_negative_number, positive, positive_share
 from card_scale.cli import run_tool
 from card_scale.objectives import registry
 
@@ -24,20 +25,20 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     shown = f"{shape} (default: {' '.join(names)})"
     parser.add_argument("--arms", nargs="+", metavar="ARM", default=names, help=shown)
     parser.add_argument(
-        "--blocks", nargs="+", type=int, metavar="N", default=[16], help="of objectives with blocks (default: 16)"
+        "--blocks", nargs="+", type=positive, metavar="N", default=[16], help="of objectives with blocks (default: 16)"
     )
-    parser.add_argument("--lengths", nargs="+", type=int, metavar="L", default=[], help="default: the configuration's")
-    parser.add_argument("--tokens", type=int, metavar="N", help="clean tokens of a micro-batch (default: configured)")
-    parser.add_argument("--vocabulary", type=int, metavar="N", default=50_368, help="pieces (default: 50368)")
-    parser.add_argument("--steps", type=int, metavar="N", default=50, help="timed steps of each arm (default: 50)")
+    parser.add_argument("--lengths", nargs="+", type=positive, metavar="L", default=[], help="default: configured")
+    parser.add_argument("--tokens", type=positive, metavar="N", help="of a micro-batch (default: configured)")
+    parser.add_argument("--vocabulary", type=positive, metavar="N", default=50_368, help="pieces (default: 50368)")
+    parser.add_argument("--steps", type=positive, metavar="N", default=50, help="timed steps of each arm (default: 50)")
     parser.add_argument("--warm-up", type=int, metavar="N", default=5, help="steps not timed, at least 2 (default: 5)")
     parser.add_argument(
         "--memory-gib",
-        type=float,
+        type=not_negative_number,
         metavar="GIB",
         help="also time each arm's largest micro-batch under this cap; 0: not",
     )
-    parser.add_argument("--tolerance", type=float, default=0.05, help="of parts over whole (default: 0.05)")
+    parser.add_argument("--tolerance", type=positive_share, default=0.05, help="of parts over whole (default: 0.05)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, samples and environment included")
     parser.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="write scalars over L")
     parser.add_argument(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from card_scale.argument_types import output_file, positive
+from card_scale.argument_types import not_negative, output_file, positive
 from card_scale.cli import run_tool
 from card_scale.objectives.decoders import METHODS
 
@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
         help="names, separated by commas",
     )
     parser.add_argument("--include-path", type=Path, help="directory of task files (YAML) of your own")
-    parser.add_argument("--few-shot", type=int, help="examples before each question (default: the task's)")
+    parser.add_argument("--few-shot", type=not_negative, help="examples before each question (default: the task's)")
     parser.add_argument("--limit", type=positive, help="questions of each task (default: all)")
     parser.add_argument("--method", choices=METHODS, help="of generation (default: by the checkpoint's objective)")
     parser.add_argument("--batch", type=positive, default=16, help="sequences a pass (default: 16)")

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from card_scale.argument_types import positive
+from card_scale.argument_types import positive, positive_number
 from card_scale.cli import run_tool
 
 
@@ -21,7 +21,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         "Exit codes: 0 done, 2 command line, 3 configuration, 4 the ledger is not exact, 5 the ends differ",
     )
     parser.add_argument("config", help="YAML file, e.g. launchers/configs/quickstart.yaml")
-    parser.add_argument("--minutes", type=float, default=30.0, help="of disturbances (default: 30)")
+    parser.add_argument("--minutes", type=positive_number, default=30.0, help="of disturbances (default: 30)")
     parser.add_argument("--steps", type=positive, default=400, help="of each run (default: 400)")
     parser.add_argument("--seed", type=int, default=0, help="of what happens when (default: 0)")
     parser.add_argument("--directory", type=Path, required=True, help="for the runs; must be new")

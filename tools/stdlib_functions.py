@@ -12,6 +12,7 @@ import sysconfig
 import warnings
 from pathlib import Path
 
+from card_scale.argument_types import positive
 from card_scale.cli import run_tool
 from card_scale.files import write_atomically
 
@@ -31,8 +32,8 @@ def main() -> None:
     """Collect, sort and write."""
     parser = argparse.ArgumentParser(description=__doc__, epilog="Exit codes: 0 done, 2 command line, 4 data.")
     parser.add_argument("output", type=Path, help='file of {"text": ...} lines')
-    parser.add_argument("--shortest", type=int, default=200, metavar="N", help="characters (default: 200)")
-    parser.add_argument("--longest", type=int, default=2000, metavar="N", help="characters (default: 2000)")
+    parser.add_argument("--shortest", type=positive, default=200, metavar="N", help="characters (default: 200)")
+    parser.add_argument("--longest", type=positive, default=2000, metavar="N", help="characters (default: 2000)")
     options = parser.parse_args()
     warnings.simplefilter("ignore", SyntaxWarning)
     library = Path(sysconfig.get_paths()["stdlib"])

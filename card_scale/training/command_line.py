@@ -52,9 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     dry.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything and say whether it fits, how long it takes and what it would do; start nothing. "
-        "WORLD_SIZE is the number of ranks, by default the fewest that hold the layout",
+        help="check everything and say whether it fits, how long it takes and what it would do; start nothing",
     )
+    dry.add_argument("--ranks", type=positive, metavar="N", help="of the run (default: the fewest that can be)")
     dry.add_argument(
         "--device-memory", type=positive_number, metavar="GIB", help="of a GPU (default: this machine's memory)"
     )
@@ -76,7 +76,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     options, overrides = parser.parse_known_args(arguments)
     if overrides and arguments.index(overrides[0]) < arguments.index(options.config):
         parser.error(f"{overrides[0]} stands before the configuration file; write CONFIG.yaml first, then overrides")
-    for option in ("device_memory", "tokens_per_second", "vocabulary_size"):
+    for option in ("ranks", "device_memory", "tokens_per_second", "vocabulary_size"):
         if getattr(options, option) is not None and not options.dry_run:
             parser.error(f"--{option.replace('_', '-')} belongs to --dry-run")
     try:

@@ -23,6 +23,8 @@ from card_scale.versions import check_versions
 class Assumptions(NamedTuple):
     """What a dry run is told beside the configuration."""
 
+    ranks: int | None = None
+    """Of the run; by default those of the job that this process is of, or the fewest that hold the layout."""
     from_scratch: bool = False
     """Whether the run would set aside what its directory holds."""
     device_gib: float | None = None
@@ -37,8 +39,6 @@ def dry_run(config: Config, assumed: Assumptions) -> list[str]:
     """Return what the run would be, line by line: whether it fits, how long it takes and how often it repeats its data
     first.
 
-    The world size is WORLD_SIZE, or the smallest that holds the layout.
-
     Raises:
         CardScaleError: what the run would raise before its process groups form, and of its checkpoints what needs no
             engine.
@@ -46,9 +46,10 @@ def dry_run(config: Config, assumed: Assumptions) -> list[str]:
     check_versions()
     faults.check()
     launched = {**os.environ, **rank_variables(os.environ)}
+    fewest = config.parallel.tensor * config.parallel.pipeline
+    ranks = assumed.ranks or int(launched.get("WORLD_SIZE", fewest))
     time_limit(config.run.max_hours, config.run.stop_before_end, os.environ, time.time(), time.monotonic())
-    smallest = config.parallel.tensor * config.parallel.pipeline
-    dims = preflight.check(config, int(launched.get("WORLD_SIZE", smallest)))
+    dims = preflight.check(config, ranks)
     directory = RunDirectory(config.run.dir)
     if not assumed.from_scratch:
         directory.check_same_run(config)

@@ -97,3 +97,10 @@ def test_nothing_is_left(config_file, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     said(config_file, f"run.dir={tmp_path}/new/run")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_ranks_that_are_not_there(config_file):
+    assert line(said(config_file), "ranks: ").startswith("ranks: 1 (")
+    assert line(said(config_file, ranks=2), "ranks: ").startswith("ranks: 2 (tensor 1 x pipeline 1 x data 2)")
+    with pytest.raises(ConfigurationError, match=r"3 ranks cannot hold parallel\.tensor 2"):
+        said(config_file, "parallel.tensor=2", ranks=3)
