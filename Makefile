@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # torch first and by version: a dependency that asks for "torch" would pull the newest build.
 TORCH ?= torch==2.13.0
+# The kernels for GPUs are tested in Triton's interpreter. Where torch brings a Triton, that one stays.
+TRITON ?= triton==3.9.0
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test lint clean
@@ -12,7 +14,7 @@ quickstart: $(VENV)/installed
 
 # Two at a time: half of the tests are of one process, and those of several wait for each other most of the time. Files
 # stay whole, since their tests share what they start.
-test: $(VENV)/installed
+test: $(VENV)/triton
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: | $(BIN)/ruff
@@ -30,6 +32,10 @@ $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -q $(TORCH)
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e .[dev]
+	touch $@
+
+$(VENV)/triton: $(VENV)/installed
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --disable-pip-version-check -q $(TRITON)
 	touch $@
 
 clean:

@@ -1,8 +1,12 @@
 """What holds for all tests."""
 
+import os
 import signal
 
 from hypothesis import settings
+
+# Triton reads this once, when it is first imported, which DeepSpeed does: its kernels run on a CPU, for tests.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytest_plugins = ["tests.corpora", "tests.hostile"]
 

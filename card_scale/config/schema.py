@@ -66,6 +66,11 @@ class ModelConfig:
     attention_backend: Literal["auto", "sdpa", "flex", "split", "dense"] = "auto"
     """Kernel of attention. sdpa: torch's fused kernels (causal, bidirectional, two streams of one-token blocks).
     flex: FlexAttention (GPU). split: blocks in exact pieces. dense: any kind, with the whole mask. auto: the best."""
+    loss_backend: Literal["auto", "torch", "fused", "chunked"] = "auto"
+    """Kernel of the loss. torch: any device. fused: two Triton kernels, which read the logits once and write the
+    gradient over them (GPU). chunked: head and loss of a part of the positions at a time, computed again in the
+    backward pass, so that all logits never exist. auto: torch on a CPU, fused on a GPU, chunked for logits above a
+    sixteenth of its memory."""
 
     @property
     def head_size(self) -> int:

@@ -79,7 +79,9 @@ class GPT(nn.Module):
             layer.compile_forward()
         if self.is_last:
             has_weight = not (self.tied and self.is_first)
-            self.head = LanguageModelHead(self.config, vocabulary, has_weight=has_weight)
+            self.head = LanguageModelHead(
+                self.config, vocabulary, has_weight=has_weight, loss_backend=model.loss_backend
+            )
         exponents = torch.arange(0, model.head_size, 2, dtype=torch.float32, device=current_device()) / model.head_size
         # A plain attribute, not a buffer: it is made whole even where the parameters are made on the meta device.
         self.rotary_frequencies = 1.0 / model.rotary_base**exponents

@@ -10,13 +10,16 @@ def check(config: Config, world_size: int) -> ParallelDims:
     """Return the layout of a run on ``world_size`` ranks.
 
     Raises ConfigurationError where the layout does not fit the world or the batch, the engine cannot do what is asked,
-    or no attention kernel computes the objective's kind on this machine's device.
+    or this machine's device has no such kernel of attention or loss.
     """
     # Only here: planners import this module before there is anything to check.
     from card_scale.distributed.device import current_device
     from card_scale.model.attention.selection import resolve_backend
+    from card_scale.model.cross_entropy import selection
 
     dims = parallel_dims.plan(config, world_size)
     engine_kind(config).check(config, dims)
-    resolve_backend(config.objective.attention, config.model.attention_backend, current_device().type)
+    device_type = current_device().type
+    resolve_backend(config.objective.attention, config.model.attention_backend, device_type)
+    selection.check(config.model.loss_backend, device_type)
     return dims

@@ -25,6 +25,7 @@ MAY_CHANGE = {
     "data.train_samples",
     "data.skip_damaged",
     "model.attention_backend",
+    "model.loss_backend",
     "train.micro_batch",
     "train.log_every",
     "train.eval_every",

@@ -48,7 +48,7 @@ def one_rank(config: Config) -> Config:
     backend = "dense" if config.objective.name in ("bd3lm", "armd") else "auto"
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, attention_backend=backend),
+        model=dataclasses.replace(config.model, attention_backend=backend, loss_backend="torch"),
         parallel=ParallelConfig(zero=zero),
         train=dataclasses.replace(config.train, micro_batch=config.train.global_batch),
     )

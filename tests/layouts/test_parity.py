@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from card_scale.config import Config
+from card_scale.model.cross_entropy import selection
+from card_scale.model.head import LanguageModelHead
 from tests.layouts.parity import assert_parity, check_cells, deadline
 from tests.layouts.processes import run_ranks
 from tests.layouts.trajectory import run_variants, small_config
@@ -104,6 +106,29 @@ def test_dropout_recomputation_smaller_micro_batches_and_other_llamas(references
 def test_without_micro_batches(references):
     layout = (1, 1, 2)
     check_cells(references, layout, [cell(layout, engine, train={"micro_batch": 4}) for engine in ENGINES])
+
+
+def run_in_parts(configs):
+    """Return the trajectories with logits held one position at a time, and how often the head scored."""
+    selection.PART_ELEMENTS = 1
+    scored = []
+    score = LanguageModelHead._score
+    LanguageModelHead._score = lambda head, *arguments: scored.append(head) or score(head, *arguments)
+    return run_variants(configs), len(scored)
+
+
+@pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (2, 2, 1)], ids=named)
+def test_the_loss_of_a_part_of_the_positions_at_a_time(references, layout):
+    """Head and loss in parts, computed again in the backward pass; with sequence parallelism and without."""
+    tensor = layout[0] > 1
+    cells = [
+        cell(layout, {"zero": 3}, True, tensor, model={"loss_backend": "chunked"}),
+        cell(layout, {"zero": 1}, False, False, model={"loss_backend": "chunked"}),
+        cell(layout, {"engine": "fsdp2"}, False, tensor, model={"loss_backend": "chunked"}),
+    ]
+    ranks = run_ranks(run_in_parts, math.prod(layout), cells, deadline=deadline(cells))
+    assert_parity(layout, cells, [found for found, _ in ranks], references.of(cells))
+    assert max(scored for _, scored in ranks) > 10 * len(cells)
 
 
 ABLATIONS = [

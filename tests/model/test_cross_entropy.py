@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from card_scale.model import cross_entropy
-from card_scale.model.cross_entropy import vocabulary_parallel_cross_entropy
+from card_scale.model.cross_entropy import reference
+from card_scale.model.cross_entropy.reference import vocabulary_parallel_cross_entropy
 from tests.layouts.processes import run_ranks
 
 COLUMNS = 24
@@ -95,7 +95,7 @@ def test_chunks_do_not_show(rows, rows_per_chunk, seed):
     whole = ours(logits, targets, weights)
     with pytest.MonkeyPatch.context() as patch:
         # Not a multiple of the columns; 0 rows still mean one.
-        patch.setattr(cross_entropy, "CHUNK_ELEMENTS", rows_per_chunk * COLUMNS + COLUMNS // 2)
+        patch.setattr(reference, "CHUNK_ELEMENTS", rows_per_chunk * COLUMNS + COLUMNS // 2)
         pieces = ours(logits, targets, weights)
     for one, other in zip(whole, pieces, strict=True):
         assert torch.equal(one, other)
@@ -126,7 +126,7 @@ def test_no_float32_copy_of_all_logits():
             return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_entropy, "CHUNK_ELEMENTS", 4 * COLUMNS)
+        patch.setattr(reference, "CHUNK_ELEMENTS", 4 * COLUMNS)
         with Watch():
             ours(logits, targets, weights)
     assert 4 * COLUMNS <= max(largest) <= 256
