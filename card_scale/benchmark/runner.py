@@ -13,7 +13,9 @@ from card_scale.config import Config
 from card_scale.data.samples import Samples
 from card_scale.data.tokenizer import MASK_ID
 from card_scale.distributed import process_groups
+from card_scale.distributed.device import current_device
 from card_scale.engine.base import ShardingEngine
+from card_scale.engine.selection import compiles_layers
 from card_scale.model.attention.by_layer import LayerAttention
 from card_scale.training.train_step import TrainStep
 
@@ -57,7 +59,7 @@ class ArmRunner:
     def dissected_step(self, samples: Samples, clock: Clock) -> Partition:
         """Make one update with stamps inside the model; return its parts, once the device is waited for."""
         partition = Partition(clock, "rest")
-        with parts(self.engine, partition, inside_layers=not self.config.train.compile):
+        with parts(self.engine, partition, inside_layers=not compiles_layers(self.config, current_device().type)):
             self.step(samples)
         partition.end()
         return partition

@@ -171,8 +171,9 @@ class TrainConfig:
     """Checkpoints at multiples of so many steps, itself a multiple of save_every, are kept as well; 0 none."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward pass; the optimizer always holds fp32 weights."""
-    compile: bool = False
-    """Compile each decoder layer as one graph (torch.compile); not with parallel.tensor above 1."""
+    compile: bool | None = None
+    """Compile each decoder layer as one graph (torch.compile); not with parallel.tensor above 1. By default on a GPU
+    where that is 1."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 import torch
 
 from card_scale.config import Config
+from card_scale.distributed.device import current_device
 from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.engine.base import ShardingEngine
-from card_scale.engine.selection import engine_kind
+from card_scale.engine.selection import compiles_layers, engine_kind
 from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.gpt import GPT
 from card_scale.model.initialization import initial_weight
@@ -32,7 +33,7 @@ def build_engine(
                 chunk=chunk,
                 compute_dtype=compute_dtype,
                 recompute=config.parallel.recompute == "full",
-                compile_layers=config.train.compile,
+                compile_layers=compiles_layers(config, current_device().type),
             )
             for chunk in range(dims.virtual_pipeline)
         ]

@@ -51,6 +51,13 @@ ENGINES: Mapping[str, EngineKind] = MappingProxyType(
 """By the value of ``parallel.engine``."""
 
 
+def compiles_layers(config: Config, device_type: str) -> bool:
+    """Return whether decoder layers are compiled: ``train.compile``, by default on a GPU without tensor parallelism."""
+    if config.train.compile is not None:
+        return config.train.compile
+    return device_type == "cuda" and config.parallel.tensor == 1
+
+
 def engine_kind(config: Config) -> EngineKind:
     """Return the engine that a configuration asks for."""
     return ENGINES[config.parallel.engine]

@@ -1,11 +1,12 @@
 """What each engine refuses before it is imported."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-from card_scale.engine.selection import engine_kind
+from card_scale.engine.selection import compiles_layers, engine_kind
 from card_scale.errors import ConfigurationError
 from tests.distributed.test_parallel_dims import config, plan
 
@@ -50,3 +51,29 @@ def test_checking_imports_no_engine():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "given, tensor, device, compiled",
+    [(None, 1, "cuda", True), (None, 2, "cuda", False), (None, 1, "cpu", False), (False, 1, "cuda", False)]
+    + [(True, 1, "cpu", True)],
+)
+def test_layers_are_compiled_by_default_where_a_gpu_can(given, tensor, device, compiled):
+    settings = {} if given is None else {"compile": given}
+    assert compiles_layers(config(settings, tensor=tensor), device) is compiled
+
+
+def test_what_lies_in_the_hosts_memory(tmp_path):
+    assert engine_kind(config()).offloaded(config()) == frozenset()
+    for zero, causes in (
+        ({"offload_optimizer": {"device": "cpu"}}, {"optimizer", "gradients"}),
+        ({"offload_optimizer": {"device": "none"}}, set()),
+        (
+            {"offload_param": {"device": "nvme"}, "offload_optimizer": {"device": "cpu"}},
+            {"optimizer", "gradients", "weights"},
+        ),
+    ):
+        path = tmp_path / "offload.json"
+        path.write_text(json.dumps({"zero_optimization": {"stage": 3, **zero}}))
+        of = config(deepspeed=str(path))
+        assert engine_kind(of).offloaded(of) == causes

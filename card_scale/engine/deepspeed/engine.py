@@ -28,6 +28,7 @@ from card_scale.engine import gradients
 from card_scale.engine.base import Judge, ShardingEngine, Stage
 from card_scale.engine.deepspeed import adapter, settings
 from card_scale.engine.materialize import materialized_parameters
+from card_scale.engine.selection import compiles_layers
 from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.gpt import GPT
 from card_scale.model.weights import logical_weights
@@ -67,7 +68,7 @@ class DeepSpeedEngine(ShardingEngine):
         collections.deque(made, maxlen=0)  # what stage 3 has left, which is nothing
         self.take(module.parameters(), logical)
         adapter.mark_primary(self._weights)
-        if self.zero_stage == 3 and config.train.compile:
+        if self.zero_stage == 3 and compiles_layers(config, current_device().type):
             adapter.gather_layer_by_layer(chunks)
         self.engine, *_ = deepspeed.initialize(
             model=module,
