@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from card_scale.argument_types import not_negative_number, positive, positive_number
+from card_scale.argument_types import not_negative_number, positive
 from card_scale.cli import run_tool
 from card_scale.objectives import registry
 
@@ -38,7 +38,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         metavar="GIB",
         help="also time each arm's largest micro-batch under this cap; 0: not",
     )
-    parser.add_argument("--tolerance", type=positive_number, default=0.05, help="of parts over whole (default: 0.05)")
+    parser.add_argument("--tolerance", type=float, default=0.05, help="of parts over whole (default: 0.05)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, samples and environment included")
     parser.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="write scalars over L")
     parser.add_argument(
