@@ -19,6 +19,8 @@ class RunData:
 
     train: PackedStream
     validation: PackedStream
+    asked_samples: int = 0
+    """``data.validation_samples``."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -31,12 +33,21 @@ class RunData:
         return self.train.manifest.tokenizer.sha256
 
     def describe_held_out(self) -> str:
-        """Say whether the validation documents were compared with the training documents."""
+        """Say whether the validation documents were compared with the training documents, and whether they are fewer
+        than is asked for."""
+        fewer = ""
+        if self.asked_samples > self.validation.sample_count:
+            fewer = (
+                f"; there are {self.validation.sample_count:,} validation samples, data.validation_samples asks for "
+                f"{self.asked_samples:,}"
+            )
         if not self.validation.manifest.held_out_from(self.train.manifest):
-            return "held-out documents: never compared with the training documents (tools/data.py decontaminate)"
+            return (
+                f"held-out documents: never compared with the training documents (tools/data.py decontaminate){fewer}"
+            )
         record = self.validation.manifest.decontamination
         assert record is not None  # held_out_from
-        return f"held-out documents: decontaminated, {record.excluded_documents} left out"
+        return f"held-out documents: decontaminated, {record.excluded_documents} left out{fewer}"
 
 
 def open_data(config: Config) -> RunData:
@@ -54,7 +65,7 @@ def open_data(config: Config) -> RunData:
             f"({validation.manifest.tokenizer.sha256[:12]}) than data.path {config.data.path} "
             f"({train.manifest.tokenizer.sha256[:12]})"
         )
-    data = RunData(train, validation)
+    data = RunData(train, validation, config.data.validation_samples)
     data.vocabulary.check_divisible(config.parallel.tensor)
     return data
 
