@@ -287,16 +287,16 @@ def main(argv: list[str] | None = None) -> int:
             if options.print_config:
                 print(config.to_yaml(), end="")
                 return ExitCode.DONE
-            if options.dry_run:
-                from card_scale.training.dry_run import dry_run
-
-                dry_run(config, from_scratch=options.from_scratch)
-                return ExitCode.DONE
             from card_scale import known_warnings
             from card_scale.versions import check_versions
 
             check_versions()
             known_warnings.silence()
+            if options.dry_run:
+                from card_scale.training.dry_run import dry_run
+
+                dry_run(config, from_scratch=options.from_scratch)
+                return ExitCode.DONE
             done = train(config, stop, held, from_scratch=options.from_scratch)
             return finish(config, ExitCode.DONE, done)
         except (Exception, KeyboardInterrupt) as error:

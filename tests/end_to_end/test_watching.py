@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
@@ -25,6 +27,13 @@ def train_and_listen(arguments: list[str]) -> tuple[int, str, str]:
 
 def records(run) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_dry_run_shows_no_warnings_of_libraries(config_file):
+    """In a process that has imported nothing yet: they are given at import."""
+    command = [sys.executable, "-m", "card_scale.train", str(config_file), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stderr == ""
 
 
 MDLM = ["objective.name=mdlm", "train.steps=4", "train.eval_every=2", "train.save_every=0", "train.log_every=2"]
