@@ -38,7 +38,7 @@ def charts(config: Config, *, repeats_data: bool, peak_is_known: bool) -> Charts
     # that all runs have are defined alike.
     groups = {
         "learning": {
-            "loss": _lines(rf"{LOSS}( bound)?$", r"\w+/loss_clean_context$"),
+            "loss": _lines(rf"{LOSS}( bound)?$"),
             f"validation loss{mark}": points("validation_nll"),
             "learning rate": _lines(r"learning-rate$"),
             "gradient norm": _lines(r"grad-norm$"),
