@@ -125,12 +125,6 @@ class WritingRecorder(Recorder):
             resume_step=resume_step,
             earlier=read_metrics(directory.metrics),  # the lines that were kept
         )
-        self.wandb = None
-        if config.run.wandb is not None:
-            is_new = resume_step is None
-            self.wandb = WandbRecorder(
-                config.run.wandb, directory, config=shown, is_bound=self.is_bound, is_new=is_new, say=self._say
-            )
         self.bar = tqdm(
             total=total_steps,
             initial=start,
@@ -138,10 +132,16 @@ class WritingRecorder(Recorder):
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
+        self.wandb = None
+        if config.run.wandb is not None:
+            is_new = resume_step is None
+            self.wandb = WandbRecorder(
+                config.run.wandb, directory, config=shown, is_bound=self.is_bound, is_new=is_new, say=self._say
+            )
         self._interval_start, self._interval_step, self._logged_step = time.monotonic(), start, start
         self._evaluation_seconds = 0.0
         """Of the last one."""
-        self._is_done = start == total_steps
+        self._is_done = False
 
     def training(
         self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int, delays: Delays

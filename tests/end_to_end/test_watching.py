@@ -120,6 +120,44 @@ def test_a_stop_ends_the_first_evaluation_on_all_ranks(tmp_path, config_file, la
     assert records(run) == [], "half an evaluation is none"
 
 
+STAND_IN = """
+import json, os
+
+class Run:
+    def __init__(self, **told): self.tell("init", told | {"rank": os.environ["RANK"]})
+    def tell(self, what, told):
+        with open(__file__ + ".told", "a") as file: print(json.dumps([what, told], default=str), file=file)
+    def define_metric(self, pattern, step_metric): pass
+    def log(self, values): self.tell("log", values)
+    def finish(self, exit_code): self.tell("finish", exit_code)
+
+init, Settings = Run, dict
+"""
+
+
+def train_with_stand_in(arguments: list[str], folder: str) -> int:
+    sys.path.insert(0, folder)
+    return train(arguments)
+
+
+def test_one_rank_sends_to_wandb_and_a_resumed_run_is_the_same_there(tmp_path, config_file):
+    (tmp_path / "wandb.py").write_text(STAND_IN)
+    arguments = [str(config_file), "run.wandb=mine", "optimizer.schedule=constant", "train.log_every=2"]
+    for steps in (2, 4):
+        command = [*arguments, f"train.steps={steps}"]
+        assert run_ranks(train_with_stand_in, 2, command, str(tmp_path), deadline=90) == [0, 0]
+    told = [json.loads(line) for line in (tmp_path / "wandb.py.told").read_text().splitlines()]
+    assert [what for what, _ in told] == ["init", *["log"] * 3, "finish", "init", *["log"] * 3, "finish"]
+    begun = [values for what, values in told if what == "init"]
+    assert [one["rank"] for one in begun] == ["0", "0"]
+    assert begun[0]["id"] == begun[1]["id"]
+    assert begun[1]["config"]["train.steps"] == 4
+    assert [values for what, values in told if what == "finish"] == [0, 0]
+    logged = [(values["step"], values["lm loss"]) for what, values in told if what == "log" and "lm loss" in values]
+    lines = [record for record in records(tmp_path / "run") if "loss" in record]
+    assert logged == [(record["step"], record["loss_interval"]) for record in lines]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_wandb_where_it_is_missing_is_refused_before_the_start(tmp_path, config_file):
     ((code, _, error),) = run_ranks(train_and_listen, 1, [str(config_file), "run.wandb=mine"], deadline=60)
