@@ -33,6 +33,8 @@ setup(
         "evaluation": ["lm_eval", "transformers"],
         # Studies as Slurm arrays.
         "slurm": ["submitit"],
+        # Curves on Weights & Biases as well (run.wandb).
+        "wandb": ["wandb"],
         # What `make test` and `make lint` need.
         "dev": [
             "accelerate",

@@ -174,33 +174,37 @@ def go_on(job: Job, start: "Start") -> str:
     def evaluate_and_record(step: int) -> None:
         job.watchdog.enter("evaluation", step)
         faults.reach("evaluation", step)
-        results = job.evaluate(train_step.objective, trained=step > 0)
+        began = time.monotonic()
+        # What is found after updates belongs to their checkpoint; before the first one nothing is lost by a stop.
+        results = job.evaluate(train_step.objective, step, job.stop.poll if step == 0 else None)
+        if results is None:
+            return
         check_finite(step, results)
         train_step.learn(results)
-        recorder.evaluation(step, results)
+        recorder.evaluation(step, results, time.monotonic() - began)
 
     def save(step: int, *, must: bool) -> None:
         job.watchdog.enter("save", step)
         train_step.check_weights(step)
-        checkpoints.save(step, train_step.objective, train_step.guard.state(), start.passed_over, must=must)
+        checkpoints.save(step, train_step.objective, train_step.state(), start.passed_over, must=must)
 
     def note_refusals(report: "StepReport") -> None:
         record_refusals(ledger, report.refusals.steps, start.passed_over, config.train.global_batch)
         recorder.refusals(report)
 
-    if start.is_new and not agree_to_stop(job.stop.poll()):
-        evaluate_and_record(0)
-    recorder.restart_clock(start.step)
     stragglers = Stragglers()
     result = None
     with contextlib.closing(recorder), contextlib.closing(ledger):
+        if start.is_new and not agree_to_stop(job.stop.poll()):
+            evaluate_and_record(0)
+        recorder.restart_clock(start.step)
         for step in range(start.step + 1, steps + 1):
             if reason := agree_to_stop(job.stop.poll()):
                 job.watchdog.enter("save", step - 1)
                 checkpoints.wait()
                 if result is not None and checkpoints.saved_step != step - 1:
                     # No log line need have looked at the last update; a checkpoint must not hold what it ruined.
-                    note_refusals(train_step.report(step - 1, result))
+                    note_refusals(train_step.report(step - 1, result, is_logged=False))
                     save(step - 1, must=True)
                 raise StopRequested(
                     f"stopped after {step - 1} of {steps} steps on {reason}; run the same command to go on"
@@ -232,7 +236,7 @@ def go_on(job: Job, start: "Start") -> str:
             faults.reach("step.end", step)
 
             if logs or evaluates or saves:
-                report = train_step.report(step, result)
+                report = train_step.report(step, result, is_logged=logs)
                 note_refusals(report)
                 if logs:
                     waited = job.loader.take_waited_seconds()

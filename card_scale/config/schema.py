@@ -39,6 +39,9 @@ class RunConfig:
     """Save and stop so many seconds before the end of the Slurm job (SLURM_JOB_END_TIME)."""
     ledger: bool = False
     """Record which samples each update saw, for tools/data.py ledger."""
+    wandb: str | None = None
+    """Weights & Biases project to which the curves go as well, if wandb is installed. With WANDB_MODE=offline they stay
+    in the run directory."""
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,19 @@ from card_scale.training.run_lock import RunLock
 from card_scale.training.watchdog import Peer
 
 
+def any_is_asked_to_stop(reason: str | None) -> bool:
+    """Return whether any rank was asked to stop, the same answer on every rank. Collective, without the device."""
+    flag = torch.tensor([int(reason is not None)])
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
+
+
 def agree_to_stop(reason: str | None) -> str | None:
     """Return why to stop, None where no rank was asked to: the first rank's reason, the same answer on every rank.
 
     Collective, without the device.
     """
-    flag = torch.tensor([int(reason is not None)])
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    if not flag:
+    if not any_is_asked_to_stop(reason):
         return None
     reasons: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(reasons, reason)

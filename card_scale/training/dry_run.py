@@ -13,6 +13,7 @@ from card_scale.distributed.launched_as import rank_variables
 from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.model.vocabulary import Vocabulary
 from card_scale.training import initial_weights, memory_fit, preflight, resume_point, run_data, steps
+from card_scale.training.console import duration
 from card_scale.training.run_data import RunData
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.run_lock import RunLock
@@ -108,25 +109,13 @@ def _duration(config: Config, count: int, assumed: Assumptions) -> str:
     tokens = count * config.train.global_batch * config.model.length
     if assumed.tokens_per_second is None:
         return "time: give the speed of all ranks with --tokens-per-second N (a run logs its own)"
-    return f"time: {_span(tokens / assumed.tokens_per_second)} at {assumed.tokens_per_second:,.0f} tokens/s"
+    return f"time: {duration(tokens / assumed.tokens_per_second)} at {assumed.tokens_per_second:,.0f} tokens/s"
 
 
 def _epochs(config: Config, count: int, data: RunData) -> str:
     held = data.train
     epochs = count * config.train.global_batch / held.sample_count
     return f"epochs: {epochs:.2f} of {held.token_count:,} training tokens in {held.sample_count:,} samples"
-
-
-def _span(seconds: float) -> str:
-    """Return a duration in its two largest units."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def _layout(config: Config, dims: ParallelDims, vocabulary: Vocabulary) -> list[str]:

@@ -10,13 +10,16 @@ from torch import Tensor
 from card_scale.config import Config
 from card_scale.data.loader import EvaluationBatches
 from card_scale.data.samples import Samples
+from card_scale.distributed import process_groups
 from card_scale.distributed.device import current_device
 from card_scale.engine import schedule
 from card_scale.engine.base import ShardingEngine
 from card_scale.errors import NumericError
 from card_scale.objectives.base import Objective, Observer, Probe
 from card_scale.objectives.batch import Batch
-from card_scale.objectives.evaluation import DRAWS
+from card_scale.objectives.evaluation import DRAWS, likelihood_passes
+from card_scale.training.agreement import any_is_asked_to_stop
+from card_scale.training.evaluation_progress import EvaluationProgress
 from card_scale.training.metric_sums import global_sums
 
 Summary = Callable[[Tensor, Batch, Tensor], dict[str, Tensor]]
@@ -29,6 +32,18 @@ class Evaluator:
     def __init__(self, engine: ShardingEngine, config: Config, batches: EvaluationBatches):
         self.engine, self.config, self.batches = engine, config, batches
         self.device = current_device()
+        self.on_batch: Callable[[], None] = lambda: None
+        """Called after each batch, on all ranks alike."""
+
+    def likelihood_batches(self, objective: Objective) -> int:
+        """Number of batches that :meth:`likelihood` takes."""
+        return likelihood_passes(objective) * len(self.batches)
+
+    def all_batches(self, objective: Objective) -> int:
+        """Number of batches that a call takes."""
+        length = self.config.model.length
+        sampled, probes = len(objective.sampled_likelihoods(length)), len(objective.probes(length))
+        return self.likelihood_batches(objective) + (DRAWS * sampled + probes) * len(self.batches)
 
     def __call__(self, objective: Objective) -> dict[str, Any]:
         """Return :meth:`likelihood`, the objective's sampled likelihoods, and the results of its probes."""
@@ -128,7 +143,12 @@ class Evaluator:
             batch = corrupt(samples, self.config.run.seed)
             micro_batches = batch.micro_batches(self.config.train.micro_batch)
             yield from schedule.run(self.engine, micro_batches, report, forward_only=True)
+            self.on_batch()
         self.engine.train()
+
+
+class _GivenUpError(Exception):
+    """A stop was asked for in the midst of an evaluation."""
 
 
 class RunEvaluator:
@@ -139,13 +159,42 @@ class RunEvaluator:
         self.held_out = Evaluator(engine, config, validation)
         self.train_samples = Evaluator(engine, config, train)
 
-    def __call__(self, objective: Objective, *, trained: bool) -> Mapping[str, Any]:
-        """Return the record of an evaluation; ``trained`` is false before the first update. Collective."""
+    def __call__(
+        self, objective: Objective, step: int, poll: Callable[[], str | None] | None = None
+    ) -> Mapping[str, Any] | None:
+        """Return the record of an evaluation after ``step`` updates; say how far it is where it takes long. Collective.
+
+        ``poll``: returns why a stop is asked for on this rank, if one is. After a batch where a rank has been asked the
+        evaluation is given up on all of them, and None returned. Without it none is.
+        """
+        averages = bool(self.config.optimizer.ema) and step > 0
+        batches = self._batches(objective, averages)
+        with EvaluationProgress(step, batches, speaks=process_groups.is_main_rank()) as progress:
+
+            def on_batch() -> None:
+                progress.advance()
+                if poll is not None and any_is_asked_to_stop(poll()):
+                    raise _GivenUpError
+
+            self.held_out.on_batch = self.train_samples.on_batch = on_batch
+            try:
+                return self._results(objective, averages)
+            except _GivenUpError:
+                return None
+
+    def _batches(self, objective: Objective, averages: bool) -> int:
+        """Number of batches of an evaluation."""
+        count = self.held_out.all_batches(objective)
+        if self.config.data.train_samples:
+            count += self.train_samples.likelihood_batches(objective)
+        return count + (self.held_out.likelihood_batches(objective) if averages else 0)
+
+    def _results(self, objective: Objective, averages: bool) -> Mapping[str, Any]:
         results = self.held_out(objective)
         if self.config.data.train_samples:
             train_nll = self.train_samples.likelihood(objective)["validation_nll"]
             results |= {"train_nll": train_nll, "repetition/gap": results["validation_nll"] - train_nll}
-        if self.config.optimizer.ema and trained:
+        if averages:
             self.engine.swap_averaged()
             results["ema/validation_nll"] = self.held_out.likelihood(objective)["validation_nll"]
             self.engine.swap_averaged()

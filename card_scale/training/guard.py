@@ -94,6 +94,12 @@ class Guard:
         self._untold.append((step, torch.cat((torch.stack((bad, not_finite)).double(), seen))))
         return bad.float()
 
+    def newest(self) -> tuple[Tensor, Tensor]:
+        """Return (bool scalar: whether it was refused, float64 scalar: global loss) of the update that was judged last,
+        on the device. To be asked before a look."""
+        verdict = self._untold[-1][1]
+        return verdict[0] > 0, verdict[2]
+
     def _is_spike(self, seen: Tensor) -> Tensor:
         """Whether loss or norm is far above its mean over a window that is at least half full."""
         size = self.config.window

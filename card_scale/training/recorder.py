@@ -1,4 +1,4 @@
-"""A run's records: metrics.jsonl, TensorBoard, the log line and, on a terminal, a progress bar."""
+"""A run's records: metrics.jsonl, TensorBoard, W&B, the console's lines and, on a terminal, a progress bar."""
 
 import contextlib
 import sys
@@ -13,16 +13,21 @@ from tqdm import tqdm
 from card_scale.config import Config
 from card_scale.cost.devices import peak_flops, throughput_fields
 from card_scale.cost.flops import flops_per_token
+from card_scale.cost.parameters import parameter_counts
 from card_scale.distributed import process_groups
 from card_scale.distributed.device import current_device
 from card_scale.distributed.parallel_dims import ParallelDims
-from card_scale.training.records import MetricsFile, log_line
+from card_scale.training.charts import charts
+from card_scale.training.console import evaluation_line, training_line
+from card_scale.training.records import MetricsFile, read_metrics
 from card_scale.training.run_checkpoints import Start
 from card_scale.training.run_data import RunData
 from card_scale.training.run_directory import RunDirectory
+from card_scale.training.steps import times_due
 from card_scale.training.stragglers import Delays
 from card_scale.training.tensorboard import TensorBoardRecorder
 from card_scale.training.train_step import StepReport
+from card_scale.training.wandb_run import WandbRecorder
 
 
 class Recorder(ABC):
@@ -40,8 +45,8 @@ class Recorder(ABC):
         """Say what was not applied up to an update."""
 
     @abstractmethod
-    def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
-        """Record an evaluation of the model after ``step`` updates."""
+    def evaluation(self, step: int, results: Mapping[str, Any], seconds: float) -> None:
+        """Record an evaluation of the model after ``step`` updates, which took so many seconds."""
 
     @abstractmethod
     def advance(self) -> None:
@@ -67,7 +72,7 @@ class SilentRecorder(Recorder):
     def refusals(self, report: StepReport) -> None:
         pass
 
-    def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+    def evaluation(self, step: int, results: Mapping[str, Any], seconds: float) -> None:
         pass
 
     def advance(self) -> None:
@@ -101,18 +106,25 @@ class WritingRecorder(Recorder):
         self.samples_per_epoch, self.passed_over = samples_per_epoch, passed_over
         start = resume_step or 0
         self.directory, self._draws = directory, True
+        self.is_bound = not config.objective.likelihood_is_exact
         self.metrics = MetricsFile(directory.metrics, resume_step)
-        self.tensorboard = TensorBoardRecorder(
-            directory.tensorboard,
-            config=config.flat(),
-            config_text=config.to_yaml(),
-            objective_charts={config.objective.name: config.objective.charts},
-            resume_step=resume_step,
-            resume_samples=start * config.train.global_batch,
-        )
         self.flops = flops_per_token(config.model, config.objective.attention, vocabulary_rows)
         self.is_gpu = current_device().type == "cuda"
         self.peak = peak_flops(torch.cuda.get_device_name(current_device())) if self.is_gpu else None
+        shown = {"model.parameters": parameter_counts(config.model, vocabulary_rows).total, **config.flat()}
+        self.tensorboard = TensorBoardRecorder(
+            directory.tensorboard,
+            hyperparameters=shown,
+            config_text=config.to_yaml(),
+            charts=charts(
+                config,
+                repeats_data=total_steps * config.train.global_batch > samples_per_epoch,
+                peak_is_known=self.peak is not None,
+            ),
+            is_bound=self.is_bound,
+            resume_step=resume_step,
+            earlier=read_metrics(directory.metrics),  # the lines that were kept
+        )
         self.bar = tqdm(
             total=total_steps,
             initial=start,
@@ -120,7 +132,16 @@ class WritingRecorder(Recorder):
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
+        self.wandb = None
+        if config.run.wandb is not None:
+            is_new = resume_step is None
+            self.wandb = WandbRecorder(
+                config.run.wandb, directory, config=shown, is_bound=self.is_bound, is_new=is_new, say=self._say
+            )
         self._interval_start, self._interval_step, self._logged_step = time.monotonic(), start, start
+        self._evaluation_seconds = 0.0
+        """Of the last one."""
+        self._is_done = False
 
     def training(
         self, report: StepReport, learning_rate: float, waited_seconds: float, left_out: int, delays: Delays
@@ -147,6 +168,8 @@ class WritingRecorder(Recorder):
             )
         if report.applied:
             record |= {"loss": report.loss, "grad_norm": report.gradient_norm} | report.metrics
+        if report.interval_loss is not None:
+            record["loss_interval"] = report.interval_loss
         if self.config.guard.policy != "raise":
             record["guard/refused_updates"] = report.refusals.total
             record["guard/passed_over_batches"] = self.passed_over
@@ -157,22 +180,32 @@ class WritingRecorder(Recorder):
             record["data/left_out_samples"] = left_out
         self._logged_step = step
         self._write(record, self.tensorboard.training)
-        counts = {"refused": len(report.refusals.steps), "not_finite": report.refusals.not_finite}
-        self._say(log_line(record, total_steps=self.total_steps, **counts))
-        self.bar.set_postfix_str(f"loss {report.loss:.4f}", refresh=False)
+        line = training_line(
+            record,
+            total_steps=self.total_steps,
+            is_bound=self.is_bound,
+            seconds_left=self._seconds_left(step, seconds),
+            refused=len(report.refusals.steps),
+            not_finite=report.refusals.not_finite,
+        )
+        self._say(line)
+
+    def _seconds_left(self, step: int, step_seconds: float) -> float:
+        """Return how long updates and evaluations will take that come after the log line of an update."""
+        evaluations = times_due(step - 1, self.config.train.eval_every, self.total_steps)
+        return (self.total_steps - step) * step_seconds + evaluations * self._evaluation_seconds
 
     def refusals(self, report: StepReport) -> None:
         if steps := report.refusals.steps:
             others = f", nor {len(steps) - 1} others since the last report" if len(steps) > 1 else ""
             self._say(f"warning: {report.refusals.reason}; the update was not applied{others}")
 
-    def evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+    def evaluation(self, step: int, results: Mapping[str, Any], seconds: float) -> None:
         record = {"step": step, "samples": step * self.config.train.global_batch, **results}
+        self._evaluation_seconds = seconds
+        self._is_done = step == self.total_steps
         self._write(record, self.tensorboard.evaluation)
-        self._say(
-            f" validation at iteration {step} | lm loss value: {results['validation_nll']:.6E} | "
-            f"lm loss PPL: {results['validation_perplexity']:.6E} |"
-        )
+        self._say(evaluation_line(record, total_steps=self.total_steps, seconds=seconds))
 
     def advance(self) -> None:
         self.bar.update()
@@ -184,6 +217,8 @@ class WritingRecorder(Recorder):
         """Write a record where it belongs. What the disk refuses does not end a run."""
         if (refused := self.metrics.write(record)) is not None:
             self._say(f"warning: {self.directory.metrics}: {refused}; tried again with the next record")
+        if self.wandb is not None:
+            self.wandb.write(record)
         if not self._draws:
             return
         try:
@@ -201,6 +236,8 @@ class WritingRecorder(Recorder):
     def close(self) -> None:
         self.bar.close()
         self.metrics.close()
+        if self.wandb is not None:
+            self.wandb.close(is_done=self._is_done)
         if self._draws:
             with contextlib.suppress(OSError):  # a full disk: the curves end earlier, the run is what it is
                 self.tensorboard.close()

@@ -1,15 +1,17 @@
-"""The records of a run: ``metrics.jsonl``, which a program reads, and the log line, which a person reads."""
+"""The records of a run, ``metrics.jsonl``."""
 
 import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from card_scale import faults
 from card_scale.errors import DataError
 from card_scale.files import write_atomically
+
+Record = TypeVar("Record", bound=Mapping[str, Any])
 
 
 class MetricsFile:
@@ -85,32 +87,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def evaluations_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def evaluations_of(records: Sequence[Record]) -> list[Record]:
     """Return the records that are evaluations."""
     return [record for record in records if "validation_nll" in record]
-
-
-def log_line(record: Mapping[str, float], *, total_steps: int, refused: int = 0, not_finite: int = 0) -> str:
-    """One line about a training ``record`` (keys of ``metrics.jsonl``), in the form of Megatron-LM's log.
-
-    Scripts that read Megatron's logs read this one. ``refused`` counts the updates since the last line that were not
-    applied, ``not_finite`` those of them that were no spikes; of one that was not itself there is no loss.
-    """
-    parts = [
-        f"iteration {record['step']:8d}/{total_steps:8d}",
-        f"consumed samples: {record['samples']:12d}",
-        f"elapsed time per iteration (ms): {record['step_seconds'] * 1000:.1f}",
-    ]
-    if "tflops_per_device" in record:
-        parts.append(f"throughput per GPU (TFLOP/s/GPU): {record['tflops_per_device']:.1f}")
-    parts += [
-        f"learning rate: {record['lr']:.6E}",
-        f"global batch size: {record['global_batch']:5d}",
-    ]
-    if "loss" in record:
-        parts += [f"lm loss: {record['loss']:.6E}", f"grad norm: {record['grad_norm']:.3f}"]
-    parts += [f"number of skipped iterations: {refused:3d}", f"number of nan iterations: {not_finite:3d}"]
-    return " " + " | ".join(parts) + " |"
 
 
 def _finite(value: object) -> object:

@@ -19,6 +19,7 @@ MAY_CHANGE = {
     "run.stop_before_end",
     "run.extend",
     "run.ledger",
+    "run.wandb",
     "data.path",
     "data.validation",
     "data.validation_samples",
@@ -80,6 +81,7 @@ class RunDirectory:
         self.saved = self.path / "saved.json"
         self.silent = self.path / "silent"
         self.anew = self.path / "begun-anew.json"
+        self.wandb_id = self.path / "wandb-id.txt"
 
     def check_same_run(self, config: Config) -> None:
         """Raise ForeignRunError, naming each key and both values, if the directory is another configuration's."""
@@ -164,7 +166,7 @@ class RunDirectory:
             return False
 
     def _of_a_run(self) -> tuple[Path, ...]:
-        others = (self.path / name for name in ("environment.json", "ledger"))
+        others = (self.path / name for name in ("environment.json", "ledger", "wandb", self.wandb_id.name))
         return (self.checkpoints, self.metrics, self.tensorboard, self.exit, self.saved, *others, self.config)
 
     def read_exit(self) -> tuple[int, str] | None:

@@ -62,6 +62,14 @@ def warnings(config: Config, steps: int, samples_per_epoch: int | None = None) -
     return lines
 
 
+def times_due(after: int, every: int, total_steps: int) -> int:
+    """Return how many updates later than ``after`` something is due after (see :func:`is_due`); ``after`` is at most
+    ``total_steps``."""
+    regular = total_steps // every - after // every if every else 0
+    at_the_end = after < total_steps and (every == 0 or total_steps % every != 0)
+    return regular + at_the_end
+
+
 def is_due(step: int, every: int, total_steps: int) -> bool:
     """Whether what happens ``every`` so many updates (0: only at the end) happens after update ``step``."""
     return step == total_steps or (every > 0 and step % every == 0)

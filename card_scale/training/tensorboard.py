@@ -1,146 +1,136 @@
-"""TensorBoard curves under Megatron-LM's tag names, so that runs of both lie in one chart."""
+"""TensorBoard's view of a run: one directory, so one run; curves, charts, tables and hyperparameters."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-TAGS: Mapping[str, str] = MappingProxyType(
-    {
-        # training records
-        "loss": "lm loss",
-        "lr": "learning-rate",
-        "grad_norm": "grad-norm",
-        "step_seconds": "iteration-time",
-        "tflops_per_device": "throughput",
-        "tokens_per_second": "tokens-per-sec",
-        "mfu_causal": "mfu/causal",
-        "mfu_full": "mfu/full",
-        "global_batch": "batch-size",
-        "world_size": "world-size",
-        "epoch": "data/epoch",
-        "tokens": "data/tokens_seen",
-        # evaluation records
-        "validation_nll": "lm loss validation",
-        "validation_perplexity": "lm loss validation ppl",
-        "train_nll": "lm loss train samples",
-        "validation_nll_standard_error": "lm loss validation standard error",
-    }
-)
-"""Keys of ``metrics.jsonl`` and their tags. A key with a slash, as in ``card/mask_ratio``, is its own tag."""
+from card_scale.training.charts import Charts
+from card_scale.training.curves import MAY_BE_BOUNDS, VALIDATION, scalars, tag_of
+from card_scale.training.records import evaluations_of
 
-WITHOUT_TAG = frozenset({"step", "samples", "bound"})
-"""Keys that are axes or labels, not curves."""
+OVER_SAMPLES = ("loss_interval", "validation_nll")
+"""Keys that are also drawn over samples, as ``<tag> vs samples``: runs whose batches differ are compared so."""
 
-SAMPLE_TWINS = frozenset(
-    {"lm loss", "learning-rate", "grad-norm", "batch-size", "lm loss validation", "lm loss validation ppl"}
-)
-"""Tags that are also drawn over samples, as ``<tag> vs samples``."""
+FIRST_COLUMNS = frozenset({"model.parameters", "objective.name", "optimizer.lr", "train.global_batch", "train.steps"})
+"""Hyperparameters that tell runs apart, first in the table of runs."""
 
-LARGEST_LOG_PERPLEXITY = 20.0
-
-# Tags of a chart are regular expressions matched at the start, hence the anchors.
-_LAYOUT = {
-    "learning": {
-        "loss": ["Multiline", [r"lm loss$", r"lm loss validation$", r"\w+/loss_clean_context$"]],
-        "learning rate": ["Multiline", [r"learning-rate$"]],
-        "gradient norm": ["Multiline", [r"grad-norm$"]],
-    },
-    "repetition": {
-        "first seen and repeated": ["Multiline", [r"repetition/loss_(first_seen|repeated)$"]],
-        "training and validation": ["Multiline", [r"lm loss validation$", r"lm loss train samples$"]],
-        "gap": ["Multiline", [r"repetition/gap$"]],
-    },
-    "speed": {
-        "tokens per second": ["Multiline", [r"tokens-per-sec$"]],
-        "model FLOPs utilisation": ["Multiline", [r"mfu/"]],
-        "seconds per step": ["Multiline", [r"iteration-time$"]],
-    },
-    "data": {"epoch": ["Multiline", [r"data/epoch$"]], "waiting": ["Multiline", [r"data/wait"]]},
-}
+TABLE_ROWS = 20
+"""Evaluations in the table, the newest so many: it is written anew with each."""
 
 
 class TensorBoardRecorder:
-    """Writes records to the event files of a run; used by one rank only.
-
-    Scalars lie in ``directory``, their twins over samples in ``directory/samples``. Two directories because a resumed
-    run has TensorBoard forget what was drawn after the checkpoint, which TensorBoard does by step for all tags of a
-    directory at once: steps and samples must not meet there.
-    """
+    """Writes records to the event files of a run; used by one rank only."""
 
     def __init__(
         self,
         directory: Path,
         *,
-        config: Mapping[str, object],
+        hyperparameters: Mapping[str, object],
         config_text: str,
-        objective_charts: Mapping[str, Mapping[str, Sequence[str]]],
+        charts: Charts,
+        is_bound: bool,
         resume_step: int | None = None,
-        resume_samples: int = 0,
+        earlier: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """``config`` maps dotted keys to values (the hyperparameters), ``config_text`` is the resolved YAML.
+        """Begin to write.
 
-        ``objective_charts`` are the objective's own, by group and title, as patterns of tags.
-
-        A run that resumes after update ``resume_step``, ``resume_samples`` samples seen, discards what was drawn later;
-        one that starts anew (None) discards everything.
+        Args:
+            directory: of the event files.
+            hyperparameters: what the table of runs shows.
+            config_text: the resolved configuration, YAML.
+            charts: how curves are grouped.
+            is_bound: whether the objective's likelihood is a bound: its losses have tags and a column of their own.
+            resume_step: the update that a run goes on from, which discards what was drawn later; None of one that
+                starts anew, which discards everything.
+            earlier: the records up to there.
         """
+        self._is_bound = is_bound
+        self._evaluations = evaluations_of(earlier)[-TABLE_ROWS:]
         first_step = 0 if resume_step is None else resume_step + 1
-        first_sample = 0 if resume_step is None else resume_samples + 1
-        self._steps = SummaryWriter(str(directory), purge_step=first_step)
-        self._samples = SummaryWriter(str(directory / "samples"), purge_step=first_sample)
-        own = {
-            group: {title: ["Multiline", list(tags)] for title, tags in charts.items()}
-            for group, charts in objective_charts.items()
-            if charts
-        }
-        self._steps.add_custom_scalars(_LAYOUT | own)
-        self._steps.add_text("config", f"```yaml\n{config_text}\n```", first_step)
-        # SummaryWriter.add_hparams would open a run of its own beside this one.
-        experiment, start, self._end = hparams(
-            {key: _hyperparameter(value) for key, value in config.items()}, dict.fromkeys(["lm loss validation"])
+        self._writer = SummaryWriter(str(directory), purge_step=first_step)
+        # TensorBoard discards by the number on the axis, whatever it counts: what lay over samples is drawn again.
+        for record in earlier:
+            if record["samples"] >= first_step:
+                self._draw_over_samples(record)
+        self._writer.add_custom_scalars(
+            {group: {title: list(chart) for title, chart in titled.items()} for group, titled in charts.items()}
         )
-        self._steps.file_writer.add_summary(experiment, first_step)
-        self._steps.file_writer.add_summary(start, first_step)
-        self._flush()
+        self._writer.add_text("config", f"```yaml\n{config_text}\n```", first_step)
+        # Both columns in every run: TensorBoard takes those of one run for the table of all.
+        columns = dict.fromkeys((VALIDATION, tag_of("validation_nll", is_bound=True)))
+        # SummaryWriter.add_hparams would open a run of its own beside this one.
+        shown = {key: _hyperparameter(value) for key, value in hyperparameters.items()}
+        experiment, start, self._end = hparams(shown, columns)
+        _put_first(FIRST_COLUMNS, experiment)
+        self._writer.file_writer.add_summary(experiment, first_step)
+        self._writer.file_writer.add_summary(start, first_step)
+        self._writer.flush()
 
-    def training(self, record: Mapping[str, object]) -> None:
-        """Draw a training record: ``step``, ``samples`` and numbers under keys of :data:`TAGS` or keys with a slash.
-
-        Raises KeyError for another key: a curve without a name would be lost silently.
-        """
+    def training(self, record: Mapping[str, Any]) -> None:
+        """Draw a training record. Raises as :func:`card_scale.training.curves.tag_of`."""
         self._draw(record)
 
-    def evaluation(self, record: Mapping[str, object]) -> None:
-        """Draw an evaluation record, as :meth:`training`; the perplexity is limited to exp(20), as in Megatron-LM."""
-        limited = dict(record)
-        if "validation_perplexity" in limited:
-            limited["validation_perplexity"] = min(limited["validation_perplexity"], math.exp(LARGEST_LOG_PERPLEXITY))
-        self._draw(limited)
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """Draw an evaluation record, as :meth:`training`, and add it to the table of evaluations."""
+        self._evaluations = [*self._evaluations, record][-TABLE_ROWS:]
+        # The smoothing that TensorBoard draws by default bends a curve of few points; a table says what they are.
+        self._writer.add_text(
+            "evaluations", evaluation_table(self._evaluations, is_bound=self._is_bound), record["step"]
+        )
+        self._draw(record)
 
     def close(self) -> None:
         """Mark the session as ended and close the files."""
-        self._steps.file_writer.add_summary(self._end)
-        self._steps.close()
-        self._samples.close()
+        self._writer.file_writer.add_summary(self._end)
+        self._writer.close()
 
-    def _draw(self, record: Mapping[str, object]) -> None:
-        for key, value in record.items():
-            if key in WITHOUT_TAG or value is None:
-                continue
-            tag = key if "/" in key else TAGS[key]
-            self._steps.add_scalar(tag, value, record["step"])
-            if tag in SAMPLE_TWINS:
-                self._samples.add_scalar(f"{tag} vs samples", value, record["samples"])
-        self._flush()
-
-    def _flush(self) -> None:
+    def _draw(self, record: Mapping[str, Any]) -> None:
+        for tag, value in scalars(record, is_bound=self._is_bound).items():
+            self._writer.add_scalar(tag, value, record["step"])
+        self._draw_over_samples(record)
         # A kill must not take drawn points with it, and somebody may be watching.
-        self._steps.flush()
-        self._samples.flush()
+        self._writer.flush()
+
+    def _draw_over_samples(self, record: Mapping[str, Any]) -> None:
+        twins = {key: record.get(key) for key in OVER_SAMPLES}
+        for tag, value in scalars(twins, is_bound=self._is_bound).items():
+            self._writer.add_scalar(f"{tag} vs samples", value, record["samples"])
+
+
+def evaluation_table(evaluations: Sequence[Mapping[str, Any]], *, is_bound: bool) -> str:
+    """Return evaluation records as a table in Markdown, the newest first; what is a bound says so."""
+    seen = dict.fromkeys(key for record in evaluations for key in record)
+    titles = {"step": "step", "samples": "samples", "validation_nll": "validation loss"}
+    titles |= {"validation_perplexity": "perplexity"}
+    titles |= {key: key for key in seen if key not in {*titles, "bound", "validation_nll_standard_error"}}
+
+    def cell(record: Mapping[str, Any], key: str) -> str:
+        value = record.get(key)
+        if value is None or key in ("step", "samples"):
+            return "" if value is None else str(value)
+        error = record.get("validation_nll_standard_error") if key == "validation_nll" else None
+        relation = "≤ " if is_bound and key in MAY_BE_BOUNDS else ""
+        return f"{relation}{value:.5g}" + (f" ± {error:.2g}" if error is not None else "")
+
+    marks = {key: " (bound)" if is_bound and key in MAY_BE_BOUNDS else "" for key in titles}
+    rows = [[f"{title}{marks[key]}" for key, title in titles.items()], ["---"] * len(titles)]
+    rows += [[cell(record, key) for key in titles] for record in reversed(evaluations)]
+    return "\n".join(" | ".join(row) for row in rows)
+
+
+def _put_first(names: frozenset[str], experiment: Summary) -> None:
+    """Have the table show these hyperparameters first: those that are said to differ between runs, each by its name
+    (tensorboard 2.21, which sorts whatever the order in the file)."""
+    plugin = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in names
+    plugin.content = content.SerializeToString()
 
 
 def _hyperparameter(value: object) -> bool | int | float | str:

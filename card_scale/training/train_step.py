@@ -20,6 +20,7 @@ from card_scale.objectives.base import Objective
 from card_scale.objectives.batch import Batch, weighted_loss
 from card_scale.objectives.noise import Stream, uniforms
 from card_scale.training.guard import Guard, Refusals
+from card_scale.training.interval_loss import IntervalLoss
 from card_scale.training.metric_sums import LOSS, MetricSums
 
 
@@ -44,6 +45,9 @@ class StepReport(NamedTuple):
     """The objective's, and those of repeated data, by key of ``metrics.jsonl``."""
     refusals: Refusals
     """Of updates of the run so far; ``applied`` is about this one."""
+    interval_loss: float | None
+    """Mean over the applied updates since the last log line, this one included; None without any, and of an update that
+    is not logged."""
 
     @property
     def applied(self) -> bool:
@@ -69,6 +73,8 @@ class TrainStep:
         self.sums = MetricSums(objective.metrics)
         self.guard = Guard(config.guard, self.device)
         self.guard.resume(state)
+        self.interval = IntervalLoss(self.device)
+        self.interval.resume(state)
 
     def __call__(self, samples: Samples, learning_rate: float) -> StepResult:
         """Make one update from this rank's share of the global batch, unless the guard refuses it."""
@@ -80,6 +86,7 @@ class TrainStep:
         # Weights depend on masks alone, so the global normaliser is known before the forward pass.
         normaliser = self.objective.normaliser(batch)
         dist.all_reduce(normaliser, group=process_groups.data_group())
+        weight = normaliser
         if samples.valid is not None:
             normaliser = torch.where(normaliser > 0, normaliser, 1.0)  # no row of the global batch may count
         batch = batch._replace(dropout_keys=self._dropout_keys(samples))
@@ -97,6 +104,8 @@ class TrainStep:
         sums = sum((report["sums"] for report in reports), start=zero)
         faults.reach("step.update", step)
         gradient_norm = self.engine.step(learning_rate, lambda norm: self.guard.judge(step, sums[0], norm))
+        refused, global_loss = self.guard.newest()
+        self.interval.add(global_loss, weight, refused)
         return StepResult(sums, gradient_norm)
 
     def learn(self, found: Mapping[str, Any]) -> None:
@@ -104,15 +113,21 @@ class TrainStep:
         self.objective = self.objective.with_state(found)
         self.sums = MetricSums(self.objective.metrics)
 
-    def report(self, step: int, result: StepResult) -> StepReport:
-        """Return what update ``step`` (counted from 1) came to. Collective, and waits for the device.
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it. To be asked after a report."""
+        return self.guard.state() | self.interval.state()
+
+    def report(self, step: int, result: StepResult, *, is_logged: bool) -> StepReport:
+        """Return what update ``step`` (counted from 1) came to; one that is logged ends an interval. Collective, and
+        waits for the device.
 
         Raises NumericError or RollBack where the guard's policy ends the run, or sends it back, for what it has refused
         up to this step.
         """
         refusals = self.guard.check(step)
         sums = self.sums.read(result.local_sums)
-        return StepReport(step, sums[LOSS], float(result.gradient_norm), self.sums.record(sums), refusals)
+        mean = self.interval.take() if is_logged else None
+        return StepReport(step, sums[LOSS], float(result.gradient_norm), self.sums.record(sums), refusals, mean)
 
     def check_weights(self, step: int) -> None:
         """Raise NumericError if update ``step`` left weights that are not finite, or far too large. Collective.

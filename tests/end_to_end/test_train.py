@@ -239,6 +239,8 @@ def test_tasks_of_srun_are_ranks_of_one_run(tmp_path, config_file):
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_ID": "0"}
     step |= {"SLURM_JOB_ID": str(os.getpid()), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "card_scale.train", str(config_file), "train.steps=1", "parallel.tensor=2"]
+    # Processes that have imported nothing yet, under what makes libraries warn: their warnings are silenced by name.
+    command += ["parallel.engine=fsdp2", "parallel.zero=null", "objective.name=bd3lm", "objective.block=8"]
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     ranks = [
         subprocess.Popen(
@@ -253,6 +255,8 @@ def test_tasks_of_srun_are_ranks_of_one_run(tmp_path, config_file):
     printed = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], printed
     assert "layout: tensor 2" in printed[0]
+    assert printed[1] == "", "the main rank speaks"
+    assert not [line for line in printed[0].splitlines() if "warn" in line.lower()]
     assert len(records(tmp_path / "run")[0]) == 1
 
 

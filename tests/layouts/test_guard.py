@@ -55,12 +55,12 @@ def check_engine(config) -> str | None:
             del os.environ[VARIABLE]
         if not all(map(torch.equal, states(engine), before)):
             return f"{fault}: the bad update changed something"
-        report = update.report(bad_step + 1, result)
+        report = update.report(bad_step + 1, result, is_logged=False)
         refusals = (report.refusals.total, report.refusals.steps, report.refusals.not_finite)
         if report.applied or refusals != (number + 1, (bad_step + 1,), "spike" not in fault):
             return f"{fault}: {report}"
         result = update(rank_batch(config, bad_step + 1), rate)
-        if not update.report(bad_step + 2, result).applied:
+        if not update.report(bad_step + 2, result, is_logged=False).applied:
             return f"{fault}: the update after the bad one was not applied"
         expected(rank_batch(config, bad_step + 1), rate)
         # Bit for bit, so that Adam's count of updates, which corrects its bias, is right too.

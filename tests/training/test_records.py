@@ -1,16 +1,15 @@
-"""metrics.jsonl through resumes and kills, and the log line's form."""
+"""metrics.jsonl through resumes and kills."""
 
 import errno
 import json
 import math
-import re
 import resource
 
 import pytest
 
 from card_scale.errors import DataError
 from card_scale.faults import VARIABLE
-from card_scale.training.records import MetricsFile, log_line, read_metrics
+from card_scale.training.records import MetricsFile, read_metrics
 
 
 def steps(path):
@@ -91,32 +90,6 @@ def test_numbers_that_json_has_not_become_null(tmp_path):
     file.write({"step": 1, "loss": math.nan, "grad_norm": math.inf})
     file.close()
     assert json.loads(path.read_text()) == {"step": 1, "loss": None, "grad_norm": None}
-
-
-RECORD = {
-    "step": 10,
-    "samples": 80,
-    "step_seconds": 0.1234,
-    "lr": 3e-4,
-    "global_batch": 8,
-    "loss": 1.23,
-    "grad_norm": 0.5,
-}
-
-
-def test_log_line():
-    assert log_line(RECORD, total_steps=100) == (
-        " iteration       10/     100 | consumed samples:           80 | elapsed time per iteration (ms): 123.4 |"
-        " learning rate: 3.000000E-04 | global batch size:     8 | lm loss: 1.230000E+00 | grad norm: 0.500 |"
-        " number of skipped iterations:   0 | number of nan iterations:   0 |"
-    )
-
-
-def test_log_line_is_read_by_the_usual_expressions():
-    line = log_line(RECORD | {"tflops_per_device": 412.34}, total_steps=100)
-    assert re.search(r"iteration\s+(\d+)/\s*(\d+)", line).groups() == ("10", "100")
-    assert re.search(r"throughput per GPU \(TFLOP/s/GPU\): ([\d.]+) \|", line)[1] == "412.3"
-    assert float(re.search(r"lm loss: ([\d.E+-]+)", line)[1]) == 1.23
 
 
 def test_what_a_full_disk_refuses_is_written_later_and_no_line_is_half(tmp_path, monkeypatch):

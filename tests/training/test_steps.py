@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from card_scale.config import Config
 from card_scale.errors import ConfigurationError
-from card_scale.training.steps import total_steps
+from card_scale.training.steps import is_due, times_due, total_steps
 
 
 def steps_of(epochs, samples, batch, steps=None, length=8):
@@ -68,3 +68,9 @@ def test_as_many_tokens_as_a_float64_counts():
 def test_counting_updates_needs_no_torch():
     code = "import sys, card_scale.training.steps; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@given(st.tuples(st.integers(0, 40), st.integers(1, 40)).map(sorted), st.integers(0, 12))
+def test_times_due_counts_the_steps_that_are(bounds, every):
+    after, total = bounds
+    assert times_due(after, every, total) == sum(is_due(step, every, total) for step in range(after + 1, total + 1))
