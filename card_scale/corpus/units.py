@@ -10,11 +10,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from card_scale.corpus import sources
-from card_scale.corpus.source_documents import Document, documents
+from card_scale.corpus.encoding import DocumentEncoder
+from card_scale.corpus.source_documents import INVALID, NULL, Document, documents
 from card_scale.corpus.sources import InputSettings, Piece
 from card_scale.data.manifest import SPLITS, token_dtype
 from card_scale.data.shards import INDEX_DTYPE, ShardRecord, ShardWriter
@@ -112,6 +114,11 @@ def load_record(directory: Path, unit: Unit) -> UnitRecord | None:
     return record if intact else None
 
 
+def has_finished_units(directory: Path) -> bool:
+    """Whether an unfinished build has finished a part of its work."""
+    return any((directory / BUILD_DIRECTORY).glob("unit-*.json"))
+
+
 class SplitWriter:
     """Writes one split of one unit, opening a further shard where the present one is full."""
 
@@ -151,49 +158,58 @@ class SplitWriter:
             self._writer.__exit__()
 
 
-def _batches(unit: Unit, settings: InputSettings, counts: dict[str, int]) -> Iterator[list[Document]]:
+class _Batch(NamedTuple):
+    documents: list[Document]
+    bytes_read: int
+    """Of the unit, from its beginning."""
+
+
+def _batches(unit: Unit, settings: InputSettings, counts: dict[str, int]) -> Iterator[_Batch]:
     batch: list[Document] = []
-    size = 0
+    size = before = 0
     for piece in unit.pieces:
         for document in documents(piece, settings):
             if not document.text:
-                counts["empty_dropped" if document.valid else "invalid_skipped"] += 1
+                counts[document.left_out or "empty_dropped"] += 1
                 continue
             counts["documents"] += 1
             counts["text_bytes"] += len(document.text)
             batch.append(document)
             size += len(document.text)
             if size >= _BATCH_BYTES or len(batch) == _BATCH_DOCUMENTS:
-                yield batch
+                yield _Batch(batch, before + document.position)
                 batch, size = [], 0
-    if batch:
-        yield batch
+        before += piece.bytes
+    yield _Batch(batch, before)
 
 
 def build_unit(
-    directory: Path, unit: Unit, settings: UnitSettings, tokenizer: Tokenizer, check_stop: Callable[[], None]
+    directory: Path, unit: Unit, settings: UnitSettings, tokenizer: Tokenizer, report: Callable[[int], None]
 ) -> UnitRecord:
     """Tokenise a unit's documents into shards and commit them, the record last.
 
     Args:
-        check_stop: called between batches of documents; may raise to give up the unit.
+        report: called between batches of documents with the bytes of the input read since the last call, in all those
+            of the unit; may raise to give up the unit.
 
     Raises:
         DataError: an input that cannot be read as what it is.
     """
     dtype = token_dtype(tokenizer.vocabulary_size)
-    counts = {"documents": 0, "text_bytes": 0, "empty_dropped": 0, "invalid_skipped": 0}
+    encoder = DocumentEncoder(tokenizer)
+    counts = dict.fromkeys(("documents", "text_bytes", "empty_dropped", INVALID, NULL), 0)
     writers = {split: SplitWriter(directory, unit.number, split, settings.shard_bytes) for split in SPLITS}
+    reported = 0
     try:
-        for batch in _batches(unit, settings.inputs, counts):
-            check_stop()
-            encoded = tokenizer.encode_batch([document.text for document in batch])
+        for batch, bytes_read in _batches(unit, settings.inputs, counts):
+            encoded = encoder.encode([document.text for document in batch])
             for document, ids in zip(batch, encoded, strict=True):
                 tokens = np.empty(len(ids) + 1, dtype=dtype)
                 tokens[:-1] = ids
                 tokens[-1] = EOS_ID
-                description = json.dumps({"source": document.source, "record": document.record}).encode()
-                writers[split_of(document.text, settings.validation_fraction)].add(description, tokens)
+                writers[split_of(document.text, settings.validation_fraction)].add(_description(document), tokens)
+            report(bytes_read - reported)
+            reported = bytes_read
         index_sha256 = {}
         for split, writer in writers.items():
             index = writer.finish().tobytes()
@@ -205,3 +221,11 @@ def build_unit(
     record = UnitRecord(unit.number, {split: writers[split].shards for split in SPLITS}, index_sha256, counts)
     replace(record_path(directory, unit.number), json.dumps(asdict(record)).encode())
     return record
+
+
+def _description(document: Document) -> bytes:
+    """What a shard says of a document's origin."""
+    origin: dict[str, str | int] = {"source": document.source, "record": document.record}
+    if document.part is not None:
+        origin["part"] = document.part
+    return json.dumps(origin).encode()
