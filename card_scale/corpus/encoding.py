@@ -7,7 +7,7 @@ unigram model's best segmentation is the same too, but for near ties: it adds up
 decides them differently the more it has added.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -28,17 +28,23 @@ class DocumentEncoder:
         self._tokenizer = tokenizer
         self._longest_whole, self._chunk = longest_whole, chunk
 
-    def encode(self, texts: list[bytes]) -> Iterator[np.ndarray]:
-        """Yield the token ids of each text, int32 [tokens], without BOS or EOS; the texts must be UTF-8."""
+    def encode(self, texts: list[bytes], report: Callable[[int], None]) -> Iterator[np.ndarray]:
+        """Yield the token ids of each text, int32 [tokens], without BOS or EOS.
+
+        Args:
+            texts: UTF-8.
+            report: called with the bytes of text encoded since the last call, between the chunks of long documents too.
+        """
         if max(map(len, texts), default=0) <= self._longest_whole:
             yield from self._tokenizer.encode_batch(texts)
+            report(sum(map(len, texts)))
             return
         for text in texts:
-            yield np.concatenate(
-                [self._tokenizer.encode_batch([chunk])[0] for chunk in self._chunks(text)]
-                if len(text) > self._longest_whole
-                else self._tokenizer.encode_batch([text])
-            )
+            encoded = [np.zeros(0, dtype=np.int32)]
+            for chunk in self._chunks(text) if len(text) > self._longest_whole else [text]:
+                encoded += self._tokenizer.encode_batch([chunk])
+                report(len(chunk))
+            yield np.concatenate(encoded)
 
     def _chunks(self, text: bytes) -> Iterator[bytes]:
         begin = 0

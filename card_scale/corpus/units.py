@@ -183,14 +183,30 @@ def _batches(unit: Unit, settings: InputSettings, counts: dict[str, int]) -> Ite
     yield _Batch(batch, before)
 
 
+class _BatchProgress:
+    """Reports the input of a batch as its text is encoded, which is what takes the time."""
+
+    def __init__(self, report: Callable[[int], None], input_bytes: int, text_bytes: int):
+        self._report = report
+        self._remaining, self._share = input_bytes, input_bytes / max(1, text_bytes)
+
+    def encoded(self, size: int) -> None:
+        done = min(int(size * self._share), self._remaining)
+        self._remaining -= done
+        self._report(done)
+
+    def finish(self) -> None:
+        self._report(self._remaining)
+
+
 def build_unit(
     directory: Path, unit: Unit, settings: UnitSettings, tokenizer: Tokenizer, report: Callable[[int], None]
 ) -> UnitRecord:
     """Tokenise a unit's documents into shards and commit them, the record last.
 
     Args:
-        report: called between batches of documents with the bytes of the input read since the last call, in all those
-            of the unit; may raise to give up the unit.
+        report: called again and again with the bytes of input done since the last call, in all those of the unit; may
+            raise to give up the unit.
 
     Raises:
         DataError: an input that cannot be read as what it is.
@@ -202,13 +218,15 @@ def build_unit(
     reported = 0
     try:
         for batch, bytes_read in _batches(unit, settings.inputs, counts):
-            encoded = encoder.encode([document.text for document in batch])
+            texts = [document.text for document in batch]
+            progress = _BatchProgress(report, bytes_read - reported, sum(map(len, texts)))
+            encoded = encoder.encode(texts, progress.encoded)
             for document, ids in zip(batch, encoded, strict=True):
                 tokens = np.empty(len(ids) + 1, dtype=dtype)
                 tokens[:-1] = ids
                 tokens[-1] = EOS_ID
                 writers[split_of(document.text, settings.validation_fraction)].add(_description(document), tokens)
-            report(bytes_read - reported)
+            progress.finish()
             reported = bytes_read
         index_sha256 = {}
         for split, writer in writers.items():
