@@ -111,8 +111,8 @@ def build_dataset(
                 build_units(directory, missing, unit_settings, tokenizer, workers, finished, shown.update)
             except KeyboardInterrupt:
                 raise StopRequested(
-                    f"{len(records)} of {len(work)} units of {directory} are finished and kept; "
-                    "run the same command again to go on"
+                    f"{len(records)} of {len(work)} units of {directory} are finished and kept, and what "
+                    "is encoded of large files; run the same command again to go on"
                 ) from None
         manifest = _assemble(directory, plan, tokenizer, [records[unit.number] for unit in work])
     build_directory.clean(directory)

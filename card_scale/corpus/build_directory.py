@@ -61,9 +61,13 @@ def _digest(work: list[Unit]) -> str:
 
 
 def discard(directory: Path) -> None:
-    """Remove what an unfinished build has made, but for its plan and lock: the next call may have another plan."""
-    for path in (directory / BUILD_DIRECTORY).glob("unit-*"):
-        path.unlink()
+    """Remove what an unfinished build has made, so that the next call may have another plan.
+
+    What it has encoded stays: it is used where a document comes again, and not otherwise.
+    """
+    for pattern in ("unit-*.json", "unit-*.index"):
+        for path in (directory / BUILD_DIRECTORY).glob(pattern):
+            path.unlink()
     patterns = [f"{split}-*.tar" for split in SPLITS]
     for pattern in (*patterns, *map(index_name, SPLITS), TOKENIZER_NAME):
         for path in directory.glob(pattern):

@@ -17,7 +17,7 @@ from card_scale.data.tokenizer import Tokenizer
 LONGEST_WHOLE = 1 << 22
 """Bytes of the longest document that is encoded in one go."""
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 14  # a shorter queue of merges: half the time of chunks of 1 MiB
 _LOOK_AHEAD = 1 << 12
 
 

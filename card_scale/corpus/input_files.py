@@ -7,11 +7,14 @@ circle end; what stands there itself is read under its own name, and through a l
 import fnmatch
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from card_scale.corpus.formats.names import without_compression
 from card_scale.errors import DataError
+
+_SHOWN_ENDINGS = 10
 
 BACKUP_DIRECTORIES = ("__pycache__", "__MACOSX", "lost+found")
 """Directories that programs leave behind, passed over like hidden ones."""
@@ -174,7 +177,11 @@ def _ending(name: str) -> str:
     return f"{shown} files" if shown else "files without an ending"
 
 
-def describe_passed_over(passed_over: dict[str, int]) -> str:
-    """One line that says what was not read, the most frequent first; empty where that is nothing."""
-    kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
-    return "passed over: " + ", ".join(f"{count} {kind}" for kind, count in kinds) if kinds else ""
+def describe_passed_over(passed_over: Mapping[str, int]) -> str:
+    """One line that says what was not read, plain endings last and the rarest of them as one; empty for nothing."""
+    kinds = sorted(passed_over.items(), key=lambda item: (item[0].startswith("."), -item[1], item[0]))
+    rare = [item for item in kinds if item[0].startswith(".")][_SHOWN_ENDINGS:]
+    shown = [f"{count} {kind}" for kind, count in kinds[: len(kinds) - len(rare)]]
+    if rare:
+        shown.append(f"{sum(count for _, count in rare)} files with {len(rare)} other endings")
+    return "passed over: " + ", ".join(shown) if shown else ""

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 
 from card_scale.corpus import sources
 from card_scale.corpus.encoding import DocumentEncoder
+from card_scale.corpus.kept_encodings import KeptEncoder, open_kept
 from card_scale.corpus.source_documents import INVALID, NULL, Document, documents
 from card_scale.corpus.sources import InputSettings, Piece
 from card_scale.data.manifest import SPLITS, token_dtype
@@ -27,6 +29,7 @@ BUILD_DIRECTORY = "build"  # inside the dataset directory while it is unfinished
 _MOST_PIECES = 4096
 _BATCH_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 1024
+_KEPT_BYTES = 1 << 22  # of input that take a second or so to encode
 
 
 @dataclass(frozen=True)
@@ -212,11 +215,13 @@ def build_unit(
         DataError: an input that cannot be read as what it is.
     """
     dtype = token_dtype(tokenizer.vocabulary_size)
-    encoder = DocumentEncoder(tokenizer)
     counts = dict.fromkeys(("documents", "text_bytes", "empty_dropped", INVALID, NULL), 0)
     writers = {split: SplitWriter(directory, unit.number, split, settings.shard_bytes) for split in SPLITS}
     reported = 0
-    try:
+    with ExitStack() as closing:
+        for writer in writers.values():
+            closing.callback(writer.close)
+        encoder = _encoder(directory, unit, tokenizer, closing)
         for batch, bytes_read in _batches(unit, settings.inputs, counts):
             texts = [document.text for document in batch]
             progress = _BatchProgress(report, bytes_read - reported, sum(map(len, texts)))
@@ -233,12 +238,23 @@ def build_unit(
             index = writer.finish().tobytes()
             replace(index_part_path(directory, unit.number, split), index)
             index_sha256[split] = hashlib.sha256(index).hexdigest()
-    finally:
-        for writer in writers.values():
-            writer.close()
     record = UnitRecord(unit.number, {split: writers[split].shards for split in SPLITS}, index_sha256, counts)
     replace(record_path(directory, unit.number), json.dumps(asdict(record)).encode())
+    _kept_path(directory, unit.number).unlink(missing_ok=True)
     return record
+
+
+def _kept_path(directory: Path, number: int) -> Path:
+    return directory / BUILD_DIRECTORY / f"unit-{number:06d}.encoded"
+
+
+def _encoder(directory: Path, unit: Unit, tokenizer: Tokenizer, closing: ExitStack) -> DocumentEncoder | KeptEncoder:
+    """One that keeps what it encodes where a large piece of the unit cannot be divided."""
+    encoder = DocumentEncoder(tokenizer)
+    if not any(piece.bytes >= _KEPT_BYTES and not piece.step for piece in unit.pieces):
+        return encoder
+    file = closing.enter_context(open_kept(_kept_path(directory, unit.number)))
+    return KeptEncoder(encoder, tokenizer.sha256, file)
 
 
 def _description(document: Document) -> bytes:

@@ -128,9 +128,12 @@ def test_what_is_passed_over_is_listed_by_kind_and_count(root):
     (root / "empty.jsonl").write_bytes(b"")
     (root / "empty.txt").write_bytes(b"")
     assert describe_passed_over(scan(InputSettings((str(root),))).passed_over) == (
-        "passed over: 2 .png files, 1 empty files, 1 hidden or backup directories (.git)"
+        "passed over: 1 empty files, 1 hidden or backup directories (.git), 2 .png files"
     )
     assert describe_passed_over({}) == ""
+    many = {f".{number:03d} files": 1000 - number for number in range(50)} | {"excluded files": 1}
+    assert describe_passed_over(many).startswith("passed over: 1 excluded files, 1000 .000 files, 999 .001 files")
+    assert describe_passed_over(many).endswith(f"991 .009 files, {sum(range(951, 991))} files with 40 other endings")
 
 
 def test_a_directory_without_a_wanted_file_says_what_is_there(root):

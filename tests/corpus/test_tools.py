@@ -75,12 +75,12 @@ def test_running_again_says_that_it_is_done(built, corpus):
 def test_a_build_ends_with_a_summary_of_what_is_in_it_and_what_is_not(built, tmp_path):
     for name in ("a.txt", "notes.md", "b.png", ".git/config"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name).write_text(f"paragraph of {name}\n\n" * 40)
+        (tmp_path / "in" / name).write_text("\n\n".join(f"paragraph {n} of {name}" for n in range(60)))
     done = tool("data", "build", tmp_path / "in", "--tokenizer", built / "t.model", "--output", tmp_path / "data",
                 "--split-documents", 100, "--validation-fraction", 0.3)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "left out 0 empty, 0 null, 0 not UTF-8" in done.stdout
-    assert done.stdout.endswith("passed over: 1 .md files, 1 .png files, 1 hidden or backup directories (.git)\n")
+    assert done.stdout.endswith("passed over: 1 hidden or backup directories (.git), 1 .md files, 1 .png files\n")
     assert re.search("warning: validation holds only .* documents with .* tokens, .* standard error", done.stderr)
 
 
