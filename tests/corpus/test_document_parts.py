@@ -11,8 +11,10 @@ from card_scale.errors import DataError
 from tests.corpus.reading import COMPRESS, read_documents
 
 fragments = ["a", "b ", "\n", "\r\n", "\n\n", "ü", "漢", "🧿", "word " * 9]
-texts = st.lists(st.sampled_from(fragments), max_size=150).map("".join)
-sizes = st.integers(SMALLEST_PARTS, 300)
+texts = st.lists(st.sampled_from(fragments), max_size=40).map("".join) | st.lists(
+    st.sampled_from(fragments), min_size=60, max_size=150
+).map("".join)
+sizes = st.integers(SMALLEST_PARTS, 150)
 
 
 @given(texts, sizes)
@@ -27,6 +29,14 @@ def test_parts_are_the_document_and_of_the_size_that_was_asked_for(text, size):
     assert not any(left.endswith(b"\r") and right.startswith(b"\n") for left, right in itertools.pairwise(parts))
 
 
+def test_no_part_is_too_short_or_too_long_whatever_the_length():
+    for size in (64, 65, 66, 67, 100):
+        for length in range(size + 1, 4 * size):
+            parts = PartSizes(size).split(b"x" * length)
+            assert sum(map(len, parts)) == length
+            assert size // 4 <= min(map(len, parts)) <= max(map(len, parts)) <= size
+
+
 @given(st.binary(max_size=500), sizes)
 def test_nothing_is_lost_of_what_is_no_utf8(content, size):
     assert b"".join(PartSizes(size).split(content)) == content
@@ -39,6 +49,7 @@ def test_nothing_is_lost_of_what_is_no_utf8(content, size):
         ("line\r\n" * 4 + "\r\n" + "word " * 40, "line\r\n" * 4 + "\r\n"),
         ("line\n" * 6 + "word " * 40, "line\n" * 6),  # of a line
         ("word " * 60, ("word " * 60)[:50]),  # the nominal place
+        ("x" * 49 + "\r\n" + "x" * 100, "x" * 49),  # CR and LF stay together
         ("漢" * 100, "漢" * 16),  # 48 bytes: the last character that ends before the nominal place
     ],
 )

@@ -78,7 +78,9 @@ def test_bad_content_is_named_by_file_and_line(tmp_path, name, content, message)
         read_texts(tmp_path / name)
 
 
-@pytest.mark.parametrize("name, library", [("a.parquet", "pyarrow"), ("a.jsonl.zst", "zstandard")])
+@pytest.mark.parametrize(
+    "name, library", [("a.parquet", "pyarrow"), ("a.arrow", "pyarrow"), ("a.jsonl.zst", "zstandard")]
+)
 def test_a_missing_library_is_named(tmp_path, monkeypatch, name, library):
     (tmp_path / name).write_bytes(b"x")
     monkeypatch.setitem(sys.modules, library, None)
