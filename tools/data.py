@@ -141,8 +141,9 @@ def _add_ledger(commands: argparse._SubParsersAction) -> None:
 def build(arguments: argparse.Namespace) -> None:
     """``data.py build``."""
     from card_scale.corpus.build import BuildSettings, build_dataset
+    from card_scale.corpus.input_files import describe_passed_over
     from card_scale.corpus.sources import InputSettings
-    from card_scale.corpus.summary import describe
+    from card_scale.corpus.summary import describe, validation_warning
 
     settings = BuildSettings(
         inputs=InputSettings.from_arguments(arguments),
@@ -150,9 +151,7 @@ def build(arguments: argparse.Namespace) -> None:
         unit_bytes=arguments.unit_bytes,
         shard_bytes=arguments.shard_bytes,
     )
-    report = build_dataset(
-        settings, arguments.tokenizer, arguments.output, arguments.workers, progress=sys.stderr.isatty()
-    )
+    report = build_dataset(settings, arguments.tokenizer, arguments.output, arguments.workers, progress=True)
     if not report.built:
         print(f"{arguments.output} was finished before, with the same inputs and settings")
     elif report.built < report.units:
@@ -162,8 +161,12 @@ def build(arguments: argparse.Namespace) -> None:
 
         settings = decontamination.DecontaminationSettings()
         output, workers = arguments.output, arguments.workers
-        decontamination.decontaminate(output, [output], settings, workers, progress=sys.stderr.isatty())
+        decontamination.decontaminate(output, [output], settings, workers, progress=True)
     print(describe(arguments.output))
+    if passed_over := describe_passed_over(report.passed_over):
+        print(passed_over)
+    if warning := validation_warning(report.manifest):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def verify(arguments: argparse.Namespace) -> None:
@@ -171,7 +174,7 @@ def verify(arguments: argparse.Namespace) -> None:
     from card_scale.corpus.verify import verify_dataset
     from card_scale.errors import DataError
 
-    problems = verify_dataset(arguments.dataset, arguments.workers, progress=sys.stderr.isatty())
+    problems = verify_dataset(arguments.dataset, arguments.workers, progress=True)
     for problem in problems:
         print(problem)
     if problems:
@@ -187,7 +190,7 @@ def decontaminate(arguments: argparse.Namespace) -> None:
     dataset = arguments.dataset
     settings = decontamination.DecontaminationSettings(arguments.ngram, arguments.threshold)
     trains = arguments.against or [dataset]
-    decontamination.decontaminate(dataset, trains, settings, arguments.workers, progress=sys.stderr.isatty())
+    decontamination.decontaminate(dataset, trains, settings, arguments.workers, progress=True)
     print(describe(dataset))
 
 
@@ -196,7 +199,7 @@ def report(arguments: argparse.Namespace) -> None:
     from card_scale.corpus import dataset_report as dataset_report
 
     dataset, against = arguments.dataset, arguments.against
-    found = dataset_report.report(dataset, against, arguments.sample, arguments.workers, progress=sys.stderr.isatty())
+    found = dataset_report.report(dataset, against, arguments.sample, arguments.workers, progress=True)
     print(found.text())
     if arguments.json:
         arguments.json.write_text(json.dumps(found.as_json(), indent=1) + "\n")

@@ -3,7 +3,9 @@
 import argparse
 import os
 
-DEFAULT_PATTERNS = ("*.txt", "*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet")
+from card_scale.argument_types import positive
+
+DEFAULT_PATTERNS = ("*.txt", "*.jsonl", "*.ndjson", "*.json", "*.csv", "*.tsv", "*.parquet", "*.arrow")
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,14 +14,16 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="file or directory; .jsonl, .jsonl.gz, .jsonl.zst: an object a line; .parquet: a row a document; "
-        "anything else: a text file is one document",
+        help="file or directory; .jsonl, .ndjson, .json: an object a line, or an array of objects; .csv, .tsv, "
+        ".parquet, .arrow: a row a document; anything else: a text file is one document; but for .parquet and .arrow "
+        "also with .gz, .bz2, .xz or .zst",
     )
     parser.add_argument(
         "--glob",
         action="append",
         metavar="PATTERN",
-        help=f"file names to take in directories, may be repeated (default: {' '.join(DEFAULT_PATTERNS)})",
+        help="file names to take in directories, compressed or not and in any case, may be repeated (default: "
+        f"{' '.join(DEFAULT_PATTERNS)})",
     )
     parser.add_argument(
         "--exclude",
@@ -28,11 +32,23 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="paths below the directory to leave out ('*' also matches '/'), may be repeated",
     )
-    parser.add_argument("--text-key", default="text", help="JSON key or parquet column (default: text)")
+    parser.add_argument(
+        "--hidden",
+        action="store_true",
+        help="in directories also take hidden and backup names, .git and __pycache__ among them (default: pass over)",
+    )
+    parser.add_argument("--text-key", default="text", help="JSON key or column of a table (default: text)")
     parser.add_argument(
         "--skip-invalid",
         action="store_true",
-        help="leave out and count documents that are not valid UTF-8 (default: stop)",
+        help="leave out and count documents that are null or not valid UTF-8 (default: stop)",
+    )
+    parser.add_argument(
+        "--split-documents",
+        type=positive,
+        metavar="BYTES",
+        help="split documents that are longer, at the end of a paragraph, else of a line, into parts of a quarter to "
+        "the whole of so many bytes (default: leave whole)",
     )
 
 

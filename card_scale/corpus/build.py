@@ -4,26 +4,20 @@ The inputs alone decide the units of work; a plan fixes them before the first un
 with it. The manifest is written last. See :mod:`card_scale.corpus.units` for what happens inside a unit.
 """
 
-import fcntl
 import json
-import multiprocessing
 import os
-import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from card_scale.corpus import sources, units
-from card_scale.corpus.processes import end_with_parent, interrupts_left_to_parent
-from card_scale.corpus.units import BUILD_DIRECTORY, Unit, UnitRecord, UnitSettings
+from card_scale.corpus import build_directory, sources, units
+from card_scale.corpus.progress import Progress
+from card_scale.corpus.source_documents import INVALID, NULL
+from card_scale.corpus.unit_pool import build_units
+from card_scale.corpus.units import BUILD_DIRECTORY, UnitRecord, UnitSettings
 from card_scale.data.manifest import (
     MANIFEST_NAME,
     SPLITS,
@@ -38,7 +32,7 @@ from card_scale.data.manifest import (
 from card_scale.data.shards import INDEX_DTYPE
 from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
 from card_scale.errors import DataError, StopRequested
-from card_scale.files import PARTIAL, commit, partial_path, sha256_file, sync_directory, write_atomically
+from card_scale.files import commit, partial_path, sha256_file, sync_directory, write_atomically
 
 # Enough units to keep many workers busy to the end, but shards neither tiny nor unwieldy: 1 TB of text gives 4,000.
 _UNITS = 64
@@ -67,6 +61,8 @@ class BuildReport:
     manifest: Manifest
     units: int
     built: int
+    passed_over: Mapping[str, int]
+    """How many of each kind of thing in the inputs are not read."""
 
 
 def build_dataset(
@@ -79,7 +75,7 @@ def build_dataset(
         tokenizer_path: sentencepiece model; a copy goes into the directory.
         directory: created if needed.
         workers: processes; has no influence on the result.
-        progress: draw a bar on stderr.
+        progress: show on stderr how far it is.
 
     Raises:
         DataError: unreadable or empty inputs; a directory that was made with other settings, inputs or tokenizer,
@@ -94,41 +90,33 @@ def build_dataset(
     work = units.divide(scan.pieces, unit_bytes)
     plan = _plan(settings, scan, tokenizer)
     if (directory / MANIFEST_NAME).exists():
-        return BuildReport(_finished(directory, plan), len(work), 0)
+        manifest = build_directory.finished(directory, plan)
+        check_sizes(directory, manifest)
+        build_directory.clean(directory)
+        return BuildReport(manifest, len(work), 0, scan.passed_over)
     (directory / BUILD_DIRECTORY).mkdir(parents=True, exist_ok=True)
-    with _lock(directory):
-        _agree_on_plan(directory, plan)
+    with build_directory.locked(directory):
+        build_directory.agree_on_plan(directory, plan, work)
         write_atomically(directory / TOKENIZER_NAME, tokenizer_path.read_bytes())
         records = {unit.number: record for unit in work if (record := units.load_record(directory, unit))}
         missing = [unit for unit in work if unit.number not in records]
         unit_settings = UnitSettings(settings.inputs, settings.validation_fraction, settings.shard_bytes)
-        with _bar(work, records, progress) as bar:
+        done_before = sum(unit.bytes for unit in work if unit.number in records)
 
-            def finished(record: UnitRecord) -> None:
-                records[record.number] = record
-                bar.update(work[record.number].bytes)
+        def finished(record: UnitRecord) -> None:
+            records[record.number] = record
 
+        with Progress("build", sum(unit.bytes for unit in work), progress, done_before) as shown:
             try:
-                _run(directory, missing, unit_settings, tokenizer, workers, finished)
+                build_units(directory, missing, unit_settings, tokenizer, workers, finished, shown.update)
             except KeyboardInterrupt:
                 raise StopRequested(
-                    f"{len(records)} of {len(work)} units of {directory} are finished and kept; "
-                    "run the same command again to go on"
+                    f"{len(records)} of {len(work)} units of {directory} are finished and kept, and what "
+                    "is encoded of large files; run the same command again to go on"
                 ) from None
         manifest = _assemble(directory, plan, tokenizer, [records[unit.number] for unit in work])
-    _clean(directory)
-    return BuildReport(manifest, len(work), len(missing))
-
-
-def _bar(work: list[Unit], records: dict[int, UnitRecord], progress: bool) -> tqdm:
-    return tqdm(
-        total=sum(unit.bytes for unit in work),
-        initial=sum(unit.bytes for unit in work if unit.number in records),
-        unit="B",
-        unit_scale=True,
-        desc="build",
-        disable=not progress,
-    )
+    build_directory.clean(directory)
+    return BuildReport(manifest, len(work), len(missing), scan.passed_over)
 
 
 def _plan(settings: BuildSettings, scan: sources.Scan, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -138,151 +126,13 @@ def _plan(settings: BuildSettings, scan: sources.Scan, tokenizer: Tokenizer) -> 
     return json.loads(json.dumps({"settings": content, "sources": scan.summaries(), "tokenizer": tokenizer.sha256}))
 
 
-def _finished(directory: Path, plan: dict) -> Manifest:
-    manifest = Manifest.load(directory)
-    made = {
-        "settings": manifest.settings,
-        "sources": list(manifest.sources),
-        "tokenizer": manifest.tokenizer.sha256,
-    }
-    _refuse_difference(directory, made, plan)
-    check_sizes(directory, manifest)
-    _clean(directory)
-    return manifest
-
-
-def _refuse_difference(directory: Path, existing: dict, plan: dict) -> None:
-    differences = sources.differences(existing, plan)
-    if differences:
-        raise DataError(
-            f"{directory} was made otherwise: {'; '.join(differences)}; choose another directory or remove this one"
-        )
-
-
-def _agree_on_plan(directory: Path, plan: dict) -> None:
-    path = directory / BUILD_DIRECTORY / "plan.json"
-    if path.exists():
-        try:
-            existing = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); remove {directory} and build again") from error
-        _refuse_difference(directory, existing, plan)
-    else:
-        foreign = sorted(entry.name for entry in directory.iterdir() if entry.name != BUILD_DIRECTORY)
-        if foreign:
-            raise DataError(f"{directory}: holds {foreign[0]!r} and is no dataset; choose an empty or new directory")
-        write_atomically(path, json.dumps(plan, indent=1).encode())
-
-
-@contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    """Hold the directory for this process; the system lets go of it even after a kill."""
-    with (directory / BUILD_DIRECTORY / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{directory}: another build is at work there; wait for it or stop it") from error
-        yield
-
-
-def _run(
-    directory: Path,
-    work: list[Unit],
-    settings: UnitSettings,
-    tokenizer: Tokenizer,
-    workers: int,
-    finished: Callable[[UnitRecord], None],
-) -> None:
-    """Build the units in ``workers`` processes, of which this is one, and report each as soon as it is finished.
-
-    The other processes get units from the front while this one takes those from the back: it is at work while they
-    start, which for a small corpus is a good part of the time.
-    """
-    if min(workers, len(work)) <= 1:
-        for unit in work:
-            finished(units.build_unit(directory, unit, settings, tokenizer, check_stop=_go_on))
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads the caller has running
-    stop = context.Event()
-    others = min(workers, len(work)) - 1
-    pool = ProcessPoolExecutor(others, context, _start_worker, (directory, settings, stop))
-    waiting = deque(work)
-    running: set[Future[UnitRecord]] = set()
-
-    def hand_out() -> None:
-        with interrupts_left_to_parent():
-            while waiting and len(running) <= others:  # one more than is worked on, so that none has to wait for us
-                running.add(pool.submit(_work, waiting.popleft()))
-
-    def collect() -> None:
-        for future in [future for future in running if future.done()]:
-            running.remove(future)
-            finished(future.result())
-        hand_out()
-
-    try:
-        hand_out()
-        while waiting:
-            finished(units.build_unit(directory, waiting.pop(), settings, tokenizer, check_stop=collect))
-            collect()
-        while running:
-            wait(running, return_when=FIRST_COMPLETED)
-            collect()
-    except BrokenProcessPool as error:
-        raise DataError(
-            f"{directory}: a worker process died (killed, or out of memory); run the same command again to go on, "
-            "with fewer workers if memory is short"
-        ) from error
-    finally:
-        stop.set()  # on an error or Ctrl-C the workers give up at the next batch instead of finishing their unit
-        pool.shutdown(wait=True)
-
-
-def _go_on() -> None:
-    """In a single process a stop arrives as KeyboardInterrupt by itself."""
-
-
-class _Worker:
-    """What one worker process works with, set once by the pool's initializer: its only way to hand anything on."""
-
-    directory: Path
-    settings: UnitSettings
-    tokenizer: Tokenizer
-    stop: Any
-
-
-def _start_worker(directory: Path, settings: UnitSettings, stop: Any) -> None:
-    end_with_parent()
-    _Worker.directory, _Worker.settings, _Worker.stop = directory, settings, stop
-    _Worker.tokenizer = Tokenizer.load(directory / TOKENIZER_NAME)
-
-
-def _check_stop() -> None:
-    if _Worker.stop.is_set():
-        raise StopRequested("the build is stopping")
-
-
-def _work(unit: Unit) -> UnitRecord:
-    return units.build_unit(_Worker.directory, unit, _Worker.settings, _Worker.tokenizer, _check_stop)
-
-
 def _assemble(directory: Path, plan: dict, tokenizer: Tokenizer, records: list[UnitRecord]) -> Manifest:
     """Join the units' index parts and write the manifest."""
     counts = {key: sum(record.counts[key] for record in records) for key in records[0].counts} if records else {}
-    if not counts.get("documents"):
-        names = ", ".join(source["name"] for source in plan["sources"])
-        raise DataError(
-            f"empty corpus: {names} hold no document with text ({counts.get('empty_dropped', 0)} empty, "
-            f"{counts.get('invalid_skipped', 0)} not UTF-8)"
-        )
     splits = {split: _assemble_split(directory, split, records) for split in SPLITS}
-    fraction = plan["settings"]["validation_fraction"]
-    for split, share in (("train", 1.0 - fraction), ("validation", fraction)):
-        if share and not splits[split].documents:
-            raise DataError(
-                f"{directory}: none of {counts['documents']} documents fell to {split} at --validation-fraction "
-                f"{fraction}; remove the directory and build with another fraction (0 for no validation split)"
-            )
+    if problem := _emptiness(plan, counts, splits):
+        build_directory.discard(directory)  # no call can finish what these settings give: another may begin anew
+        raise DataError(f"{directory}: {problem}")
     model = directory / TOKENIZER_NAME
     manifest = Manifest(
         vocabulary_size=tokenizer.vocabulary_size,
@@ -296,6 +146,26 @@ def _assemble(directory: Path, plan: dict, tokenizer: Tokenizer, records: list[U
     )
     manifest.save(directory)
     return manifest
+
+
+def _emptiness(plan: dict, counts: Mapping[str, int], splits: Mapping[str, Split]) -> str | None:
+    """Why there is no dataset to be made, or None."""
+    if not counts.get("documents"):
+        names = ", ".join(source["name"] for source in plan["sources"])
+        return (
+            f"empty corpus: {names} hold no document with text ({counts.get('empty_dropped', 0)} empty, "
+            f"{counts.get(NULL, 0)} null, {counts.get(INVALID, 0)} not UTF-8)"
+        )
+    fraction = plan["settings"]["validation_fraction"]
+    for split, share in (("train", 1.0 - fraction), ("validation", fraction)):
+        if share and not splits[split].documents:
+            how = "a smaller" if plan["settings"]["inputs"]["split_documents"] else "the option"
+            return (
+                f"none of {counts['documents']} documents fell to {split} at --validation-fraction {fraction}, "
+                f"{counts['text_bytes']} bytes of text in all; {how} --split-documents BYTES makes more documents of "
+                "long ones; or choose another fraction (0 for no validation split)"
+            )
+    return None
 
 
 def _assemble_split(directory: Path, split: str, records: list[UnitRecord]) -> Split:
@@ -317,10 +187,3 @@ def _assemble_split(directory: Path, split: str, records: list[UnitRecord]) -> S
     sync_directory(directory)
     index = FileRecord(path.name, path.stat().st_size, sha256_file(path))
     return Split(documents, sum(shard.tokens for shard in shards), index, shards)
-
-
-def _clean(directory: Path) -> None:
-    """Remove what only an unfinished build needs, and what interrupted ones left."""
-    for path in directory.glob(f"*{PARTIAL}"):
-        path.unlink(missing_ok=True)
-    shutil.rmtree(directory / BUILD_DIRECTORY, ignore_errors=True)

@@ -59,7 +59,7 @@ def report(directory: Path, against: Path | None, sample: int, workers: int, pro
             dataset's own, and train within itself.
         sample: documents of each split that are asked about, at most.
         workers: processes; has no influence on the result.
-        progress: draw a bar on stderr.
+        progress: show on stderr how far it is.
 
     Raises:
         DataError: missing or damaged files, or different tokenizers.

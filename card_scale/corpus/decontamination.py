@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from card_scale.corpus.hash_set import HashSet
 from card_scale.corpus.ngrams import document_ngrams
 from card_scale.corpus.normalized_text import NormalizedText
 from card_scale.corpus.processes import process_map
+from card_scale.corpus.progress import Progress
 from card_scale.data.documents import ShardDocuments, shards_of
 from card_scale.data.manifest import Decontamination, FileRecord, Manifest, TrainSplit, check_hash, load_index
 from card_scale.data.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def decontaminate(
         against: datasets whose train splits it is compared with; usually ``directory`` itself.
         settings: the rule.
         workers: processes; has no influence on the result.
-        progress: draw a bar on stderr.
+        progress: show on stderr how far it is.
 
     Returns:
         The record that the manifest holds now.
@@ -167,7 +167,7 @@ def measure_overlap(
         against: datasets whose train splits it is compared with; their tokenizer must be the same.
         ngram: tokens of an n-gram, at least 1.
         workers: processes; has no influence on the result.
-        progress: draw a bar on stderr.
+        progress: show on stderr how far it is.
 
     Raises:
         DataError: missing or damaged files, or no validation documents.
@@ -192,7 +192,7 @@ def measure_overlap(
         size = sum(job.shard.bytes for job in jobs)
         with (
             process_map(min(workers, len(jobs))) as apply,
-            tqdm(total=size, unit="B", unit_scale=True, desc="decontaminate", disable=not progress) as bar,
+            Progress("decontaminate", size, progress) as bar,
         ):
             for job, (seen, equal) in zip(jobs, apply(search, jobs), strict=True):
                 found[seen] = True

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from card_scale.corpus.ngrams import document_ngrams, mix
 from card_scale.corpus.processes import process_map
+from card_scale.corpus.progress import Progress
 from card_scale.data.documents import Documents, ShardDocuments, shards_of
 from card_scale.data.manifest import Manifest, load_excluded, load_index
 from card_scale.data.order import document_order
@@ -98,7 +98,7 @@ def near_duplicates(
             with those before them, validation documents with all.
         sample: ask about at most so many documents, chosen at random and always the same.
         workers: processes; has no influence on the result.
-        progress: draw a bar on stderr.
+        progress: show on stderr how far it is.
 
     Raises:
         DataError: missing or damaged files, different tokenizers, or a split without documents.
@@ -150,7 +150,7 @@ def _earliest(queries: np.ndarray, shards: Sequence[ShardDocuments], workers: in
         size = sum(shard.shard.bytes for shard in shards)
         with (
             process_map(min(workers, len(shards))) as apply,
-            tqdm(total=size, unit="B", unit_scale=True, desc="near duplicates", disable=not progress) as bar,
+            Progress("near duplicates", size, progress) as bar,
         ):
             for shard, found in zip(shards, apply(partial(_search_shard, Path(work)), shards), strict=True):
                 earliest = np.minimum(earliest, found)

@@ -13,6 +13,10 @@ from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
 from card_scale.errors import DataError
 
+_FEW_DOCUMENTS, _FEW_SAMPLES = 100, 16
+_SAMPLE_TOKENS = 1024
+_SPREAD = 0.5  # nats a token, for a warning to have a number
+
 
 def describe(directory: Path) -> str:
     """The manifest as a few lines of text.
@@ -28,7 +32,7 @@ def describe(directory: Path) -> str:
         f"tokenizer: {manifest.vocabulary_size} pieces, tokens stored as {manifest.dtype}, "
         f"{counts['text_bytes'] / max(1, tokens):.3f} bytes per token",
         f"documents: {counts['documents']}, {counts['text_bytes']} bytes of text; left out {counts['empty_dropped']} "
-        f"empty, {counts['invalid_skipped']} not UTF-8",
+        f"empty, {counts.get('null_skipped', 0)} null, {counts['invalid_skipped']} not UTF-8",
     ]
     for name, split in manifest.splits.items():
         size = sum(shard.bytes for shard in split.shards)
@@ -40,6 +44,21 @@ def describe(directory: Path) -> str:
         f"source {source['name']}: {source['files']} files, {source['bytes']} bytes" for source in manifest.sources
     ]
     return "\n".join(lines)
+
+
+def validation_warning(manifest: Manifest) -> str | None:
+    """What to know of a validation split that is too small to tell losses apart; None where it is not."""
+    validation = manifest.splits["validation"]
+    samples = validation.tokens // _SAMPLE_TOKENS
+    if not validation.documents or (validation.documents >= _FEW_DOCUMENTS and samples >= _FEW_SAMPLES):
+        return None
+    error = _SPREAD / validation.documents**0.5
+    return (
+        f"validation holds only {validation.documents} documents with {validation.tokens} tokens, {samples} samples of "
+        f"{_SAMPLE_TOKENS}: where the losses of documents spread by {_SPREAD} nats a token, their mean has a standard "
+        f"error of {error:.2f}; hold out more with --validation-fraction, or make more documents of long ones with "
+        "--split-documents"
+    )
 
 
 def _decontamination(manifest: Manifest) -> str:
@@ -98,7 +117,8 @@ def _origin(shard: Path, token_offset: int) -> str:
                 if member.name.endswith(".json"):
                     content = member_bytes(archive, member)
         description = json.loads(content)
-        return f"{description['source']}, record {description['record']}"
+        part = f", part {description['part']}" if "part" in description else ""
+        return f"{description['source']}, record {description['record']}{part}"
     except (tarfile.TarError, ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{shard}: does not say where the document at byte {token_offset} is from ({error}); tools/data.py verify "

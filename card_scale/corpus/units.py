@@ -8,13 +8,17 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from card_scale.corpus import sources
-from card_scale.corpus.source_documents import Document, documents
+from card_scale.corpus.encoding import DocumentEncoder
+from card_scale.corpus.kept_encodings import KeptEncoder, open_kept
+from card_scale.corpus.source_documents import INVALID, NULL, Document, documents
 from card_scale.corpus.sources import InputSettings, Piece
 from card_scale.data.manifest import SPLITS, token_dtype
 from card_scale.data.shards import INDEX_DTYPE, ShardRecord, ShardWriter
@@ -25,6 +29,7 @@ BUILD_DIRECTORY = "build"  # inside the dataset directory while it is unfinished
 _MOST_PIECES = 4096
 _BATCH_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 1024
+_KEPT_BYTES = 1 << 22  # of input that take a second or so to encode
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,11 @@ def load_record(directory: Path, unit: Unit) -> UnitRecord | None:
     return record if intact else None
 
 
+def has_finished_units(directory: Path) -> bool:
+    """Whether an unfinished build has finished a part of its work."""
+    return any((directory / BUILD_DIRECTORY).glob("unit-*.json"))
+
+
 class SplitWriter:
     """Writes one split of one unit, opening a further shard where the present one is full."""
 
@@ -151,57 +161,105 @@ class SplitWriter:
             self._writer.__exit__()
 
 
-def _batches(unit: Unit, settings: InputSettings, counts: dict[str, int]) -> Iterator[list[Document]]:
+class _Batch(NamedTuple):
+    documents: list[Document]
+    bytes_read: int
+    """Of the unit, from its beginning."""
+
+
+def _batches(unit: Unit, settings: InputSettings, counts: dict[str, int]) -> Iterator[_Batch]:
     batch: list[Document] = []
-    size = 0
+    size = before = 0
     for piece in unit.pieces:
         for document in documents(piece, settings):
             if not document.text:
-                counts["empty_dropped" if document.valid else "invalid_skipped"] += 1
+                counts[document.left_out or "empty_dropped"] += 1
                 continue
             counts["documents"] += 1
             counts["text_bytes"] += len(document.text)
             batch.append(document)
             size += len(document.text)
             if size >= _BATCH_BYTES or len(batch) == _BATCH_DOCUMENTS:
-                yield batch
+                yield _Batch(batch, before + document.position)
                 batch, size = [], 0
-    if batch:
-        yield batch
+        before += piece.bytes
+    yield _Batch(batch, before)
+
+
+class _BatchProgress:
+    """Reports the input of a batch as its text is encoded, which is what takes the time."""
+
+    def __init__(self, report: Callable[[int], None], input_bytes: int, text_bytes: int):
+        self._report = report
+        self._remaining, self._share = input_bytes, input_bytes / max(1, text_bytes)
+
+    def encoded(self, size: int) -> None:
+        done = min(int(size * self._share), self._remaining)
+        self._remaining -= done
+        self._report(done)
+
+    def finish(self) -> None:
+        self._report(self._remaining)
 
 
 def build_unit(
-    directory: Path, unit: Unit, settings: UnitSettings, tokenizer: Tokenizer, check_stop: Callable[[], None]
+    directory: Path, unit: Unit, settings: UnitSettings, tokenizer: Tokenizer, report: Callable[[int], None]
 ) -> UnitRecord:
     """Tokenise a unit's documents into shards and commit them, the record last.
 
     Args:
-        check_stop: called between batches of documents; may raise to give up the unit.
+        report: called again and again with the bytes of input done since the last call, in all those of the unit; may
+            raise to give up the unit.
 
     Raises:
         DataError: an input that cannot be read as what it is.
     """
     dtype = token_dtype(tokenizer.vocabulary_size)
-    counts = {"documents": 0, "text_bytes": 0, "empty_dropped": 0, "invalid_skipped": 0}
+    counts = dict.fromkeys(("documents", "text_bytes", "empty_dropped", INVALID, NULL), 0)
     writers = {split: SplitWriter(directory, unit.number, split, settings.shard_bytes) for split in SPLITS}
-    try:
-        for batch in _batches(unit, settings.inputs, counts):
-            check_stop()
-            encoded = tokenizer.encode_batch([document.text for document in batch])
+    reported = 0
+    with ExitStack() as closing:
+        for writer in writers.values():
+            closing.callback(writer.close)
+        encoder = _encoder(directory, unit, tokenizer, closing)
+        for batch, bytes_read in _batches(unit, settings.inputs, counts):
+            texts = [document.text for document in batch]
+            progress = _BatchProgress(report, bytes_read - reported, sum(map(len, texts)))
+            encoded = encoder.encode(texts, progress.encoded)
             for document, ids in zip(batch, encoded, strict=True):
                 tokens = np.empty(len(ids) + 1, dtype=dtype)
                 tokens[:-1] = ids
                 tokens[-1] = EOS_ID
-                description = json.dumps({"source": document.source, "record": document.record}).encode()
-                writers[split_of(document.text, settings.validation_fraction)].add(description, tokens)
+                writers[split_of(document.text, settings.validation_fraction)].add(_description(document), tokens)
+            progress.finish()
+            reported = bytes_read
         index_sha256 = {}
         for split, writer in writers.items():
             index = writer.finish().tobytes()
             replace(index_part_path(directory, unit.number, split), index)
             index_sha256[split] = hashlib.sha256(index).hexdigest()
-    finally:
-        for writer in writers.values():
-            writer.close()
     record = UnitRecord(unit.number, {split: writers[split].shards for split in SPLITS}, index_sha256, counts)
     replace(record_path(directory, unit.number), json.dumps(asdict(record)).encode())
+    _kept_path(directory, unit.number).unlink(missing_ok=True)
     return record
+
+
+def _kept_path(directory: Path, number: int) -> Path:
+    return directory / BUILD_DIRECTORY / f"unit-{number:06d}.encoded"
+
+
+def _encoder(directory: Path, unit: Unit, tokenizer: Tokenizer, closing: ExitStack) -> DocumentEncoder | KeptEncoder:
+    """One that keeps what it encodes where a large piece of the unit cannot be divided."""
+    encoder = DocumentEncoder(tokenizer)
+    if not any(piece.bytes >= _KEPT_BYTES and not piece.step for piece in unit.pieces):
+        return encoder
+    file = closing.enter_context(open_kept(_kept_path(directory, unit.number)))
+    return KeptEncoder(encoder, tokenizer.sha256, file)
+
+
+def _description(document: Document) -> bytes:
+    """What a shard says of a document's origin."""
+    origin: dict[str, str | int] = {"source": document.source, "record": document.record}
+    if document.part is not None:
+        origin["part"] = document.part
+    return json.dumps(origin).encode()

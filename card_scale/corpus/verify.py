@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from card_scale.corpus.processes import process_map
+from card_scale.corpus.progress import Progress
 from card_scale.data.arrays import read_array
 from card_scale.data.manifest import Manifest, Split, check_hash, load_excluded, load_index, size_problem
 from card_scale.data.shards import END_MARKER, NPY_HEADER_BYTES, ShardRecord
@@ -34,7 +34,7 @@ def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) ->
     Args:
         directory: dataset directory.
         workers: processes that read shards.
-        progress: draw a bar on stderr.
+        progress: show on stderr how far it is.
 
     Returns:
         One line per problem, each naming its file; empty for a sound dataset.
@@ -57,7 +57,7 @@ def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) ->
     size = sum(shard.bytes for shard, _ in jobs)
     with (
         process_map(min(workers, len(jobs))) as apply,
-        tqdm(total=size, unit="B", unit_scale=True, desc="verify", disable=not progress) as bar,
+        Progress("verify", size, progress) as bar,
     ):
         for (shard, _), found in zip(jobs, apply(check, *zip(*jobs, strict=True)) if jobs else (), strict=True):
             problems += found

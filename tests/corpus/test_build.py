@@ -127,7 +127,13 @@ def test_empty_and_invalid_documents_are_counted(tmp_path, tokenizer_path):
         (tmp_path / "in" / f"{name}.txt").write_bytes(content)
     settings = BuildSettings(InputSettings((str(tmp_path / "in"),), skip_invalid=True), 0.0)
     counts = build_dataset(settings, tokenizer_path, tmp_path / "data", 1).manifest.counts
-    assert counts == {"documents": 1, "text_bytes": 4, "empty_dropped": 2, "invalid_skipped": 1}
+    assert counts == {
+        "documents": 1,
+        "text_bytes": 4,
+        "empty_dropped": 2,
+        "invalid_skipped": 1,
+        "null_skipped": 0,
+    }
     assert verify_dataset(tmp_path / "data") == []
 
 

@@ -1,0 +1,1 @@
+"""What a file holds, by its name and its first bytes, and a reader for each format."""
