@@ -27,7 +27,6 @@ from card_scale.corpus.units import BUILD_DIRECTORY, Unit, UnitRecord, UnitSetti
 from card_scale.data.manifest import (
     MANIFEST_NAME,
     SPLITS,
-    TOKENIZER_NAME,
     FileRecord,
     Manifest,
     Split,
@@ -36,7 +35,7 @@ from card_scale.data.manifest import (
     token_dtype,
 )
 from card_scale.data.shards import INDEX_DTYPE
-from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
+from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import DataError, StopRequested
 from card_scale.files import PARTIAL, commit, partial_path, sha256_file, sync_directory, write_atomically
 
@@ -76,7 +75,7 @@ def build_dataset(
 
     Args:
         settings: inputs, split and sizes.
-        tokenizer_path: sentencepiece model; a copy goes into the directory.
+        tokenizer_path: sentencepiece model or tokenizer.json; a copy goes into the directory.
         directory: created if needed.
         workers: processes; has no influence on the result.
         progress: draw a bar on stderr.
@@ -98,7 +97,7 @@ def build_dataset(
     (directory / BUILD_DIRECTORY).mkdir(parents=True, exist_ok=True)
     with _lock(directory):
         _agree_on_plan(directory, plan)
-        write_atomically(directory / TOKENIZER_NAME, tokenizer_path.read_bytes())
+        write_atomically(directory / tokenizer.file_name, tokenizer.content)
         records = {unit.number: record for unit in work if (record := units.load_record(directory, unit))}
         missing = [unit for unit in work if unit.number not in records]
         unit_settings = UnitSettings(settings.inputs, settings.validation_fraction, settings.shard_bytes)
@@ -205,7 +204,7 @@ def _run(
     context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads the caller has running
     stop = context.Event()
     others = min(workers, len(work)) - 1
-    pool = ProcessPoolExecutor(others, context, _start_worker, (directory, settings, stop))
+    pool = ProcessPoolExecutor(others, context, _start_worker, (directory, settings, tokenizer.file_name, stop))
     waiting = deque(work)
     running: set[Future[UnitRecord]] = set()
 
@@ -251,10 +250,10 @@ class _Worker:
     stop: Any
 
 
-def _start_worker(directory: Path, settings: UnitSettings, stop: Any) -> None:
+def _start_worker(directory: Path, settings: UnitSettings, tokenizer_name: str, stop: Any) -> None:
     end_with_parent()
     _Worker.directory, _Worker.settings, _Worker.stop = directory, settings, stop
-    _Worker.tokenizer = Tokenizer.load(directory / TOKENIZER_NAME)
+    _Worker.tokenizer = Tokenizer.load(directory / tokenizer_name)
 
 
 def _check_stop() -> None:
@@ -283,16 +282,17 @@ def _assemble(directory: Path, plan: dict, tokenizer: Tokenizer, records: list[U
                 f"{directory}: none of {counts['documents']} documents fell to {split} at --validation-fraction "
                 f"{fraction}; remove the directory and build with another fraction (0 for no validation split)"
             )
-    model = directory / TOKENIZER_NAME
+    model = directory / tokenizer.file_name
     manifest = Manifest(
         vocabulary_size=tokenizer.vocabulary_size,
-        special_ids=SPECIAL_IDS,
-        tokenizer=FileRecord(TOKENIZER_NAME, model.stat().st_size, sha256_file(model)),
+        special_ids=tokenizer.special_ids,
+        tokenizer=FileRecord(tokenizer.file_name, model.stat().st_size, sha256_file(model)),
         dtype=token_dtype(tokenizer.vocabulary_size).name,
         splits=splits,
         counts=counts,
         sources=tuple(plan["sources"]),
         settings=plan["settings"],
+        rewrites=tokenizer.rewrites,
     )
     manifest.save(directory)
     return manifest

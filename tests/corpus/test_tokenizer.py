@@ -1,8 +1,6 @@
-import io
 import random
 
 import pytest
-import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,10 +25,11 @@ FRAGMENTS = [
     "\r\n",
     "\x00",
     "⁇",
+    "\u2581",  # sentencepiece's own sign for a space
+    "\u2585",  # and for what is unknown
     "a",
 ]
-# U+2581 is sentencepiece's own space mark: it comes back as a space, the one character that is not kept.
-CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
+CHARACTERS = st.characters(exclude_categories=["Cs"])
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(CHARACTERS, max_size=5), max_size=20).map("".join)
 
 
@@ -86,55 +85,6 @@ def test_impossible_vocabulary_sizes_are_named(texts, size, message):
 def test_no_text_is_an_error():
     with pytest.raises(DataError, match="no text"):
         train_tokenizer(["", ""], 400)
-
-
-GOOD = {
-    "vocab_size": 400,
-    "model_type": "bpe",
-    "byte_fallback": True,
-    "character_coverage": 0.99,
-    "normalization_rule_name": "identity",
-    "add_dummy_prefix": False,
-    "remove_extra_whitespaces": False,
-    "pad_id": 0,
-    "unk_id": 1,
-    "bos_id": 2,
-    "eos_id": 3,
-    "control_symbols": ["[MASK]"],
-    "minloglevel": 2,
-}
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"control_symbols": [], "user_defined_symbols": ["[MASK]"]}, "not a control symbol"),
-        ({"control_symbols": []}, "special ids"),
-        ({"pad_id": 3, "eos_id": 0}, "special ids"),
-        ({"pad_id": -1}, "special ids"),
-        ({"byte_fallback": False, "vocab_size": 120}, "byte"),
-        ({"normalization_rule_name": "nmt_nfkc"}, "rewrites text"),
-        ({"remove_extra_whitespaces": True}, "rewrites text"),
-    ],
-)
-def test_a_tokenizer_made_otherwise_is_refused(texts, tmp_path, change, message):
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, **GOOD | change)
-    path = tmp_path / "other.model"
-    path.write_bytes(model.getvalue())
-    with pytest.raises(DataError, match=message) as caught:
-        Tokenizer.load(path)
-    assert str(path) in str(caught.value)
-
-
-def test_a_dummy_prefix_is_refused(texts, tmp_path):
-    """A prefix does not show in decoded text, where it is taken away again."""
-    model = io.BytesIO()
-    change = {"add_dummy_prefix": True}
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, **GOOD | change)
-    (tmp_path / "other.model").write_bytes(model.getvalue())
-    with pytest.raises(DataError, match="dummy prefix"):
-        Tokenizer.load(tmp_path / "other.model")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])
