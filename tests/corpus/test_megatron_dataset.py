@@ -3,6 +3,8 @@
 import itertools
 import json
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -164,3 +166,20 @@ def test_the_manifest_says_where_the_tokens_are_from(tmp_path, tokenizer_path):
     content = json.loads((tmp_path / "data/manifest.json").read_text())
     assert content["settings"]["tokens_from"] == "megatron"
     assert content["tokenizer"]["name"] == "tokenizer.model"
+
+
+def test_the_command_shows_what_it_made(tmp_path, texts, tokenizer, tokenizer_path):
+    write(tmp_path / "a", [[tokenizer.encode(text)] for text in texts[:9]])
+    command = [sys.executable, "tools/data.py", "import-megatron", tmp_path / "a", "--tokenizer", tokenizer_path]
+    done = subprocess.run(
+        [*map(str, command), "--output", str(tmp_path / "data"), "--validation-fraction", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "documents: 9, " in done.stdout
+    assert "the first document begins: " in done.stdout
+    again = subprocess.run([*map(str, command), "--output", str(tmp_path / "data")], capture_output=True, check=False)
+    assert again.returncode == 4
+    assert again.stderr.decode().startswith(f"error: {tmp_path}/data exists; choose another")

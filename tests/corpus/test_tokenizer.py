@@ -155,7 +155,7 @@ def test_a_line_without_breaks_is_cut(model_type, length, monkeypatch):
     words = ["".join(generator.choices("abcdefgh", k=4)) for _ in range(40)]
     line = "".join(generator.choices(words, k=length // 4))
     pieces = pieces_of(train_tokenizer([line], 300, model_type))
-    assert len(set(pieces) & set(words)) > 5
+    assert sum(len(piece) > 1 and piece in line for piece in pieces) > 5
     assert "".join(given) == line
     assert max(map(len, given)) == 10_000
 
