@@ -21,6 +21,7 @@ setup(
         "scipy",
         "sentencepiece>=0.2.3",
         "tensorboard",
+        "tokenizers",
         "tqdm",
         "webdataset",
     ],

@@ -76,6 +76,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     if not from_scratch:
         directory.check_same_run(config)  # else once it is known whether it is set aside
     data = run_data.open_data(config)
+    config = run_data.with_mask_id(config, data)
     steps = total_steps(config, data.train.sample_count)
     limit = time_limit(config.run.max_hours, config.run.stop_before_end, os.environ, time.time(), time.monotonic())
 

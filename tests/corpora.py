@@ -11,9 +11,11 @@ import pytest
 from card_scale.corpus.build import BuildSettings, build_dataset
 from card_scale.corpus.sources import InputSettings
 from card_scale.corpus.tokenizer_training import train_tokenizer
-from card_scale.data.manifest import TOKENIZER_NAME, FileRecord, Manifest, Split, index_name
+from card_scale.data.manifest import FileRecord, Manifest, Split, index_name
 from card_scale.data.shards import INDEX_DTYPE, ShardWriter
 from card_scale.data.tokenizer import EOS_ID, SPECIAL_IDS, Tokenizer
+
+TOKENIZER_NAME = "tokenizer.model"
 
 WORDS = [
     "def",

@@ -39,11 +39,13 @@ def parse() -> argparse.Namespace:
     take = commands.add_parser(
         "import",
         help="make a checkpoint that training starts from (run.init_from)",
-        description="Make a checkpoint out of a Llama-shaped folder with a sentencepiece tokenizer. [MASK] is added, "
-        "so that the model can train on as CARD: build data with the checkpoint's tokenizer.model, then train with "
-        "run.init_from=CHECKPOINT and the model.* keys that are printed.",
+        description="Make a checkpoint out of a Llama-shaped folder. [MASK] is added, so that the model can train on "
+        "as CARD: build data with the checkpoint's tokenizer, then train with run.init_from=CHECKPOINT and the model.* "
+        "keys that are printed.",
     )
-    take.add_argument("folder", type=Path, help="Hugging Face folder: config.json, *.safetensors, tokenizer.model")
+    take.add_argument(
+        "folder", type=Path, help="Hugging Face folder: config.json, *.safetensors, tokenizer.model or tokenizer.json"
+    )
     take.add_argument("checkpoint", type=Path, help="directory to create")
     return parser.parse_args()
 

@@ -13,6 +13,8 @@ from card_scale.argument_types import fraction, not_negative, positive, positive
 from card_scale.cli import run_tool
 from card_scale.corpus.arguments import add_input_arguments, available_cores
 
+TOKENIZER = "model file of tools/tokenizer.py, any sentencepiece model, or a Hugging Face tokenizer.json"
+
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
@@ -21,7 +23,15 @@ def parse() -> argparse.Namespace:
         epilog="Exit codes: 0 done, 2 command line, 4 data, 75 stopped, start the same command again.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_build, _add_verify, _add_decontaminate, _add_report, _add_inspect, _add_ledger):
+    for add in (
+        _add_build,
+        _add_import_megatron,
+        _add_verify,
+        _add_decontaminate,
+        _add_report,
+        _add_inspect,
+        _add_ledger,
+    ):
         add(commands)
     arguments = parser.parse_args()
     if arguments.command == "build" and arguments.decontaminate and not arguments.validation_fraction:
@@ -38,7 +48,7 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
     )
     add_input_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="dataset directory")
-    parser.add_argument("--tokenizer", required=True, type=Path, help="model file of tools/tokenizer.py")
+    parser.add_argument("--tokenizer", required=True, type=Path, help=TOKENIZER)
     parser.add_argument(
         "--validation-fraction",
         type=fraction,
@@ -53,6 +63,25 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
         action="store_true",
         help="afterwards do what 'decontaminate' does by default (default: leave all held-out documents in)",
     )
+
+
+def _add_import_megatron(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "import-megatron",
+        help="make a dataset directory of Megatron's .bin and .idx files",
+        description="Make a dataset directory of the tokens of Megatron's indexed datasets as they are. Their files do "
+        "not name their tokenizer, so it is given; ids that it does not have are refused.",
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="PREFIX", help="PREFIX of PREFIX.bin and PREFIX.idx")
+    parser.add_argument("--output", required=True, type=Path, help="dataset directory")
+    parser.add_argument("--tokenizer", required=True, type=Path, help=f"that made the tokens: {TOKENIZER}")
+    parser.add_argument(
+        "--validation-fraction",
+        type=fraction,
+        default=0.01,
+        help="share of documents held out, chosen by a hash of their tokens (default: 0.01)",
+    )
+    parser.add_argument("--shard-bytes", type=positive, default=1 << 29, help="largest shard (default: 536870912)")
 
 
 def _add_verify(commands: argparse._SubParsersAction) -> None:
@@ -169,6 +198,20 @@ def build(arguments: argparse.Namespace) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
+def import_megatron(arguments: argparse.Namespace) -> None:
+    """``data.py import-megatron``."""
+    from card_scale.corpus import megatron_dataset
+    from card_scale.corpus.summary import describe
+
+    settings = megatron_dataset.ImportSettings(
+        tuple(arguments.inputs), arguments.validation_fraction, arguments.shard_bytes
+    )
+    _, opening = megatron_dataset.import_megatron(
+        settings, arguments.tokenizer, arguments.output, progress=sys.stderr.isatty()
+    )
+    print(f"{describe(arguments.output)}\nthe first document begins: {opening!r}")
+
+
 def verify(arguments: argparse.Namespace) -> None:
     """``data.py verify``."""
     from card_scale.corpus.verify import verify_dataset
@@ -238,6 +281,7 @@ def main() -> None:
     arguments = parse()
     commands = {
         "build": build,
+        "import-megatron": import_megatron,
         "verify": verify,
         "decontaminate": decontaminate,
         "report": report,

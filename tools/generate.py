@@ -125,7 +125,6 @@ def _lines():
 
 def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> None:
     """Generate for prompts in one batch and print; a single one is printed while it comes."""
-    from card_scale.data.tokenizer import EOS_ID
     from card_scale.generation import generate
     from card_scale.generation.stopping import text_before_stop
     from card_scale.generation.text import TextStream, prompt_tokens
@@ -158,14 +157,14 @@ def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> 
         top_k=arguments.top_k,
         repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
-        stop_tokens=() if arguments.through_end else (EOS_ID,),
+        stop_tokens=() if arguments.through_end else (model.tokenizer.eos_id,),
         stop_strings=stops,
         listener=(lambda index, new, passes: streams[index].write(new, passes)) if is_streamed else None,
     )
     seconds = time.perf_counter() - begin
     for prompt, one, stream in zip(prompts, found, streams, strict=True):
         if arguments.json:
-            text = text_before_stop(model.tokenizer.decode(one.tokens), stops)
+            text = text_before_stop(model.tokenizer.continuation(one.tokens), stops)
             record = {"prompt": prompt, "text": text, "tokens": one.tokens, "passes": one.passes, "seconds": seconds}
             print(json.dumps(record | {"stopped": one.stopped}), flush=True)
             continue

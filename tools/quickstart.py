@@ -145,7 +145,7 @@ def sample(checkpoint: Path) -> str:
         new_tokens=SAMPLE_TOKENS,
         temperature=SAMPLE_TEMPERATURE,
     )
-    text = (prompt + model.tokenizer.decode(one.tokens)).rstrip()
+    text = (prompt + model.tokenizer.continuation(one.tokens)).rstrip()
     return f"{text}\n({len(one.tokens)} tokens in {one.passes} passes of the model)"
 
 

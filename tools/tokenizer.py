@@ -50,7 +50,7 @@ def main() -> None:
         sample_bytes=arguments.sample_bytes,
     )
     begin = time.perf_counter()
-    tokenizer, trained = make_tokenizer(settings, arguments.output)
+    tokenizer, trained = make_tokenizer(settings, arguments.output, progress=True)
     how = f"trained in {time.perf_counter() - begin:.1f} s" if trained else "already there, made from the same input"
     print(f"{arguments.output}: {tokenizer.vocabulary_size} pieces, {how}")
 

@@ -20,7 +20,8 @@ _DIGEST = "sha256"
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
 CONFIG_NAME = "config.yaml"
-TOKENIZER_NAME = "tokenizer.model"
+TOKENIZER_STEM = "tokenizer"
+"""Of the tokenizer's file, whose ending says of what kind it is."""
 
 
 def folder_of(key: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from card_scale.checkpoint.format import (
     CONFIG_NAME,
     STATE_NAME,
-    TOKENIZER_NAME,
+    TOKENIZER_STEM,
     CheckpointManifest,
     StoredPiece,
     StoredTensor,
@@ -55,8 +55,11 @@ class CheckpointReader:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The tokenizer's model file."""
-        return self.directory / TOKENIZER_NAME
+        """The tokenizer's file. Raises CheckpointError where there is none."""
+        for name in self.manifest.files:
+            if Path(name).stem == TOKENIZER_STEM:
+                return self.directory / name
+        raise CheckpointError(f"checkpoint {self.directory}: the manifest names no tokenizer")
 
     @property
     def state(self) -> dict[str, Any]:

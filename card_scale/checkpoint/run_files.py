@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from card_scale.checkpoint.format import CONFIG_NAME, STATE_NAME, TOKENIZER_NAME, StoredFile
+from card_scale.checkpoint.format import CONFIG_NAME, STATE_NAME, TOKENIZER_STEM, StoredFile
 
 
 @dataclass(frozen=True)
@@ -24,5 +24,6 @@ class RunFiles:
         """Write them into a checkpoint, durably; return them by name."""
         (directory / STATE_NAME).write_text(json.dumps(self.state, indent=1), encoding="utf-8")
         (directory / CONFIG_NAME).write_text(self.config_yaml, encoding="utf-8")
-        shutil.copyfile(self.tokenizer, directory / TOKENIZER_NAME)
-        return {name: StoredFile.synced(directory / name) for name in (STATE_NAME, CONFIG_NAME, TOKENIZER_NAME)}
+        tokenizer = TOKENIZER_STEM + self.tokenizer.suffix
+        shutil.copyfile(self.tokenizer, directory / tokenizer)
+        return {name: StoredFile.synced(directory / name) for name in (STATE_NAME, CONFIG_NAME, tokenizer)}

@@ -21,7 +21,6 @@ from card_scale.corpus.units import BUILD_DIRECTORY, UnitRecord, UnitSettings
 from card_scale.data.manifest import (
     MANIFEST_NAME,
     SPLITS,
-    TOKENIZER_NAME,
     FileRecord,
     Manifest,
     Split,
@@ -30,7 +29,7 @@ from card_scale.data.manifest import (
     token_dtype,
 )
 from card_scale.data.shards import INDEX_DTYPE
-from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
+from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import DataError, StopRequested
 from card_scale.files import commit, partial_path, sha256_file, sync_directory, write_atomically
 
@@ -72,7 +71,7 @@ def build_dataset(
 
     Args:
         settings: inputs, split and sizes.
-        tokenizer_path: sentencepiece model; a copy goes into the directory.
+        tokenizer_path: sentencepiece model or tokenizer.json; a copy goes into the directory.
         directory: created if needed.
         workers: processes; has no influence on the result.
         progress: show on stderr how far it is.
@@ -97,7 +96,7 @@ def build_dataset(
     (directory / BUILD_DIRECTORY).mkdir(parents=True, exist_ok=True)
     with build_directory.locked(directory):
         build_directory.agree_on_plan(directory, plan, work)
-        write_atomically(directory / TOKENIZER_NAME, tokenizer_path.read_bytes())
+        write_atomically(directory / tokenizer.file_name, tokenizer.content)
         records = {unit.number: record for unit in work if (record := units.load_record(directory, unit))}
         missing = [unit for unit in work if unit.number not in records]
         unit_settings = UnitSettings(settings.inputs, settings.validation_fraction, settings.shard_bytes)
@@ -133,16 +132,17 @@ def _assemble(directory: Path, plan: dict, tokenizer: Tokenizer, records: list[U
     if problem := _emptiness(plan, counts, splits):
         build_directory.discard(directory)  # no call can finish what these settings give: another may begin anew
         raise DataError(f"{directory}: {problem}")
-    model = directory / TOKENIZER_NAME
+    model = directory / tokenizer.file_name
     manifest = Manifest(
         vocabulary_size=tokenizer.vocabulary_size,
-        special_ids=SPECIAL_IDS,
-        tokenizer=FileRecord(TOKENIZER_NAME, model.stat().st_size, sha256_file(model)),
+        special_ids=tokenizer.special_ids,
+        tokenizer=FileRecord(tokenizer.file_name, model.stat().st_size, sha256_file(model)),
         dtype=token_dtype(tokenizer.vocabulary_size).name,
         splits=splits,
         counts=counts,
         sources=tuple(plan["sources"]),
         settings=plan["settings"],
+        rewrites=tokenizer.rewrites,
     )
     manifest.save(directory)
     return manifest

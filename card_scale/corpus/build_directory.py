@@ -11,7 +11,7 @@ from typing import Any
 
 from card_scale.corpus import sources
 from card_scale.corpus.units import BUILD_DIRECTORY, Unit, has_finished_units
-from card_scale.data.manifest import SPLITS, TOKENIZER_NAME, Manifest, index_name
+from card_scale.data.manifest import SPLITS, Manifest, index_name
 from card_scale.errors import DataError
 from card_scale.files import PARTIAL, write_atomically
 
@@ -69,7 +69,7 @@ def discard(directory: Path) -> None:
         for path in (directory / BUILD_DIRECTORY).glob(pattern):
             path.unlink()
     patterns = [f"{split}-*.tar" for split in SPLITS]
-    for pattern in (*patterns, *map(index_name, SPLITS), TOKENIZER_NAME):
+    for pattern in (*patterns, *map(index_name, SPLITS), "tokenizer.*"):
         for path in directory.glob(pattern):
             path.unlink()
     _remove_partial(directory)

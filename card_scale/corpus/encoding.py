@@ -4,7 +4,8 @@ Sentencepiece takes 40 to 50 bytes of memory for a byte of text that it encodes 
 cut where no piece of the vocabulary reaches across, that is between two characters that stand side by side in no piece.
 BPE only ever joins neighbours to a piece, so nothing would have joined across the cut, and the ids are the same. A
 unigram model's best segmentation is the same too, but for near ties: it adds up a document's scores in float32, and
-decides them differently the more it has added.
+decides them differently the more it has added. A tokenizer of which nothing of the kind is known encodes every document
+in one go.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ class DocumentEncoder:
             texts: UTF-8.
             report: called with the bytes of text encoded since the last call, between the chunks of long documents too.
         """
-        if max(map(len, texts), default=0) <= self._longest_whole:
+        if max(map(len, texts), default=0) <= self._longest_whole or not self._tokenizer.can_be_cut:
             yield from self._tokenizer.encode_batch(texts)
             report(sum(map(len, texts)))
             return

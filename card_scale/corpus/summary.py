@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from card_scale.corpus.verify import member_bytes
-from card_scale.data.manifest import TOKENIZER_NAME, Manifest, check_sizes, load_excluded, load_index
+from card_scale.data.manifest import Manifest, check_sizes, load_excluded, load_index
 from card_scale.data.shards import NPY_HEADER_BYTES
 from card_scale.data.stream import PackedStream
-from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer
+from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import DataError
 
 _FEW_DOCUMENTS, _FEW_SAMPLES = 100, 16
@@ -34,6 +34,7 @@ def describe(directory: Path) -> str:
         f"documents: {counts['documents']}, {counts['text_bytes']} bytes of text; left out {counts['empty_dropped']} "
         f"empty, {counts.get('null_skipped', 0)} null, {counts['invalid_skipped']} not UTF-8",
     ]
+    lines += [f"this tokenizer rewrites text: {rewriting}" for rewriting in manifest.rewrites]
     for name, split in manifest.splits.items():
         size = sum(shard.bytes for shard in split.shards)
         lines.append(
@@ -88,7 +89,7 @@ def show_documents(directory: Path, split: str, first: int, count: int, characte
     """
     manifest = Manifest.load(directory)
     check_sizes(directory, manifest)
-    tokenizer = Tokenizer.load(directory / TOKENIZER_NAME)
+    tokenizer = Tokenizer.load(directory / manifest.tokenizer.name)
     records = manifest.splits[split]
     index = load_index(directory, records)
     excluded = set(load_excluded(directory, manifest, split).tolist())
@@ -144,7 +145,7 @@ def show_samples(directory: Path, split: str, seed: int, length: int, first: int
 def _readable(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
     text = []
     begin = 0
-    for place in [*np.flatnonzero(np.isin(tokens, list(SPECIAL_IDS.values()))).tolist(), len(tokens)]:
+    for place in [*np.flatnonzero(np.isin(tokens, list(tokenizer.control_ids))).tolist(), len(tokens)]:
         text.append(tokenizer.decode(tokens[begin:place]))
         if place < len(tokens):
             text.append(tokenizer.piece(tokens[place]))

@@ -2,7 +2,10 @@
 
 import hashlib
 import io
+import itertools
 import json
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ import sentencepiece
 
 from card_scale.corpus import sources
 from card_scale.corpus.source_documents import documents
+from card_scale.corpus.training_progress import TrainingProgress
 from card_scale.data.tokenizer import BOS_ID, EOS_ID, MASK_PIECE, PAD_ID, UNK_ID, Tokenizer
 from card_scale.errors import DataError
 from card_scale.files import write_atomically
@@ -20,13 +24,24 @@ SMALLEST_VOCABULARY = 256 + 5 + 1  # the byte pieces, the special symbols, and s
 # Sentencepiece trains on "sentences". Chunks of whole lines keep line breaks, and with them indentation, inside the
 # sample, so that pieces such as "):\n" can be learnt: 6 % fewer tokens on Python sources than line by line.
 _CHUNK_CHARACTERS = 2000
+# A longer line is cut: from some 200,000 characters on unigram training fails, its sums beyond what numbers hold.
+_LINE_CHARACTERS = 10_000
+# Signs that sentencepiece has for itself, of a space and of what is unknown. It drops a whole sentence that holds the
+# latter; text is cut at them, and encoding spells them by their bytes.
+_OWN_SIGNS = re.compile("[\u2581\u2585]")
 # Written into the model file, and the summation order of unigram training depends on it: a constant, not the machine's.
 _THREADS = 16
 # Below 1.0, so that the rarest characters are left to the byte pieces and these appear in training data.
 _CHARACTER_COVERAGE = 0.9995
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str = "bpe") -> bytes:
+class UntrainableError(DataError):
+    """A text that the wanted tokenizer cannot be trained on."""
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocabulary_size: int, model_type: str = "bpe", progress: TrainingProgress | None = None
+) -> bytes:
     """Train a sentencepiece model with byte fallback and the fixed special ids.
 
     The text is kept as it is: identity normalisation, no dummy prefix, whitespace kept and allowed to form pieces,
@@ -36,26 +51,28 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str 
         texts: documents, in an order that is part of the input.
         vocabulary_size: pieces, the 256 byte pieces and five special symbols included.
         model_type: ``bpe`` trains in seconds and packs tighter, ``unigram`` encodes several times faster.
+        progress: told what is read and when training begins.
 
     Returns:
         The content of a model file.
 
     Raises:
-        DataError: no text, or a vocabulary that the text cannot fill or is too small to hold; naming the numbers.
+        DataError: a vocabulary size that no text could have.
+        UntrainableError: no text, or a vocabulary that it cannot fill or that is too small for its characters; with the
+            numbers that would do. What reading ``texts`` raises passes through.
     """
     if vocabulary_size < SMALLEST_VOCABULARY:
         raise DataError(
             f"vocabulary size {vocabulary_size}: at least {SMALLEST_VOCABULARY} are needed "
             "(256 bytes, 5 special symbols and a character)"
         )
-    chunks = _chunks(texts)
-    first = next(chunks, None)
-    if first is None:
-        raise DataError("no text to train a tokenizer on: every document is empty or the sample too small")
+    sentences = _Sentences(texts, progress or TrainingProgress(0))
+    if not sentences.any():
+        raise UntrainableError("no text to train a tokenizer on: every document is empty or the sample too small")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_with_first(first, chunks),
+            sentence_iterator=iter(sentences),
             model_writer=model,
             model_type=model_type,
             vocab_size=vocabulary_size,
@@ -71,26 +88,71 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, model_type: str 
             bos_id=BOS_ID,
             eos_id=EOS_ID,
             control_symbols=[MASK_PIECE],
-            max_sentence_length=1 << 24,  # a single long line is one chunk; the default would drop it silently
+            max_sentence_length=1 << 24,  # the default would drop a line of several thousand bytes silently
             num_threads=_THREADS,
-            minloglevel=2,
+            minloglevel=2,  # what it warns of is a dropped sentence, which none is, or ends in an error
         )
     except RuntimeError as error:
-        raise DataError(
-            f"sentencepiece cannot train a vocabulary of {vocabulary_size} on this text: {error}"
-        ) from error
+        if sentences.error is not None:
+            raise sentences.error from None
+        raise UntrainableError(_reason(str(error), vocabulary_size, sentences.characters)) from error
     return model.getvalue()
 
 
-def _with_first(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+def _reason(said: str, size: int, characters: int) -> str:
+    """What sentencepiece says of a failure, with what to do."""
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", said):
+        return (
+            f"a vocabulary of {size} is too small for the characters of the text; give --vocabulary-size of at least "
+            f"{found[1]}"
+        )
+    if found := re.search(r"Vocabulary size (?:is )?too high \(\d+\)\. Please set it to a value <= (\d+)", said):
+        return (
+            f"a vocabulary of {size} is more than {characters} characters of text fill; give --vocabulary-size of at "
+            f"most {found[1]}, or more text (--sample-bytes)"
+        )
+    return f"sentencepiece cannot train a vocabulary of {size} on {characters} characters of text: {said}"
+
+
+class _Sentences:
+    """The texts as sentencepiece is given them; an error of reading them is kept, which it would only quote."""
+
+    def __init__(self, texts: Iterable[str], progress: TrainingProgress):
+        self._chunks = (part for chunk in _chunks(texts) for part in _OWN_SIGNS.split(chunk) if part)
+        self._progress = progress
+        self._first: str | None = None
+        self.error: BaseException | None = None
+        self.characters = 0
+
+    def any(self) -> bool:
+        """Whether there is one."""
+        self._first = next(self._chunks, None)
+        return self._first is not None
+
+    def __iter__(self) -> Iterator[str]:
+        assert self._first is not None  # any was asked
+        try:
+            for sentence in itertools.chain([self._first], self._chunks):
+                self.characters += len(sentence)
+                self._progress.take(len(sentence))
+                yield sentence
+        # Whatever it is; train_tokenizer raises it again.
+        except BaseException as error:
+            self.error = error
+            raise
+        self._progress.begin_training()
+
+
+def _lines(text: str) -> Iterator[str]:
+    for line in text.splitlines(keepends=True):
+        for begin in range(0, len(line), _LINE_CHARACTERS):
+            yield line[begin : begin + _LINE_CHARACTERS]
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         chunk = ""
-        for line in text.splitlines(keepends=True):
+        for line in _lines(text):
             if chunk and len(chunk) + len(line) > _CHUNK_CHARACTERS:
                 yield chunk
                 chunk = ""
@@ -109,7 +171,7 @@ class TokenizerSettings:
     sample_bytes: int  # about this much text is trained on, drawn from everywhere in the corpus
 
 
-def sample_corpus(settings: TokenizerSettings, scan: sources.Scan) -> Iterator[str]:
+def sample_corpus(settings: TokenizerSettings, scan: sources.Scan, progress: TrainingProgress) -> Iterator[str]:
     """The chunks of the corpus whose content hash falls below sample_bytes / bytes of the input files, in corpus order.
 
     The choice is a pure function of each chunk's content and the corpus's size, so it has no favourites among files
@@ -118,15 +180,17 @@ def sample_corpus(settings: TokenizerSettings, scan: sources.Scan) -> Iterator[s
     limit = int(min(1.0, settings.sample_bytes / max(1, scan.bytes)) * 2**64)
     for piece in scan.pieces:
         for document in documents(piece, settings.inputs):
+            progress.read(len(document.text))
             for chunk in _chunks([document.text.decode()]):
                 if int.from_bytes(hashlib.blake2b(chunk.encode(), digest_size=8).digest(), "big") < limit:
                     yield chunk
 
 
-def make_tokenizer(settings: TokenizerSettings, output: Path) -> tuple[Tokenizer, bool]:
+def make_tokenizer(settings: TokenizerSettings, output: Path, progress: bool = False) -> tuple[Tokenizer, bool]:
     """Train a tokenizer into ``output`` unless it is there already, made from the same inputs with the same settings.
 
-    ``OUTPUT.json`` beside it records the settings. Both files appear atomically.
+    ``OUTPUT.json`` beside it records the settings. Both files appear atomically. With ``progress`` a line on
+    stderr says every few seconds how far it is.
 
     Returns:
         The tokenizer, and whether it was trained now.
@@ -144,7 +208,13 @@ def make_tokenizer(settings: TokenizerSettings, output: Path) -> tuple[Tokenizer
         _check_same(output, record_path, record)
         return Tokenizer.load(output), False
     output.parent.mkdir(parents=True, exist_ok=True)
-    model = train_tokenizer(sample_corpus(settings, scan), settings.vocabulary_size, settings.model_type)
+    told = TrainingProgress(scan.bytes)
+    with told.telling(sys.stderr if progress else None):
+        texts = sample_corpus(settings, scan, told)
+        try:
+            model = train_tokenizer(texts, settings.vocabulary_size, settings.model_type, told)
+        except UntrainableError as error:
+            raise DataError(f"{', '.join(settings.inputs.inputs)}: {error}") from error
     write_atomically(record_path, json.dumps(record | {"sha256": hashlib.sha256(model).hexdigest()}, indent=1).encode())
     write_atomically(output, model)
     return Tokenizer.load(output), True

@@ -15,7 +15,6 @@ from typing import Any
 from card_scale.corpus import units
 from card_scale.corpus.processes import end_with_parent, interrupts_left_to_parent
 from card_scale.corpus.units import Unit, UnitRecord, UnitSettings
-from card_scale.data.manifest import TOKENIZER_NAME
 from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import DataError, StopRequested
 
@@ -44,7 +43,9 @@ def build_units(
     stop = context.Event()
     read_by_others = context.Value("Q", 0)
     others = min(workers, len(work)) - 1
-    pool = ProcessPoolExecutor(others, context, _start_worker, (directory, settings, stop, read_by_others))
+    pool = ProcessPoolExecutor(
+        others, context, _start_worker, (directory, settings, tokenizer.file_name, stop, read_by_others)
+    )
     waiting = deque(work)
     running: set[Future[UnitRecord]] = set()
     told = 0
@@ -92,10 +93,10 @@ class _Worker:
     read: Any
 
 
-def _start_worker(directory: Path, settings: UnitSettings, stop: Any, read: Any) -> None:
+def _start_worker(directory: Path, settings: UnitSettings, tokenizer_name: str, stop: Any, read: Any) -> None:
     end_with_parent()
     _Worker.directory, _Worker.settings, _Worker.stop, _Worker.read = directory, settings, stop, read
-    _Worker.tokenizer = Tokenizer.load(directory / TOKENIZER_NAME)
+    _Worker.tokenizer = Tokenizer.load(directory / tokenizer_name)
 
 
 def _report(size: int) -> None:

@@ -22,7 +22,7 @@ from card_scale.corpus.source_documents import INVALID, NULL, Document, document
 from card_scale.corpus.sources import InputSettings, Piece
 from card_scale.data.manifest import SPLITS, token_dtype
 from card_scale.data.shards import INDEX_DTYPE, ShardRecord, ShardWriter
-from card_scale.data.tokenizer import EOS_ID, Tokenizer
+from card_scale.data.tokenizer import Tokenizer
 from card_scale.files import replace, sha256_file
 
 BUILD_DIRECTORY = "build"  # inside the dataset directory while it is unfinished
@@ -229,7 +229,7 @@ def build_unit(
             for document, ids in zip(batch, encoded, strict=True):
                 tokens = np.empty(len(ids) + 1, dtype=dtype)
                 tokens[:-1] = ids
-                tokens[-1] = EOS_ID
+                tokens[-1] = tokenizer.eos_id
                 writers[split_of(document.text, settings.validation_fraction)].add(_description(document), tokens)
             progress.finish()
             reported = bytes_read

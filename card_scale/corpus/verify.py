@@ -7,20 +7,31 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from card_scale.corpus.processes import process_map
 from card_scale.corpus.progress import Progress
 from card_scale.data.arrays import read_array
-from card_scale.data.manifest import Manifest, Split, check_hash, load_excluded, load_index, size_problem
+from card_scale.data.manifest import TOKENS_FROM, Manifest, Split, check_hash, load_excluded, load_index, size_problem
 from card_scale.data.shards import END_MARKER, NPY_HEADER_BYTES, ShardRecord
-from card_scale.data.tokenizer import CONTROL_IDS, EOS_ID, SPECIAL_IDS, Tokenizer
+from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import DataError
 from card_scale.files import sha256_file
 
 _STRAY_PATTERNS = ("train-*.tar", "validation-*.tar", "excluded-*.npy", "*.partial")
 _MOST_PROBLEMS = 10  # of one shard
+
+
+class Expected(NamedTuple):
+    """What every document of a dataset must be."""
+
+    dtype: str
+    vocabulary_size: int
+    eos_id: int
+    forbidden: tuple[int, ...]
+    """Ids that stand nowhere but for EOS at the end: those that no text gives; of imported tokens [MASK] alone."""
 
 
 def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) -> list[str]:
@@ -53,7 +64,7 @@ def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) ->
         for number, shard in enumerate(split.shards):
             rows = None if index is None else index[slice(*np.searchsorted(index["shard"], [number, number + 1]))]
             jobs.append((shard, rows))
-    check = partial(_shard_problems, directory, manifest.dtype, manifest.vocabulary_size)
+    check = partial(_shard_problems, directory, _expected(manifest))
     size = sum(shard.bytes for shard, _ in jobs)
     with (
         process_map(min(workers, len(jobs))) as apply,
@@ -69,6 +80,14 @@ def verify_dataset(directory: Path, workers: int = 1, progress: bool = False) ->
     return problems
 
 
+def _expected(manifest: Manifest) -> Expected:
+    special = manifest.special_ids
+    forbidden = {special["mask"]}
+    if TOKENS_FROM not in manifest.settings:
+        forbidden |= {token for role, token in special.items() if role != "unk"}
+    return Expected(manifest.dtype, manifest.vocabulary_size, special["eos"], tuple(sorted(forbidden)))
+
+
 def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[str]:
     if problem := size_problem(directory, manifest.tokenizer):
         return [problem]
@@ -78,9 +97,9 @@ def _tokenizer_problems(directory: Path, manifest: Manifest) -> list[str]:
     except DataError as error:
         return [str(error)]
     path = directory / manifest.tokenizer.name
-    if (tokenizer.vocabulary_size, SPECIAL_IDS) != (manifest.vocabulary_size, manifest.special_ids):
+    if (tokenizer.vocabulary_size, tokenizer.special_ids) != (manifest.vocabulary_size, manifest.special_ids):
         return [
-            f"{path}: {tokenizer.vocabulary_size} pieces, special ids {SPECIAL_IDS}; the manifest says "
+            f"{path}: {tokenizer.vocabulary_size} pieces, special ids {tokenizer.special_ids}; the manifest says "
             f"{manifest.vocabulary_size}, {manifest.special_ids}"
         ]
     return []
@@ -108,9 +127,7 @@ def _read_index(directory: Path, split: Split) -> tuple[np.ndarray | None, str |
         return None, str(error)
 
 
-def _shard_problems(
-    directory: Path, dtype: str, vocabulary_size: int, shard: ShardRecord, rows: np.ndarray | None
-) -> list[str]:
+def _shard_problems(directory: Path, expected: Expected, shard: ShardRecord, rows: np.ndarray | None) -> list[str]:
     path = directory / shard.name
     problems = []
     if problem := size_problem(directory, shard):
@@ -120,7 +137,7 @@ def _shard_problems(
     elif (found := sha256_file(path)) != shard.sha256:
         problems.append(f"{path}: SHA-256 {found}, expected {shard.sha256}")
     try:
-        for problem in _content_problems(path, dtype, vocabulary_size, shard, rows):
+        for problem in _content_problems(path, expected, shard, rows):
             problems.append(f"{path}: {problem}")
             if len(problems) >= _MOST_PROBLEMS:
                 return [*problems, f"{path}: has further problems"]
@@ -129,9 +146,7 @@ def _shard_problems(
     return problems
 
 
-def _content_problems(
-    path: Path, dtype: str, vocabulary_size: int, shard: ShardRecord, rows: np.ndarray | None
-) -> Iterator[str]:
+def _content_problems(path: Path, expected: Expected, shard: ShardRecord, rows: np.ndarray | None) -> Iterator[str]:
     documents = tokens = 0
     end = 0
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
@@ -149,7 +164,7 @@ def _content_problems(
             else:
                 data = member_bytes(archive, member)
                 row = rows[documents] if rows is not None and documents < len(rows) else None
-                array, problem = _document_problem(data, dtype, vocabulary_size, member.offset_data, row)
+                array, problem = _document_problem(data, expected, member.offset_data, row)
                 if problem:
                     yield f"member {member.name}: {problem}"
                 documents += 1
@@ -181,25 +196,28 @@ def _is_json_object(data: bytes) -> bool:
 
 
 def _document_problem(
-    data: bytes, dtype: str, vocabulary_size: int, offset: int, row: np.ndarray | None
+    data: bytes, expected: Expected, offset: int, row: np.ndarray | None
 ) -> tuple[np.ndarray | None, str | None]:
     try:
         array = read_array(io.BytesIO(data))
     except ValueError as error:
         return None, f"not a .npy array ({error})"
-    if array.dtype != np.dtype(dtype) or array.ndim != 1 or not len(array):
-        return None, f"{array.dtype} array of shape {array.shape}, expected a non-empty one-dimensional {dtype}"
-    if array.max() >= vocabulary_size:
-        return array, f"token id {array.max()} is outside the vocabulary of {vocabulary_size}"
-    if array[-1] != EOS_ID:
-        return array, f"ends with id {array[-1]}, expected EOS ({EOS_ID})"
-    control = np.isin(array[:-1], CONTROL_IDS)
+    if array.dtype != np.dtype(expected.dtype) or array.ndim != 1 or not len(array):
+        return (
+            None,
+            f"{array.dtype} array of shape {array.shape}, expected a non-empty one-dimensional {expected.dtype}",
+        )
+    if array.max() >= expected.vocabulary_size:
+        return array, f"token id {array.max()} is outside the vocabulary of {expected.vocabulary_size}"
+    if array[-1] != expected.eos_id:
+        return array, f"ends with id {array[-1]}, expected EOS ({expected.eos_id})"
+    control = np.isin(array[:-1], expected.forbidden)
     if control.any():
         place = int(control.argmax())
         return array, f"control id {array[place]} at token {place}: text never gives one"
     if row is not None:
-        expected = (int(row["offset"]), int(row["tokens"]), int(row["crc32"]))
+        listed = (int(row["offset"]), int(row["tokens"]), int(row["crc32"]))
         found = (offset + NPY_HEADER_BYTES, len(array), zlib.crc32(data[NPY_HEADER_BYTES:]))
-        if found != expected:
-            return array, f"offset, tokens, checksum {found}; the index says {expected}"
+        if found != listed:
+            return array, f"offset, tokens, checksum {found}; the index says {listed}"
     return array, None

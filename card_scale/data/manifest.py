@@ -1,10 +1,10 @@
 """The manifest of a dataset directory: what exists, how large it is and what it hashes to.
 
-A dataset directory holds ``tokenizer.model``, ``train-UUUUUU-NNN.tar`` and ``validation-UUUUUU-NNN.tar`` shards,
-``index-train.npy``, ``index-validation.npy`` and ``manifest.json``, which is written last: a directory without it is
-an unfinished build. A decontaminated one also holds ``excluded-validation-HASH.npy``. Only what the manifest lists is
-ever read. A damaged tar can look like a shorter one to any reader (it has no checksum of its data), so sizes, counts
-and hashes stand here.
+A dataset directory holds ``tokenizer.model`` or ``tokenizer.json``, ``train-UUUUUU-NNN.tar`` and
+``validation-UUUUUU-NNN.tar`` shards, ``index-train.npy``, ``index-validation.npy`` and ``manifest.json``, which is
+written last: a directory without it is an unfinished build. A decontaminated one also holds
+``excluded-validation-HASH.npy``. Only what the manifest lists is ever read. A damaged tar can look like a shorter one
+to any reader (it has no checksum of its data), so sizes, counts and hashes stand here.
 """
 
 import hashlib
@@ -23,8 +23,9 @@ from card_scale.files import sha256_file, write_atomically
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-TOKENIZER_NAME = "tokenizer.model"
 SPLITS = ("train", "validation")
+TOKENS_FROM = "tokens_from"
+"""Key of a manifest's settings: the tokens were not made here of text, but taken from a dataset of this format."""
 _SHOWN_PROBLEMS = 5
 
 
@@ -101,6 +102,7 @@ class Manifest:
     sources: tuple[Mapping[str, Any], ...]  # name, files, bytes and fingerprint of each input
     settings: Mapping[str, Any]  # how it was made
     decontamination: Decontamination | None = None  # of the validation split, None where it was never done
+    rewrites: tuple[str, ...] = ()  # in which texts the tokens are not those of the text itself, see ``Tokenizer``
     format: int = field(default=FORMAT_VERSION)
 
     @property
@@ -126,6 +128,8 @@ class Manifest:
         content = asdict(self)
         if self.decontamination is None:
             del content["decontamination"]
+        if not self.rewrites:
+            del content["rewrites"]
         content["checksum"] = _checksum(content)
         write_atomically(directory / MANIFEST_NAME, json.dumps(content, indent=1).encode())
 
@@ -159,6 +163,7 @@ class Manifest:
                 "splits": {name: _split(value) for name, value in content["splits"].items()},
                 "sources": tuple(content["sources"]),
                 "decontamination": _decontamination(content.get("decontamination")),
+                "rewrites": tuple(content.get("rewrites", ())),
             }
         )
 

@@ -8,7 +8,6 @@ import numpy as np
 from card_scale.data.documents import check_document
 from card_scale.data.manifest import (
     SPLITS,
-    TOKENIZER_NAME,
     Manifest,
     check_hash,
     check_sizes,
@@ -96,7 +95,7 @@ class PackedStream:
     @property
     def tokenizer_path(self) -> Path:
         """The tokenizer model, whose hash was checked."""
-        return self._directory / TOKENIZER_NAME
+        return self._directory / self.manifest.tokenizer.name
 
     def samples(self, sample_ids: np.ndarray) -> np.ndarray:
         """Read samples; sample k is ``stream[k * length : k * length + length + 1]``.

@@ -21,7 +21,13 @@ def build_engine(
 
     The chunks are made on the meta device: the engine gives memory to this rank's shard alone, and initial values are
     set one parameter at a time.
+
+    Raises ValueError for an objective that was not told the vocabulary's [MASK].
     """
+    if config.objective.mask_id != vocabulary.mask_id:
+        raise ValueError(
+            f"the objective masks with id {config.objective.mask_id}, the vocabulary has {vocabulary.mask_id}"
+        )
     compute_dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     with torch.device("meta"):
         chunks = [

@@ -7,7 +7,6 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from card_scale.data.tokenizer import EOS_ID
 from card_scale.generation.load import TrainedModel, load
 from card_scale.generation.loop import generate
 from card_scale.generation.scoring import Scored, is_exact, score
@@ -61,7 +60,7 @@ class HarnessModel(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """End of document, which also stands before the first token of a text."""
-        return EOS_ID
+        return self.model.tokenizer.eos_id
 
     @property
     def tokenizer_name(self) -> str:
@@ -70,7 +69,7 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_keywords: Any) -> list[int]:
         """Token ids, behind an end of document unless ``add_special_tokens`` is false."""
-        return [*([] if add_special_tokens is False else [EOS_ID]), *self.model.tokenizer.encode(string)]
+        return [*([] if add_special_tokens is False else [self.eot_token_id]), *self.model.tokenizer.encode(string)]
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_keywords: Any
@@ -86,7 +85,7 @@ class HarnessModel(TemplateLM):
         for (text,) in (request.args for request in requests):
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(text, add_special_tokens=False),
-                prefix_token=EOS_ID,
+                prefix_token=self.eot_token_id,
                 max_seq_len=self.model.shape.length - self.model.shape.in_place,
                 context_len=1,
             )
@@ -112,12 +111,12 @@ class HarnessModel(TemplateLM):
                     method=self.method,
                     new_tokens=new_tokens,
                     temperature=temperature,
-                    stop_tokens=(EOS_ID,),
+                    stop_tokens=(self.eot_token_id,),
                     stop_strings=stops,
                     **self.generation,
                 )
                 for index, one in zip(batch, found, strict=True):
-                    texts[index] = text_before_stop(self.model.tokenizer.decode(one.tokens), stops)
+                    texts[index] = text_before_stop(self.model.tokenizer.continuation(one.tokens), stops)
         return texts
 
     def _options(self, options: dict[str, Any]) -> tuple[tuple[str, ...], int, float]:

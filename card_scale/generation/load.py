@@ -11,7 +11,7 @@ from card_scale.checkpoint.directory import checkpoint_at
 from card_scale.checkpoint.format import WEIGHT
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.config import Config
-from card_scale.data.tokenizer import EOS_ID, Tokenizer
+from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import CheckpointError, ConfigurationError, DataError
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.shape import DecoderShape
@@ -34,7 +34,7 @@ class TrainedModel(InferenceModel):
         if sha256 != self.tokenizer.sha256:
             raise DataError(
                 f"{what} was made with tokenizer {sha256[:12]}, the model has {self.tokenizer.sha256[:12]}; build it "
-                "with the checkpoint's tokenizer.model"
+                f"with the checkpoint's {self.tokenizer.file_name}"
             )
 
 
@@ -103,7 +103,7 @@ def described(reader: CheckpointReader, ema: bool) -> Described:
             f"checkpoint {directory}: {reader.tokenizer_path.name} is {tokenizer.sha256[:12]}, the manifest says "
             f"{reader.manifest.tokenizer_sha256[:12]}"
         )
-    shape = decoder_shape(config, Vocabulary(tokenizer.vocabulary_size, config.objective.mask_id))
+    shape = decoder_shape(config, tokenizer)
     return Described(key, config, tokenizer, shape)
 
 
@@ -128,9 +128,9 @@ def read_config(reader: CheckpointReader) -> Config:
         raise CheckpointError(f"checkpoint {reader.directory}: {error}") from None
 
 
-def decoder_shape(config: Config, vocabulary: Vocabulary) -> DecoderShape:
+def decoder_shape(config: Config, tokenizer: Tokenizer) -> DecoderShape:
     """The sizes of a run's model. Raises CheckpointError for attention that is not block by block."""
-    model = config.model
+    model, vocabulary = config.model, Vocabulary(tokenizer.vocabulary_size, tokenizer.mask_id)
     block = config.objective.attention.decoding_block(model.length)
     if block is None:
         raise CheckpointError(
@@ -141,7 +141,7 @@ def decoder_shape(config: Config, vocabulary: Vocabulary) -> DecoderShape:
         rows=vocabulary.padded,
         vocabulary=vocabulary.size,
         mask_id=vocabulary.mask_id,
-        start_id=EOS_ID,
+        start_id=tokenizer.eos_id,
         layers=model.layers,
         hidden=model.hidden,
         heads=model.heads,

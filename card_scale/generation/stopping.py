@@ -26,7 +26,7 @@ class Stopping:
             if new[place] in self.tokens:
                 return place + 1, str(new[place])
             if self.strings:
-                text = self.tokenizer.decode(new[: place + 1])
+                text = self.tokenizer.continuation(new[: place + 1])
                 for string in self.strings:
                     if string in text:
                         return place + 1, string

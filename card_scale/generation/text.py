@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterable
 from typing import TextIO
 
-from card_scale.data.tokenizer import EOS_ID, Tokenizer
+from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import DataError
 
 COLOURS = (36, 33, 32, 35, 34, 31)
@@ -18,7 +18,7 @@ def prompt_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"the prompt is no valid text at character {error.start}") from None
-    return [EOS_ID, *tokenizer.encode(text)]
+    return [tokenizer.eos_id, *tokenizer.encode(text)]
 
 
 class TextStream:

@@ -37,6 +37,6 @@ def find(config: Config, data: RunData) -> tuple[Path, CheckpointManifest] | Non
     if manifest.tokenizer_sha256 != data.tokenizer_sha256:
         raise DataError(
             f"run.init_from {path} has tokenizer {manifest.tokenizer_sha256[:12]}, data.path was made with "
-            f"{data.tokenizer_sha256[:12]}; build the data with the checkpoint's tokenizer.model"
+            f"{data.tokenizer_sha256[:12]}; build the data with the checkpoint's tokenizer"
         )
     return path, manifest

@@ -7,7 +7,6 @@ import torch.distributed as dist
 from card_scale.config import Config
 from card_scale.data.loader import EvaluationBatches, GlobalBatchLoader
 from card_scale.data.stream import PackedStream
-from card_scale.data.tokenizer import MASK_ID
 from card_scale.distributed import process_groups
 from card_scale.errors import DataError
 from card_scale.model.vocabulary import Vocabulary
@@ -23,7 +22,7 @@ class RunData:
     @property
     def vocabulary(self) -> Vocabulary:
         """Of the tokenizer that both were made with."""
-        return Vocabulary(self.train.vocabulary_size, MASK_ID)
+        return Vocabulary(self.train.vocabulary_size, self.train.manifest.special_ids["mask"])
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -64,6 +63,12 @@ def open_data(config: Config) -> RunData:
     data = RunData(train, validation)
     data.vocabulary.check_divisible(config.parallel.tensor)
     return data
+
+
+def with_mask_id(config: Config, data: RunData) -> Config:
+    """The configuration whose objective knows [MASK] by its id in the data, which no file of a run states."""
+    objective = dataclasses.replace(config.objective, mask_id=data.vocabulary.mask_id)
+    return dataclasses.replace(config, objective=objective)
 
 
 def open_loader(config: Config, data: RunData) -> GlobalBatchLoader:

@@ -19,7 +19,7 @@ import yaml
 
 from card_scale import config as configs
 from card_scale.checkpoint import directory as directories
-from card_scale.checkpoint.format import CONFIG_NAME, MANIFEST_NAME, STATE_NAME, TOKENIZER_NAME, StoredFile, StoredPiece
+from card_scale.checkpoint.format import CONFIG_NAME, MANIFEST_NAME, STATE_NAME, StoredFile, StoredPiece
 from card_scale.engine.deepspeed import settings
 from card_scale.errors import CheckpointError, ConfigurationError, ForeignRunError
 from card_scale.files import sha256_file
@@ -28,6 +28,7 @@ from card_scale.training import resume_point
 from card_scale.training.run_directory import RunDirectory
 from tests.checkpoint.conftest import Tool
 from tests.checkpoint.handmade import publish
+from tests.corpora import TOKENIZER_NAME
 from tests.generation.conftest import TINY, make_model, whole_model_weights
 from tests.hostile import FORMATS, Hostile
 

@@ -10,6 +10,7 @@ from card_scale.corpus.build import BuildSettings, build_dataset
 from card_scale.corpus.encoding import DocumentEncoder
 from card_scale.corpus.kept_encodings import KeptEncoder
 from card_scale.corpus.sources import InputSettings
+from card_scale.data.sentencepiece_tokenizer import SentencepieceTokenizer
 from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import StopRequested
 from tests.corpora import make_texts
@@ -80,7 +81,7 @@ def test_a_stopped_unit_of_a_compressed_file_goes_on_where_it_was(tmp_path, toke
     build_dataset(settings, tokenizer_path, tmp_path / "whole", 1)
 
     encoded: list[int] = []
-    encode_batch = Tokenizer.encode_batch
+    encode_batch = SentencepieceTokenizer.encode_batch
 
     def until_the_tenth(tokenizer, texts):
         encoded.append(len(texts))
@@ -88,7 +89,7 @@ def test_a_stopped_unit_of_a_compressed_file_goes_on_where_it_was(tmp_path, toke
             raise KeyboardInterrupt
         return encode_batch(tokenizer, texts)
 
-    monkeypatch.setattr(Tokenizer, "encode_batch", until_the_tenth)
+    monkeypatch.setattr(SentencepieceTokenizer, "encode_batch", until_the_tenth)
     with pytest.raises(StopRequested, match="0 of 1 units"):
         build_dataset(settings, tokenizer_path, tmp_path / "data", 1)
     build_dataset(settings, tokenizer_path, tmp_path / "data", 1)

@@ -15,7 +15,6 @@ from card_scale.corpus.verify import verify_dataset
 from card_scale.data.documents import shards_of
 from card_scale.data.manifest import (
     MANIFEST_NAME,
-    TOKENIZER_NAME,
     Decontamination,
     FileRecord,
     Manifest,
@@ -26,6 +25,7 @@ from card_scale.data.stream import PackedStream
 from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import DataError
 from card_scale.files import sha256_file
+from tests.corpora import TOKENIZER_NAME
 from tests.hostile import Hostile
 
 EXCLUDED = "excluded-validation-0123.npy"

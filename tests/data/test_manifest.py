@@ -1,8 +1,10 @@
 import dataclasses
+import json
 import shutil
 
 import pytest
 
+from card_scale.corpus.summary import describe
 from card_scale.data.manifest import Manifest, check_sizes, token_dtype
 from card_scale.errors import DataError
 
@@ -77,3 +79,14 @@ def test_all_missing_and_truncated_files_are_named(dataset, tmp_path):
 @pytest.mark.parametrize("size, name", [(300, "uint16"), (65536, "uint16"), (65537, "uint32")])
 def test_tokens_are_stored_as_small_as_the_vocabulary_allows(size, name):
     assert token_dtype(size).name == name
+
+
+def test_it_says_of_rewriting_where_there_is_any(dataset, tmp_path):
+    manifest = Manifest.load(dataset)
+    assert "rewrites" not in json.loads((dataset / "manifest.json").read_text())
+    rewriting = dataclasses.replace(manifest, rewrites=("accents ('\\xe9' becomes 'e')",))
+    rewriting.save(tmp_path)
+    assert Manifest.load(tmp_path) == rewriting
+    assert rewriting.digest == manifest.digest
+    assert "this tokenizer rewrites text: accents ('\\xe9' becomes 'e')" in describe(tmp_path)
+    assert "rewrites" not in describe(dataset)

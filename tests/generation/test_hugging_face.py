@@ -1,11 +1,9 @@
 """Export and import, with transformers as the oracle."""
 
-import io
 import json
 import re
 
 import pytest
-import sentencepiece
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from card_scale.corpus.tokenizer_training import train_tokenizer
-from card_scale.data.tokenizer import CONTROL_IDS, MASK_ID, PAD_ID, Tokenizer
+from card_scale.data.tokenizer import CONTROL_IDS, MASK_ID, Tokenizer
 from card_scale.errors import CheckpointError, DataError
 from card_scale.generation import generate, load
 from card_scale.generation.hugging_face import export as exporting
@@ -175,20 +173,6 @@ def foreign_tokenizer(path):
     return copies
 
 
-def rewriting_tokenizer() -> bytes:
-    """As sentencepiece makes one by default: it rewrites what looks alike."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(make_texts(60, seed=3)),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=330,
-        byte_fallback=True,
-        minloglevel=2,
-    )
-    return model.getvalue()
-
-
 def foreign_folder(path, **changes):
     sizes = {
         "vocab_size": 336,
@@ -214,18 +198,17 @@ def test_a_foreign_llama_keeps_its_logits_and_its_pieces(tmp_path, tied):
     config = import_folder(tmp_path / "folder", tmp_path / "iter_0000000")
     assert (config.model.key_value_heads, config.model.rotary_base, config.model.tie_embeddings) == (2, 5000.0, tied)
     ours = load(tmp_path / "iter_0000000")
-    # A piece has another id here; the logits of both models are of the same pieces.
-    place = {ours.tokenizer.piece(token): token for token in range(ours.tokenizer.vocabulary_size)}
-    moved = [place[piece.piece] for piece in pieces]
+    assert [ours.tokenizer.piece(token) for token in range(len(pieces))] == [piece.piece for piece in pieces]
     tokens = torch.randint(3, len(pieces), (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = theirs(tokens).logits[..., : len(pieces)]
-    found = ours.logits(torch.tensor(moved)[tokens])[..., moved]
+    found = ours.logits(tokens)[..., : len(pieces)]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert ours.tokenizer.vocabulary_size == len(pieces) + 2
+    assert ours.shape.start_id == ours.tokenizer.eos_id == 2
     new_row = theirs.get_input_embeddings().weight.mean(0)
-    torch.testing.assert_close(ours.embedding.weight[MASK_ID], new_row)
-    torch.testing.assert_close(ours.embedding.weight[PAD_ID], new_row)
+    torch.testing.assert_close(ours.embedding.weight[ours.tokenizer.mask_id], new_row)
+    torch.testing.assert_close(ours.embedding.weight[ours.tokenizer.pad_id], new_row)
     text = "def print\n    return [MASK] 漢"
     assert ours.tokenizer.decode(ours.tokenizer.encode(text)) == text
     assert generate(ours, [[5, 6]], method="self_verified", new_tokens=5)[0].tokens
@@ -263,16 +246,13 @@ def test_another_shape_is_refused_by_its_key(tmp_path, key, value, words):
 
 def test_a_folder_without_its_parts_is_refused(tmp_path):
     foreign_folder(tmp_path / "folder")
-    (tmp_path / "folder/tokenizer.model").write_bytes(rewriting_tokenizer())
     (tmp_path / "folder/tokenizer.model").rename(tmp_path / "kept")
-    with pytest.raises(DataError, match="only folders with a sentencepiece tokenizer"):
+    with pytest.raises(DataError, match="a folder is imported with its tokenizer"):
         import_folder(tmp_path / "folder", tmp_path / "c")
     (tmp_path / "folder/tokenizer.model").write_bytes(b"no model at all")
-    with pytest.raises(DataError, match="is no sentencepiece model"):
+    with pytest.raises(DataError, match="not a sentencepiece model"):
         import_folder(tmp_path / "folder", tmp_path / "c")
     (tmp_path / "kept").rename(tmp_path / "folder/tokenizer.model")
-    with pytest.raises(DataError, match=r"folder/tokenizer.model cannot be taken over: the tokenizer rewrites text"):
-        import_folder(tmp_path / "folder", tmp_path / "c")
     weights = tmp_path / "folder/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"model.safetensors is damaged"):

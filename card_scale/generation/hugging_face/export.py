@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from card_scale.checkpoint.directory import checkpoint_at
-from card_scale.checkpoint.format import TOKENIZER_NAME
 from card_scale.checkpoint.reader import CheckpointReader
-from card_scale.data.tokenizer import EOS_ID, MASK_ID, PAD_ID
+from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import CheckpointError
 from card_scale.files import write_atomically
 from card_scale.generation.hugging_face.bundle import write_bundle
@@ -45,7 +44,7 @@ def export(checkpoint: Path, folder: Path, dtype: str = "float32", *, ema: bool 
     if folder.exists():
         raise CheckpointError(f"{folder} exists; choose another folder or remove it")
     with CheckpointReader(checkpoint_at(checkpoint)) as reader:
-        key, config, _, shape = described(reader, ema)
+        key, config, tokenizer, shape = described(reader, ema)
         if shape.block != 1 or shape.in_place or shape.two_streams:
             raise CheckpointError(
                 f"checkpoint {checkpoint}: objective.name {config.objective.name} is no causal decoder, and the Llama "
@@ -55,10 +54,10 @@ def export(checkpoint: Path, folder: Path, dtype: str = "float32", *, ema: bool 
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
         temporary.chmod(0o755)
         _write_weights(_llama_weights(reader, shape, key, TYPES[dtype]), temporary)
-        _write_json(temporary / "config.json", _llama_config(shape, dtype, config.objective.decoders))
-        _write_json(temporary / "generation_config.json", _generation_config())
-        shutil.copyfile(reader.tokenizer_path, temporary / TOKENIZER_NAME)
-        write_tokenizer(reader.tokenizer_path, temporary, shape.length)
+        _write_json(temporary / "config.json", _llama_config(shape, dtype, config.objective.decoders, tokenizer))
+        _write_json(temporary / "generation_config.json", _generation_config(tokenizer))
+        shutil.copyfile(reader.tokenizer_path, temporary / tokenizer.file_name)
+        write_tokenizer(temporary / tokenizer.file_name, temporary, shape.length)
         write_bundle(temporary)
         temporary.rename(folder)
     return sorted(path.name for path in folder.iterdir())
@@ -104,7 +103,7 @@ def _write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
 
 
-def _llama_config(shape: DecoderShape, dtype: str, decoders: tuple[str, ...]) -> dict:
+def _llama_config(shape: DecoderShape, dtype: str, decoders: tuple[str, ...], tokenizer: Tokenizer) -> dict:
     return {
         "architectures": ["LlamaForCausalLM"],
         "auto_map": {"AutoModelForCausalLM": "modeling_card.CardForCausalLM"},
@@ -126,18 +125,19 @@ def _llama_config(shape: DecoderShape, dtype: str, decoders: tuple[str, ...]) ->
         "mlp_bias": False,
         "tie_word_embeddings": shape.tied,
         # A text begins behind the end of another.
-        "bos_token_id": EOS_ID,
-        "eos_token_id": EOS_ID,
-        "pad_token_id": PAD_ID,
-        "mask_token_id": MASK_ID,
+        "bos_token_id": tokenizer.eos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "mask_token_id": tokenizer.mask_id,
         "card_decoders": list(decoders),
         "torch_dtype": dtype,
     }
 
 
-def _generation_config() -> dict:
+def _generation_config(tokenizer: Tokenizer) -> dict:
+    eos, pad = tokenizer.eos_id, tokenizer.pad_id
     # Training forbids [MASK] as a prediction, so its logit says nothing.
-    return {"bos_token_id": EOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID, "suppress_tokens": [MASK_ID]}
+    return {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": pad, "suppress_tokens": [tokenizer.mask_id]}
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -1,26 +1,23 @@
 """A Llama-shaped Hugging Face folder as a checkpoint that training can start from (``run.init_from``)."""
 
-import contextlib
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from google.protobuf.message import DecodeError
 from safetensors import SafetensorError, safe_open
-from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
-from card_scale.checkpoint.format import TOKENIZER_NAME
 from card_scale.checkpoint.run_files import RunFiles
 from card_scale.checkpoint.whole import write_whole
 from card_scale.config import Config, ModelConfig
-from card_scale.data.tokenizer import EOS_ID, MASK_ID, MASK_PIECE, SPECIAL_IDS, UNK_ID, Tokenizer
+from card_scale.data.json_tokenizer import JsonTokenizer
+from card_scale.data.sentencepiece_tokenizer import SentencepieceTokenizer
+from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import CheckpointError, DataError
 from card_scale.generation.hugging_face.weights import VOCABULARY_WEIGHTS, from_llama, llama_shapes, names
 from card_scale.generation.load import decoder_shape
-from card_scale.model.vocabulary import Vocabulary
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "CardForCausalLM")
 """Those whose layers are this decoder's."""
@@ -33,9 +30,8 @@ NEW = -1
 def import_folder(folder: Path, checkpoint: Path) -> Config:
     """Write a checkpoint with a folder's weights and tokenizer; return its configuration.
 
-    The tokenizer's special symbols move to the ids of this project and [MASK] joins them; the rows of embedding and
-    output matrix move with them, so that each piece keeps its logits. A new row is the mean of all, which is what an
-    unknown symbol is guessed to be.
+    Every piece keeps its id and its rows of embedding and output matrix; [MASK] and what else the tokenizer lacks join
+    them above. A new row is the mean of all, which is what an unknown symbol is guessed to be.
 
     Raises CheckpointError for a folder that is no such model, DataError for a tokenizer that cannot be taken over.
     """
@@ -43,10 +39,9 @@ def import_folder(folder: Path, checkpoint: Path) -> Config:
     _check_shape(folder, settings)
     sizes = _model_sizes(folder, settings)
     rows_there = _integer(folder, settings, "vocab_size")
-    tokenizer_model, rows = take_tokenizer(folder / TOKENIZER_NAME, rows_there)
+    tokenizer, rows = take_tokenizer(folder, rows_there)
     config = Config(model=sizes)
-    vocabulary = Vocabulary(len(rows), MASK_ID)
-    shape = decoder_shape(config, vocabulary)
+    shape = decoder_shape(config, tokenizer)
     files = _weight_files(folder)
     expected = llama_shapes(shape, rows_there)
     _check_names(folder, set(files), set(expected), shape.tied)
@@ -66,67 +61,36 @@ def import_folder(folder: Path, checkpoint: Path) -> Config:
     weights = {}
     for name, theirs in names(shape).items():
         weight = from_llama(name, read, theirs, shape)
-        weights[name] = _moved(weight, rows, vocabulary.padded) if name in VOCABULARY_WEIGHTS else weight
+        weights[name] = _moved(weight, rows, shape.rows) if name in VOCABULARY_WEIGHTS else weight
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        converted = Path(scratch) / TOKENIZER_NAME
-        converted.write_bytes(tokenizer_model)
-        try:
-            tokenizer = Tokenizer.load(converted)
-        except DataError as error:
-            reason = str(error).removeprefix(f"{converted}: ")
-            raise DataError(f"{folder / TOKENIZER_NAME} cannot be taken over: {reason}") from None
-        run_files = RunFiles({"step": 0}, config.to_yaml(), converted)
+        completed = Path(scratch) / tokenizer.file_name
+        completed.write_bytes(tokenizer.content)
+        run_files = RunFiles({"step": 0}, config.to_yaml(), completed)
         write_whole(checkpoint, weights, run_files, tokenizer.sha256, "Hugging Face folder")
     return config
 
 
-def take_tokenizer(path: Path, rows: int) -> tuple[bytes, list[int]]:
-    """Return (sentencepiece model with this project's special ids, for each of its ids the row of the weights).
+def take_tokenizer(folder: Path, rows: int) -> tuple[Tokenizer, list[int]]:
+    """Return (the folder's tokenizer with its ids, for each id the row of the weights).
 
-    One of this project stays as it is. A symbol that the folder lacks has row NEW. Text is encoded into the same
-    pieces, but that no space is put before it and none is dropped.
+    A symbol that the folder lacks has row NEW.
 
-    Raises DataError for a folder without a sentencepiece model, or one that cannot be changed so.
+    Raises DataError for a folder without a tokenizer, or with one of more pieces than ``rows``.
     """
-    if not path.is_file():
-        raise DataError(f"{path} is missing: only folders with a sentencepiece tokenizer can be imported")
-    try:
-        model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
-    except DecodeError as error:
-        raise DataError(f"{path} is no sentencepiece model: {error}") from None
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    if len(model.pieces) > rows:
-        raise DataError(f"{path} has {len(model.pieces)} pieces, the weights have {rows} rows: they do not match")
-    with contextlib.suppress(DataError):
-        # One of this project, as an exported folder has it.
-        return path.read_bytes(), list(range(Tokenizer.load(path).vocabulary_size))
-    if sum(piece.type == kinds.BYTE for piece in model.pieces) != 256:
-        raise DataError(f"{path} has no byte fallback, so it could not encode all text")
-    spec = model.trainer_spec
-    known = {"pad": spec.pad_id, "unk": spec.unk_id, "bos": spec.bos_id, "eos": spec.eos_id}
-    by_name = {piece.piece: token for token, piece in enumerate(model.pieces)}
-    known["mask"] = by_name.get(MASK_PIECE, NEW)
-    special = [known[name] for name, _ in sorted(SPECIAL_IDS.items(), key=lambda item: item[1])]
-    order = special + [token for token in range(len(model.pieces)) if token not in special]
-    pieces = [kinds.FromString(model.pieces[token].SerializeToString()) if token >= 0 else kinds() for token in order]
-    for name, token in SPECIAL_IDS.items():
-        pieces[token].type = kinds.UNKNOWN if token == UNK_ID else kinds.CONTROL
-        if known[name] < 0:
-            pieces[token].piece = MASK_PIECE if name == "mask" else f"<{name}>"
-            pieces[token].score = 0.0
-    del model.pieces[:]
-    model.pieces.extend(pieces)
-    spec.pad_id, spec.unk_id, spec.bos_id, spec.eos_id = (SPECIAL_IDS[name] for name in ("pad", "unk", "bos", "eos"))
-    spec.pad_piece, spec.eos_piece = pieces[SPECIAL_IDS["pad"]].piece, pieces[EOS_ID].piece
-    spec.unk_piece, spec.bos_piece = pieces[UNK_ID].piece, pieces[SPECIAL_IDS["bos"]].piece
-    model.normalizer_spec.add_dummy_prefix = False
-    model.normalizer_spec.remove_extra_whitespaces = False
-    return model.SerializeToString(), order
+    paths = [folder / kind.file_name for kind in (SentencepieceTokenizer, JsonTokenizer)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise DataError(f"{paths[0]} is missing, and so is {paths[1].name}: a folder is imported with its tokenizer")
+    tokenizer = Tokenizer.load(path)
+    there = tokenizer.vocabulary_size - len(tokenizer.added_ids)
+    if there > rows:
+        raise DataError(f"{path} has {there} pieces, the weights have {rows} rows: they do not match")
+    return tokenizer, [NEW if token in tokenizer.added_ids else token for token in range(tokenizer.vocabulary_size)]
 
 
 def _moved(weight: Tensor, rows: list[int], padded: int) -> Tensor:
-    """The rows of a vocabulary's matrix in the new order, new ones their mean, zeros for the padding."""
+    """The rows of a vocabulary's matrix, new ones their mean, zeros for the padding."""
     moved = torch.zeros(padded, weight.shape[1])
     mean = weight.mean(0)
     for token, row in enumerate(rows):

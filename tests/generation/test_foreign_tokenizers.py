@@ -1,0 +1,89 @@
+"""Foreign tokenizers on their way out and in: transformers reads what is exported, a folder's is taken as it is."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from card_scale.data.tokenizer import Tokenizer
+from card_scale.errors import DataError
+from card_scale.generation import generate, load
+from card_scale.generation.hugging_face.export import export
+from card_scale.generation.hugging_face.importing import import_folder
+from card_scale.generation.hugging_face.tokenizer import write_tokenizer
+from card_scale.generation.text import prompt_tokens
+from tests.foreign_tokenizers import SHAPES, TEXTS
+
+EXPORTED = ("Llama 2, sentencepiece", "Gemma, sentencepiece", "GPT-2, json", "Llama 3, json", "BERT, json", "T5, json")
+WORDS = ["def", "return", " ", "  ", "\n", "\t", "\r\n", "12", "7", "\u0301", "\ufb01", "漢", "🧿", "[", "/", ">"]
+TEXT = st.lists(st.sampled_from(WORDS) | st.text(max_size=5).filter(lambda text: "\u2581" not in text), max_size=20)
+
+
+@pytest.fixture(scope="module", params=EXPORTED)
+def exported(request, tmp_path_factory):
+    """Our tokenizer, what transformers makes of the exported one, and the folder."""
+    ours = Tokenizer.load(SHAPES[request.param](tmp_path_factory.mktemp("original")))
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / ours.file_name).write_bytes(ours.content)
+    write_tokenizer(folder / ours.file_name, folder, 48)
+    return ours, AutoTokenizer.from_pretrained(folder), folder
+
+
+@given(text=TEXT.map("".join))
+@settings(max_examples=150)
+def test_the_exported_tokenizer_encodes_and_decodes_identically(exported, text):
+    ours, theirs, _ = exported
+    ids = ours.encode(text)
+    assert theirs.encode(text, add_special_tokens=False) == ids
+    assert theirs.decode(ids) == ours.decode(ids)
+
+
+def test_symbols_keep_their_ids(exported):
+    ours, theirs, folder = exported
+    found = (theirs.pad_token_id, theirs.eos_token_id, theirs.mask_token_id)
+    assert found == (ours.pad_id, ours.eos_id, ours.mask_id)
+    assert theirs.bos_token_id == ours.eos_id
+    if ours.file_name == "tokenizer.json":
+        assert (folder / "tokenizer.json").read_bytes() == ours.content
+
+
+@pytest.mark.parametrize(
+    "shape, words", [("T5, sentencepiece", "without a piece for"), ("ALBERT, sentencepiece", "has symbols")]
+)
+def test_what_the_format_cannot_express_is_refused(tmp_path, shape, words):
+    path = SHAPES[shape](tmp_path)
+    with pytest.raises(DataError, match=f"^{path}: .*{words}"):
+        write_tokenizer(path, tmp_path, 48)
+
+
+def test_a_folder_with_a_tokenizer_json_comes_in_and_out(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    SHAPES["GPT-2, json"](folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=416, max_position_embeddings=64, initializer_range=0.2))
+    theirs.save_pretrained(folder)
+    import_folder(folder, tmp_path / "iter_0000000")
+    ours = load(tmp_path / "iter_0000000")
+    tokenizer = ours.tokenizer
+    assert (tokenizer.vocabulary_size, tokenizer.eos_id, tokenizer.mask_id) == (402, 0, 401)
+    tokens = torch.randint(0, 400, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(tokens).logits[..., :400]
+    torch.testing.assert_close(ours.logits(tokens)[..., :400], expected, rtol=1e-4, atol=1e-4)
+    assert ours.logits(tokens)[..., tokenizer.mask_id].isneginf().all()
+    mean = theirs.get_input_embeddings().weight.mean(0)
+    torch.testing.assert_close(ours.embedding.weight[400:402], mean.expand(2, -1))
+
+    prompt = prompt_tokens(tokenizer, TEXTS[0][:20])
+    assert prompt[0] == 0
+    assert generate(ours, [prompt], method="self_verified", new_tokens=5)[0].tokens
+    export(tmp_path / "iter_0000000", tmp_path / "exported")
+    stated = json.loads((tmp_path / "exported/config.json").read_text())
+    assert (stated["eos_token_id"], stated["pad_token_id"], stated["mask_token_id"]) == (0, 400, 401)
+    import_folder(tmp_path / "exported", tmp_path / "again")
+    assert load(tmp_path / "again").tokenizer.sha256 == tokenizer.sha256
