@@ -42,12 +42,13 @@ def main() -> None:
     """Read the table, draw, fit, write."""
     options = parse()
     from card_scale.laws.analysis import Settings
+    from card_scale.laws.table_reader import find
     from card_scale.studies.report import figures, page
     from card_scale.studies.report import finished_runs as runs
     from card_scale.studies.report import fitted_laws as laws
     from card_scale.studies.report.scalars import write_scalars
 
-    table = runs.find(options.table)
+    table = find(options.table)
     study = runs.read(table)
     output = options.output or table.parent / "report"
     (output / "figures").mkdir(parents=True, exist_ok=True)

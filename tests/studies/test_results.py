@@ -9,6 +9,7 @@ import pytest
 
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.laws import columns, table
+from card_scale.laws.table_reader import read_rows
 from card_scale.studies import results
 from card_scale.studies import table_files as tables
 from card_scale.studies.grid import load
@@ -148,7 +149,7 @@ def test_the_fits_read_what_was_written(opened, tmp_path):
         study.record(task, Outcome(0, "done", 1))
     rows = results.rows(study, runs, tasks)
     for path in tables.write(rows, tmp_path / "results"):
-        checked = table.check(table.read_rows(path, {}), allow_failed=False)
+        checked = table.check(read_rows(path, {}), allow_failed=False)
         assert checked.runs.D.tolist() == [row["tokens_D"] for row in rows]
         assert checked.runs.loss.tolist() == [row["val_loss"] for row in rows]
     assert set(columns.REQUIRED) | {columns.TOKENIZER, columns.VALIDATION, columns.BOUND} <= set(rows[0])

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.laws.analysis import Settings
+from card_scale.laws.table_reader import find
 from card_scale.studies.report import finished_runs as runs
 from card_scale.studies.report import fitted_laws as laws
 from card_scale.studies.report import page
@@ -152,13 +153,13 @@ def test_a_directory_stands_for_the_table_in_it(write_table, rows, tmp_path):
     with pytest.raises(
         DataError, match=r"neither results\.parquet nor results\.csv; tools/study\.py table writes them"
     ):
-        runs.find(tmp_path)
+        find(tmp_path)
     parquet = write_table(rows)
-    assert runs.find(tmp_path) == parquet
+    assert find(tmp_path) == parquet
     parquet.unlink()
-    assert runs.find(tmp_path) == tmp_path / "results.csv"
-    assert len(runs.read(runs.find(tmp_path)).runs) == len(rows) - 1
-    assert runs.find(tmp_path / "none.csv") == tmp_path / "none.csv"
+    assert find(tmp_path) == tmp_path / "results.csv"
+    assert len(runs.read(find(tmp_path)).runs) == len(rows) - 1
+    assert find(tmp_path / "none.csv") == tmp_path / "none.csv"
 
 
 @pytest.mark.parametrize(
