@@ -117,11 +117,9 @@ def check(
             nor false; bounds beside exact losses of one objective; duplicates; U above D; epochs other than D / U;
             several settings of one cell.
     """
-    if not needs_unique and columns.UNIQUE not in rows[0].cells and columns.TOKENS in rows[0].cells:
+    if not needs_unique:
         rows = [_seen_once(row) for row in rows]
-    for name in columns.REQUIRED:
-        if name not in rows[0].cells:
-            raise DataError(f"{rows[0].place}: no column {name}; a result table has {', '.join(columns.REQUIRED)}")
+    _refuse_missing(rows[0])
     unfinished = {row.place: reason for row in rows if (reason := _unfinished(row))}
     if unfinished and not allow_failed:
         shown = "; ".join(list(unfinished.values())[:5]) + ("; ..." if len(unfinished) > 5 else "")
@@ -135,29 +133,41 @@ def check(
     kept = [row for row in rows if row.place not in unfinished]
     if not kept:
         raise DataError(f"{rows[0].place} and all others: no finished run")
-    for name in (columns.TOKENIZER, columns.VALIDATION):
-        _refuse_mixed(kept, name, "their losses cannot be compared", advice)
-    if not comparison:
-        _refuse_mixed(kept, columns.OBJECTIVE, "each objective has a law of its own", advice)
-    for objective in _grouped(kept, (columns.OBJECTIVE,)).values():
-        _refuse_mixed(objective, columns.BOUND, "an upper bound and an exact loss are different quantities", advice)
+    _refuse_incomparable(kept, comparison, advice)
     _refuse_duplicates(kept)
     names = (*columns.REQUIRED, columns.FLOPS) if columns.FLOPS in kept[0].cells else columns.REQUIRED
     runs = Runs(*(np.array([_positive(row, name) for row in kept]) for name in names))
     _refuse_impossible(kept, runs)
     if settings == "best":
         best = {row.place for cell in _grouped(kept, columns.CELL).values() for row in _of_best_setting(cell)}
+        is_best = np.array([row.place in best for row in kept])
         chosen = [row for row in kept if row.place in best]
-        runs = runs.take(np.array([row.place in best for row in kept]))
-        return Table(chosen, runs, list(unfinished.values()), len(kept) - len(chosen))
+        return Table(chosen, runs.take(is_best), list(unfinished.values()), len(kept) - len(chosen))
     if settings == "one":
         for cell in _grouped(kept, columns.CELL).values():
             _refuse_settings(cell, advice)
     return Table(kept, runs, list(unfinished.values()))
 
 
+def _refuse_incomparable(kept: Sequence[Row], comparison: bool, advice: Advice) -> None:
+    for name in (columns.TOKENIZER, columns.VALIDATION):
+        _refuse_mixed(kept, name, "their losses cannot be compared", advice)
+    if not comparison:
+        _refuse_mixed(kept, columns.OBJECTIVE, "each objective has a law of its own", advice)
+    for objective in _grouped(kept, (columns.OBJECTIVE,)).values():
+        _refuse_mixed(objective, columns.BOUND, "an upper bound and an exact loss are different quantities", advice)
+
+
+def _refuse_missing(first: Row) -> None:
+    for name in columns.REQUIRED:
+        if name not in first.cells:
+            raise DataError(f"{first.place}: no column {name}; a result table has {', '.join(columns.REQUIRED)}")
+
+
 def _seen_once(row: Row) -> Row:
     """Return a row without unique tokens as one whose tokens are all unique, without its epochs."""
+    if columns.UNIQUE in row.cells or columns.TOKENS not in row.cells:
+        return row
     kept = {name: cell for name, cell in row.cells.items() if name != columns.EPOCHS}
     return Row(row.place, kept | {columns.UNIQUE: row.cells[columns.TOKENS]})
 

@@ -14,6 +14,7 @@ from card_scale.cost.parameters import parameter_counts
 from card_scale.files import read_json
 from card_scale.laws import columns
 from card_scale.model.vocabulary import padded_vocabulary
+from card_scale.studies.endings import ending
 from card_scale.studies.spec import RunSpec
 from card_scale.studies.state import StudyDirectory
 from card_scale.studies.tasks import Task
@@ -84,7 +85,7 @@ def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[s
     rows_held = padded_vocabulary(spec.corpus.vocabulary_size)
     counts, per_token = parameter_counts(config.model, rows_held), _flops_per_token(spec)
     records = read_metrics(directory.metrics)
-    status, code, reason = _ending(study, tasks[spec.id], tasks, records, spec.steps)
+    status, code, reason = ending(study, tasks[spec.id], tasks, records)
     outcome = study.outcome(tasks[spec.id])
     seen = spec.unique_tokens_seen
     row: dict[str, Any] = {
@@ -131,26 +132,6 @@ def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[s
 def _configuration(spec: RunSpec, keys: Sequence[str]) -> dict[str, Any]:
     values = spec.config.flat()
     return {key: list(values[key]) if isinstance(values.get(key), tuple) else values.get(key) for key in keys}
-
-
-def _ending(
-    study: StudyDirectory, task: Task, tasks: dict[str, Task], records: Sequence[dict[str, Any]], steps: int
-) -> tuple[str, int | None, str]:
-    """Return status, exit code and reason; what a trunk failed of, its branches failed of."""
-    status, outcome = study.status(task), study.outcome(task)
-    leg = tasks[task.after] if task.after else None
-    while status == "pending" and leg is not None:
-        if study.outcome(leg).status == "failed":
-            failed = study.outcome(leg)
-            return "failed", failed.code, f"its trunk {leg.id} failed: {failed.reason}"
-        leg = tasks[leg.after] if leg.after else None
-    if status == "done":
-        evaluations = evaluations_of(records)
-        if not evaluations or evaluations[-1]["step"] != steps:
-            return "failed", outcome.code, f"its records end before the evaluation after step {steps}"
-        if evaluations[-1]["validation_nll"] is None:
-            return "failed", outcome.code, "its validation loss is not finite"
-    return status, outcome.code, outcome.reason
 
 
 def _losses(spec: RunSpec, records: Sequence[dict[str, Any]], *, complete: bool) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class RunSpec:
     """One run of a study."""
 
     id: str
-    """``ARM-SIZE-`` and ten digits of a hash of everything that matters: the same in every version of a grid."""
+    """``ARM-SIZE-EPOCHSep-`` and ten digits of a hash of all that matters: the same in every version of a grid."""
     cell: Cell
     config: Config
     """Resolved; ``run.dir`` is the run's directory."""
@@ -148,7 +148,7 @@ def _spec(
             "before its schedule begins; set warmup_share, or a shorter warm-up"
         )
     run_digest = digest(config, corpus, held_out)
-    id_ = f"{cell.arm}-{cell.size}-{run_digest}"
+    id_ = _id(cell, run_digest, directory)
     overrides.append(f"run.dir={directory / 'runs' / id_}")
     return RunSpec(
         id=id_,
@@ -162,6 +162,13 @@ def _spec(
         samples_per_epoch=samples,
         steps=steps,
     )
+
+
+def _id(cell: Cell, run_digest: str, directory: Path) -> str:
+    """Return a run's id; without the epochs where the study holds one that an earlier version named so."""
+    earlier = f"{cell.arm}-{cell.size}-{run_digest}"
+    is_known = (directory / "runs" / earlier).is_dir()
+    return earlier if is_known else f"{cell.arm}-{cell.size}-{cell.epochs:g}ep-{run_digest}"
 
 
 def _size_and_arm(grid: Grid, cell: Cell) -> dict[str, Any]:
