@@ -132,8 +132,11 @@ def _spec(
         keys["optimizer.min_lr"] = grid.min_lr_share * draft.optimizer.lr
     if grid.evaluations is not None:
         keys["train.eval_every"] = -(-steps // grid.evaluations)
+    per_epoch = max(1, samples // draft.train.global_batch)
     if grid.logs_per_epoch is not None:
-        keys["train.log_every"] = max(1, samples // (draft.train.global_batch * grid.logs_per_epoch))
+        keys["train.log_every"] = max(1, per_epoch // grid.logs_per_epoch)
+    elif draft.train.log_every > per_epoch:
+        keys["train.log_every"] = per_epoch  # no pass without a line
     overrides = [*_overrides(keys), "train.steps=null"]
     config = configs.load(grid.config, overrides)
     if grid.schedule == "wsd-branches" and config.objective.learns_from_evaluation:

@@ -89,7 +89,11 @@ def test_a_finished_run(opened):
     assert {name: row[name] for name in expected} == expected
     assert row["command"].startswith(f"python -m card_scale.train {spec.base} ")
     assert row["objective.name"] == "ar"
-    assert results.losses_by_pass(runs)[1] | {"lines": 2} == results.losses_by_pass(runs)[1]
+    # Two lines of 8 of the 40 samples of a pass.
+    assert [(one["pass"], one["lines"], one["covered"]) for one in results.losses_by_pass(runs)] == [
+        (1, 2, 0.4),
+        (2, 2, 0.4),
+    ]
     curve = results.curves(runs)
     assert [(point["step"], point["epoch"], point["val_loss"]) for point in curve] == [
         (0, 0.0, 6.0),
@@ -105,6 +109,36 @@ def test_a_repeated_sample_is_never_of_the_first_pass(opened):
     study.record(tasks[0], Outcome(None, "", 1))
     (row,) = results.rows(study, runs, tasks)
     assert row["loss_by_pass"] == [4.0, 2.5]
+
+
+def test_a_pass_without_a_log_line_is_a_hole(opened):
+    """A line every 12 updates of passes of 5: in passes 3, 5, 8 and 10 of twelve."""
+    study, runs, tasks = opened(epochs=[12])
+    write_records(runs[0].config.run.dir, [training(step, repeated=float(step)) for step in (12, 24, 36, 48)])
+    study.record(tasks[0], Outcome(None, "", 1))
+    (row,) = results.rows(study, runs, tasks)
+    assert row["loss_by_pass"] == [None, None, 12.0, None, 24.0, None, None, 36.0, None, 48.0]
+    assert [(one["pass"], one["covered"]) for one in results.losses_by_pass(runs)] == [
+        (3, 0.2),
+        (5, 0.2),
+        (8, 0.2),
+        (10, 0.2),
+    ]
+
+
+def test_lines_are_weighed_by_the_samples_of_the_pass(opened):
+    """40 samples in batches of 16: of the third, 8 end the first pass and 8 begin the second."""
+    study, runs, tasks = opened(overrides={"train.global_batch": 16, "train.micro_batch": 16}, epochs=[2])
+    records = [
+        {"step": 1, "samples": 16, "loss": 1.0, "repetition/loss_first_seen": 6.0},
+        {"step": 3, "samples": 48, "loss": 1.0, "repetition/loss_first_seen": 3.0, "repetition/loss_repeated": 2.0},
+        {"step": 5, "samples": 80, "loss": 1.0, "repetition/loss_repeated": 5.0},
+    ]
+    write_records(runs[0].config.run.dir, records)
+    study.record(tasks[0], Outcome(None, "", 1))
+    (row,) = results.rows(study, runs, tasks)
+    assert row["loss_by_pass"] == pytest.approx([(16 * 6 + 8 * 3) / 24, (8 * 2 + 16 * 5) / 24])
+    assert [one["covered"] for one in results.losses_by_pass(runs)] == [0.6, 0.6]
 
 
 @pytest.mark.parametrize(
