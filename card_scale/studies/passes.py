@@ -22,8 +22,8 @@ def losses_of_passes(spec: RunSpec, records: Sequence[dict[str, Any]]) -> dict[i
     """Return {pass over the data, from 1: its loss}; a pass that no log line fell into is missing.
 
     The loss is the unweighted cross-entropy of the positions that the objective scores, under its corruption, each
-    line weighed by the samples of the pass in its batch. A batch that holds the end of one pass and the start of the next
-    counts for the pass that its middle lies in; only first-seen samples are always told apart from repeated ones.
+    line weighed by the samples of the pass in its batch. A batch that holds the end of one pass and the start of the
+    next counts for the pass that its middle lies in; only first-seen samples are always told apart from repeated ones.
     """
     batch, samples = spec.config.train.global_batch, spec.samples_per_epoch
     found: dict[int, list[tuple[float, float]]] = {}
