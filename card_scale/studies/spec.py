@@ -132,11 +132,7 @@ def _spec(
         keys["optimizer.min_lr"] = grid.min_lr_share * draft.optimizer.lr
     if grid.evaluations is not None:
         keys["train.eval_every"] = -(-steps // grid.evaluations)
-    per_epoch = max(1, samples // draft.train.global_batch)
-    if grid.logs_per_epoch is not None:
-        keys["train.log_every"] = max(1, per_epoch // grid.logs_per_epoch)
-    elif draft.train.log_every > per_epoch:
-        keys["train.log_every"] = per_epoch  # no pass without a line
+    keys["train.log_every"] = _log_every(grid, draft, samples)
     overrides = [*_overrides(keys), "train.steps=null"]
     config = configs.load(grid.config, overrides)
     if grid.schedule == "wsd-branches" and config.objective.learns_from_evaluation:
@@ -180,6 +176,14 @@ def _size_and_arm(grid: Grid, cell: Cell) -> dict[str, Any]:
     if both:
         raise ConfigurationError(f"sizes.{cell.size} and arms.{cell.arm} both set {', '.join(both)}")
     return {**size, **arm}
+
+
+def _log_every(grid: Grid, config: Config, samples_per_epoch: int) -> int:
+    """Return the updates between log lines: no pass over the data is without one."""
+    per_epoch = max(1, samples_per_epoch // config.train.global_batch)
+    if grid.logs_per_epoch is None:
+        return min(config.train.log_every, per_epoch)
+    return max(1, per_epoch // grid.logs_per_epoch)
 
 
 def _overrides(keys: Mapping[str, Any]) -> list[str]:

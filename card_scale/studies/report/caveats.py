@@ -54,13 +54,7 @@ def caveats(study: Study, fitted: Sequence[Fitted]) -> list[str]:
             f"{len(study.unfinished)} {'run is' if len(study.unfinished) == 1 else 'runs are'} not done: listed "
             "below, in no figure."
         )
-    by_constants: dict[str, list[str]] = {}
-    for one in fitted:
-        if one.analysis is not None and (unknown := one.analysis.unidentified()):
-            by_constants.setdefault(", ".join(unknown), []).append(one.arm)
-    for names, arms in by_constants.items():
-        laws = "law" if len(arms) == 1 else "laws"
-        said.append(f"The {laws} of {', '.join(arms)}: these runs do not identify {names}.")
+    said += _unidentified(fitted)
     if not study.decontaminated:
         said.append(
             "The held-out documents were not compared with the training documents: copies of what was trained on may "
@@ -72,3 +66,15 @@ def caveats(study: Study, fitted: Sequence[Fitted]) -> list[str]:
         f"{max(run.flops for run in study.runs):.2g} FLOPs at most: nothing here says how larger models behave."
     )
     return said
+
+
+def _unidentified(fitted: Sequence[Fitted]) -> list[str]:
+    """Return the constants that no runs identify, arms with the same ones together."""
+    by_constants: dict[str, list[str]] = {}
+    for one in fitted:
+        if one.analysis is not None and (unknown := one.analysis.unidentified()):
+            by_constants.setdefault(", ".join(unknown), []).append(one.arm)
+    return [
+        f"The {'law' if len(arms) == 1 else 'laws'} of {', '.join(arms)}: these runs do not identify {names}."
+        for names, arms in by_constants.items()
+    ]
