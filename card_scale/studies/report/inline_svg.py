@@ -52,7 +52,7 @@ def inline(figure: Any, label: str, prefix: str) -> str:
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     pyplot.close(figure)
     svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = " ".join(svg[svg.index("<svg") :].split())  # matplotlib writes a line for each point
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
