@@ -85,6 +85,7 @@ def main() -> None:
     print(comparison.table(curves))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     result = {
+        "upper_bounds": sorted({curve.name for curve in curves if curve.bound}),
         "equal": {
             cost: {name: [point._asdict() for point in points] for name, points in arms.items()}
             for cost, arms in comparison.at_equal_cost(curves).items()

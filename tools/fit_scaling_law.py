@@ -21,10 +21,17 @@ from card_scale.laws.forms import FORMS
 from card_scale.laws.isoflop import isoflops
 from card_scale.laws.power_law import PowerLaw
 from card_scale.laws.published import CONSTANTS
-from card_scale.laws.table import Advice, Table, check, read_rows, select
+from card_scale.laws.table import Advice, Table, check, select
+from card_scale.laws.table_reader import find, read_rows
 from card_scale.laws.variable_projection import variable_projection
+from card_scale.waiting import every_two_seconds
 
 ENVELOPE, ISOFLOP, EPOCHS, CROSSOVER = "envelope", "isoflop", "optimal-epochs", "crossover"
+
+WITHOUT_UNIQUE = ("chinchilla", ENVELOPE, ISOFLOP)
+"""Forms that do not read the unique tokens."""
+
+TABLE_HELP = f"a study's directory, or a .csv or .parquet file with the columns {', '.join(REQUIRED)}, ..."
 
 ADVICE = Advice(
     unfinished="Run them again, or leave them out with --allow-failed",
@@ -40,7 +47,11 @@ def parse() -> argparse.Namespace:
         epilog="docs/scaling_laws.md explains the forms and the verdicts. "
         "Exit codes: 0 done, 2 command line, 3 configuration, 4 a table that must not be fitted.",
     )
-    parser.add_argument("table", type=Path, help=f".csv or .parquet with the columns {', '.join(REQUIRED)}, ...")
+    parser.add_argument(
+        "table",
+        type=Path,
+        help=TABLE_HELP,
+    )
     choices = [*FORMS, ENVELOPE, ISOFLOP, EPOCHS, CROSSOVER]
     parser.add_argument("--form", choices=choices, default="data-constrained", help="law (default: %(default)s)")
     parser.add_argument(
@@ -88,7 +99,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Read, fit, report."""
     options = parse()
-    rows = read_rows(options.table, dict(pair(item, "--column") for item in options.column))
+    rows = read_rows(find(options.table), column_names(options.column))
     where: dict[str, list[str]] = {}
     for name, value in (pair(item, "--where") for item in options.where):
         where.setdefault(name, []).append(value)
@@ -102,11 +113,15 @@ def main() -> None:
         comparison=options.form == CROSSOVER,
         settings="best" if options.best_setting else "one",
         advice=ADVICE,
+        needs_unique=options.form not in WITHOUT_UNIQUE,
     )
     for reason in table.left_out:
         print(f"left out: {reason}")
     if options.best_setting:
         print(f"left out as other settings than the best of their cell: {table.other_settings} runs")
+    if options.form != CROSSOVER:
+        for name in table.bounds():
+            print(f"the losses of {name} are upper bounds: what is fitted is the law of its bound, not of its loss")
     if options.form in FORMS:
         result = fit_law(options, table)
     else:
@@ -129,6 +144,15 @@ def pair(item: str, option: str) -> tuple[str, str]:
     return name, value
 
 
+def column_names(items: list[str]) -> dict[str, str]:
+    """Return the file's column for each NAME of --column. Raises ConfigurationError for a NAME that is given twice."""
+    names: dict[str, str] = {}
+    for name, column in (pair(item, "--column") for item in items):
+        if names.setdefault(name, column) != column:
+            raise ConfigurationError(f"--column takes {name} from {names[name]} and from {column}; choose one")
+    return names
+
+
 def given_constants(options: argparse.Namespace) -> dict[str, float]:
     """Return the constants that are not fitted."""
     given = dict(CONSTANTS[options.constants]) if options.constants else {}
@@ -143,7 +167,7 @@ def given_constants(options: argparse.Namespace) -> dict[str, float]:
 def fit_law(options: argparse.Namespace, table: Table) -> dict[str, Any]:
     """Fit one of the laws, print the report, draw the figure."""
     settings = Settings(options.starts, options.bootstrap, options.hold_out, options.seed, options.level)
-    analysis = analyse(FORMS[options.form], table.runs, given_constants(options), settings)
+    analysis = analyse(FORMS[options.form], table.runs, given_constants(options), settings, every_two_seconds())
     print(report.text(analysis, options.profile))
     result = report.plain(analysis, options.profile)
     if options.form == "chinchilla" and not analysis.fit.fixed:

@@ -4,14 +4,9 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from card_scale.argument_types import not_negative, positive
 from card_scale.cli import run_tool
-
-if TYPE_CHECKING:  # --help must answer at once
-    from card_scale.studies.report.figures import Figure
-    from card_scale.studies.report.page import Drawn
 
 FORMS = ("data-constrained", "practical", "none")
 
@@ -41,51 +36,48 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Read the table, draw, fit, write."""
     options = parse()
+    from card_scale import charts
     from card_scale.laws.analysis import Settings
-    from card_scale.studies.report import figures, page
+    from card_scale.laws.table_reader import find
+    from card_scale.studies.report import caveats, figures, page, swept_figures
     from card_scale.studies.report import finished_runs as runs
     from card_scale.studies.report import fitted_laws as laws
     from card_scale.studies.report.scalars import write_scalars
+    from card_scale.waiting import every_two_seconds
 
-    table = runs.find(options.table)
+    table = find(options.table)
     study = runs.read(table)
     output = options.output or table.parent / "report"
     (output / "figures").mkdir(parents=True, exist_ok=True)
     settings = Settings(bootstrap=options.bootstrap, hold_out=options.hold_out, seed=options.seed)
-    fitted = [] if options.form == "none" else laws.fit_arms(study, options.form, settings)
+    say = every_two_seconds()
+    fitted = [] if options.form == "none" else laws.fit_arms(study, options.form, settings, say)
     bases = study.exact_arms(options.base) if options.base else study.arms[:1]
-    crossed = {base: laws.crossovers(study, base, options.bootstrap, options.seed) for base in bases}
+    crossed = {}
+    for base in bases:
+        say(f"crossovers against {base}")
+        crossed[base] = laws.crossovers(study, base, options.bootstrap, options.seed)
     first = crossed[bases[0]]
-    wanted = [*figures.figures(study, laws.crossings(first)), laws.critical_compute(first)]
-    if fitted:
-        wanted.append(laws.effective_data(fitted))
-    drawn: list[page.Drawn | figures.Missing] = []
-    for one in wanted:
-        drawn.append(one if isinstance(one, figures.Missing) else save(one, output / "figures"))
-    for title, path in laws.draw_fits(fitted, output / "figures"):
-        drawn.append(
-            page.Drawn(title, "Profiles of the fitted law's constants; docs/scaling_laws.md reads them.", path)
-        )
-    every = [one for found in crossed.values() for one in found]
-    text = page.page(options.title, study, drawn, fitted, every, bases, str(table))
+    shown = [
+        *figures.figures(study, laws.crossings(first)),
+        swept_figures.loss_over_weight_decay(study),
+        swept_figures.isoloss(study),
+        laws.critical_compute(study, first),
+        *([laws.effective_data(study, fitted)] if fitted else []),
+    ]
+    for one in shown:
+        if isinstance(one, figures.Figure):
+            say(f"figure {one.name}")
+            figures.save(one, output / "figures" / f"{one.name}.png")
+    for arm, figure in laws.draw_fits(fitted):
+        charts.save(figure, output / "figures" / f"law_{arm}.png")
+    against = page.Compared(bases, [one for found in crossed.values() for one in found])
+    text = page.page(options.title, study, shown, fitted, against, str(table))
     (output / "index.html").write_text(text, encoding="utf-8")
     write_scalars(study, output / "tensorboard")
-    for line in page.caveats(study, fitted):
+    for line in caveats.caveats(study, fitted):
         print(f"- {line}")
     print(f"written: {output / 'index.html'}, {output / 'figures'}, {output / 'tensorboard'}")
-
-
-def save(figure: "Figure", directory: Path) -> "Drawn":
-    """Draw a figure into a PNG file; returns it with its words."""
-    from matplotlib import pyplot
-
-    from card_scale.studies.report.page import Drawn
-
-    path = directory / f"{figure.name}.png"
-    drawn = figure.draw()
-    drawn.savefig(path, dpi=130)
-    pyplot.close(drawn)
-    return Drawn(figure.title, figure.caption, path)
 
 
 if __name__ == "__main__":

@@ -121,6 +121,7 @@ def show_plan(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """Make what is not finished, then write the table."""
     from card_scale.studies import plan, slurm
+    from card_scale.studies.endings import statuses
     from card_scale.studies.runner import LocalRunner, at_once_here, needed, this_machine
     from card_scale.training.stop import StopRequest
 
@@ -128,7 +129,7 @@ def run(options: argparse.Namespace) -> None:
     require_corpora(study.specs)
     lock = study.directory.runner_lock()
     machine = this_machine()
-    status = {task.id: study.directory.status(task) for task in study.tasks}
+    status = statuses(study.directory, study.tasks)
     tasks = needed(study.tasks, status, retry_failed=options.retry_failed)
     if options.slurm:
         waiting = slurm.queued(study.directory) if not options.dry_run else set()
@@ -159,14 +160,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def show_status(options: argparse.Namespace) -> None:
-    """Print each task's status, and how many have which."""
+    """Print how far each task is, how many have which status, and how long the rest will take."""
+    from card_scale.studies.progress import progress, summary
+
     study = open_study(options)
-    statuses = {task.id: study.directory.status(task) for task in study.tasks}
-    for task in study.tasks:
-        outcome = study.directory.outcome(task)
-        reason = f": {outcome.reason}" if statuses[task.id] == "failed" else ""
-        print(f"{statuses[task.id]:9} {task.id}{reason}")
-    print(", ".join(f"{count} {status}" for status, count in Counter(statuses.values()).items()))
+    found = progress(study.directory, study.tasks, {cost.id: cost for cost in study.plan.costs})
+    for one in found:
+        print(one.line())
+    print(summary(found))
 
 
 def write_table(options: argparse.Namespace) -> None:

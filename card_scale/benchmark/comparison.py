@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from card_scale import charts
 from card_scale import config as configs
 from card_scale.cost.flops import flops_per_token
 from card_scale.data.manifest import Manifest
@@ -18,10 +19,6 @@ from card_scale.training.records import evaluations_of, read_metrics
 
 Axis = Literal["tokens", "flops"]
 AXES: tuple[Axis, ...] = typing.get_args(Axis)
-
-
-COLOURS = ("#0072b2", "#d55e00", "#000000", "#cc79a7", "#009e73", "#e69f00", "#56b4e9")
-"""Okabe and Ito's, which colour-blind readers tell apart."""
 
 
 class Point(NamedTuple):
@@ -92,15 +89,22 @@ def at_equal_cost(curves: Sequence[Curve]) -> Mapping[str, Mapping[str, list[Poi
 
 
 def table(curves: Sequence[Curve]) -> str:
-    """The comparison in lines for a terminal: means over seeds with their spread, of bounds with the noise's error."""
+    """The comparison in lines for a terminal, exact losses first.
+
+    Means over seeds with their spread, of bounds with the noise's error.
+    """
     equal = at_equal_cost(curves)
-    names = list(dict.fromkeys(curve.name for curve in curves))
     bounds = {curve.name: curve.bound for curve in curves}
+    names = sorted(bounds, key=bounds.__getitem__)
     width = max(map(len, names))
     lines = [f"{'':{width}}  {'equal tokens':>28}  {'equal FLOPs':>28}   held-out nats per token"]
     for name in names:
         cells = [_cell(equal[axis][name], bounds[name]) for axis in AXES]
         lines.append(f"{name:{width}}  {cells[0]:>28}  {cells[1]:>28}")
+    if any(bounds.values()):
+        lines.append(
+            "<= is an upper bound: below an exact loss it says that its model is better, above one it says nothing."
+        )
     lines += _other_likelihoods(curves, width)
     return "\n".join(lines)
 
@@ -132,29 +136,30 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def plot(curves: Sequence[Curve], title: str, path: Path) -> None:
-    """Draw the curves over tokens and over FLOPs, one line a seed, bounds dashed with their standard error."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Draw the curves over tokens and over FLOPs, one line a seed, bounds dashed, edged by their standard error."""
     names = list(dict.fromkeys(curve.name for curve in curves))
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
+    figure, panels = charts.new_axes(2, panel=(6.2, 4.5))
     for panel, axis, label in zip(panels, AXES, ("clean tokens trained on", "model FLOPs of training"), strict=True):
+        ends: dict[str, charts.End] = {}
         for curve in curves:
             trained = [point for point in curve.points if point.tokens]
             x, y = [getattr(point, axis) for point in trained], [point.nll for point in trained]
-            is_first = curve.seed == next(other.seed for other in curves if other.name == curve.name)
-            shown = (f"{curve.name} (bound)" if curve.bound else curve.name) if is_first else None
-            colour = COLOURS[names.index(curve.name) % len(COLOURS)]
-            (line,) = panel.plot(x, y, "--" if curve.bound else "-", linewidth=1, label=shown, color=colour)
-            low = [point.nll - point.standard_error for point in trained]
-            high = [point.nll + point.standard_error for point in trained]
-            panel.fill_between(x, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+            number = names.index(curve.name)
+            style = {"color": charts.colour(number), "linestyle": charts.BOUND_DASHES if curve.bound else "-"}
+            panel.plot(x, y, linewidth=1.2, marker=charts.marker(number), markersize=3, **style)
+            name = f"{curve.name} (upper bound)" if curve.bound else curve.name
+            ends.setdefault(name, charts.End(x[-1], y[-1], name, charts.colour(number)))
+        panel.set_ylim(*panel.get_ylim())  # of the lines: an error larger than the panel must not shrink them
+        for curve in (one for one in curves if one.bound):
+            trained = [point for point in curve.points if point.tokens]
+            x = [getattr(point, axis) for point in trained]
+            for side in (-1.0, 1.0):
+                edge = [point.nll + side * point.standard_error for point in trained]
+                panel.plot(x, edge, linewidth=0.5, alpha=0.5, color=charts.colour(names.index(curve.name)))
         panel.set_xlabel(label)
-        panel.grid(alpha=0.3)
+        panel.set_xscale("log")
+        charts.log_ticks(panel.xaxis)
+        charts.name_ends(panel, list(ends.values()))
     panels[0].set_ylabel("held-out text, nats per token")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right")
-    figure.suptitle(title)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    figure.suptitle(title, color=charts.INK)
+    charts.save(figure, path)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from card_scale import charts
 from card_scale.generation.sweep import Outcome
 
 COLOURS = {
@@ -33,15 +34,9 @@ def cost(outcome: Outcome) -> float:
 
 def draw(outcomes: Sequence[Outcome], safe: Sequence[bool], path: Path) -> None:
     """Write the figure; settings in the safe zone are filled, the front is joined by a line and labelled."""
-    # Imported only here: it takes a second, and no other part of a measurement needs it.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, (axes,) = charts.new_axes(1, panel=(8.0, 5.0))
     best = front(outcomes)
-    axes.plot([one.speedup for one in best], [cost(one) for one in best], color="#999999", linewidth=1, zorder=1)
+    axes.plot([one.speedup for one in best], [cost(one) for one in best], color=charts.MUTED, linewidth=1, zorder=1)
     for method, colour in COLOURS.items():
         points = [(one, is_safe) for one, is_safe in zip(outcomes, safe, strict=True) if one.setting.method == method]
         if points:
@@ -54,13 +49,11 @@ def draw(outcomes: Sequence[Outcome], safe: Sequence[bool], path: Path) -> None:
                 label=method,
                 zorder=2,
             )
-    for one in best:
-        place = (one.speedup, cost(one))
-        axes.annotate(one.setting.label, place, xytext=(6, -3), textcoords="offset points", fontsize=7)
     axes.set_xlabel("speed over one token a pass (same batch size)")
     judged = outcomes[0].judged_nats is not None
     axes.set_ylabel("nats per token under the judge" if judged else "share of tokens behind the first difference")
-    axes.legend(title="filled: safe zone")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    charts.legend(axes, title="filled: safe zone", title_fontsize=7.5)
+    charts.name_ends(
+        axes, [charts.End(one.speedup, cost(one), one.setting.label, COLOURS[one.setting.method]) for one in best]
+    )
+    charts.save(figure, path)

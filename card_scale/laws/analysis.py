@@ -14,6 +14,7 @@ from card_scale.laws.huber import residuals
 from card_scale.laws.profile import Profile, profile
 from card_scale.laws.runs import Runs
 from card_scale.laws.verdict import Judgement, Verdict, judge
+from card_scale.waiting import Say, silent
 
 LOWER = 1e-6
 """Relative decrease of the objective at which a profile has found a minimum that the starts have missed."""
@@ -53,29 +54,32 @@ class Analysis:
         return [found.name for found in self.judgements if found.verdict is not Verdict.IDENTIFIED]
 
 
-def analyse(form: Form, runs: Runs, fixed: Mapping[str, float], settings: Settings) -> Analysis:
+def analyse(form: Form, runs: Runs, fixed: Mapping[str, float], settings: Settings, say: Say = silent) -> Analysis:
     """Fit a form, profile every free constant, repeat the fit on resamples, and judge.
+
+    ``say`` is told what is being done.
 
     Raises:
         ConfigurationError, DataError: see :func:`card_scale.laws.fit.check_given` and
             :func:`card_scale.laws.holdout.hold_out`.
     """
     extrapolation = None
+    say(f"fitting {form.name}")
     if settings.hold_out:
         # First, because a hold-out that cannot be is known at once and the fit takes long.
         extrapolation = hold_out(form, runs, fixed, settings.hold_out, settings.starts, settings.seed)
     found = fit(form, runs, fixed, settings.starts, settings.seed)
-    profiles = [profile(found, name, settings.level) for name in found.free]
+    profiles = _profiles(found, settings, say)
     for _ in range(REPEATS):
         lowest = min(profiles, key=lambda one: one.lowest, default=None)
         if lowest is None or lowest.lowest >= found.best.objective * (1.0 - LOWER):
             break
         starts = np.stack([lowest.lowest_logs, *(mode.logs for mode in found.modes)])
         found = fit_from(form, runs, fixed, starts)
-        profiles = [profile(found, name, settings.level) for name in found.free]
+        profiles = _profiles(found, settings, say)
     pattern = dependence(runs, residuals(form, found.best.logs, runs))
     groups = ladders(runs) if pattern.found else None
-    samples = bootstrap(found, settings.bootstrap, settings.seed, groups) if settings.bootstrap else None
+    samples = bootstrap(found, settings.bootstrap, settings.seed, groups, say) if settings.bootstrap else None
     values = found.constants()
     judgements = []
     for one in profiles:
@@ -84,3 +88,11 @@ def analyse(form: Form, runs: Runs, fixed: Mapping[str, float], settings: Settin
             judge(one.name, form.kinds[one.name], values[one.name], (one.low, one.high), resampled, pattern)
         )
     return Analysis(found, pattern, profiles, judgements, pattern.found, extrapolation, settings)
+
+
+def _profiles(found: Fit, settings: Settings, say: Say) -> list[Profile]:
+    profiles: list[Profile] = []
+    for name in found.free:
+        say(f"profile of {name}, {len(profiles) + 1} of {len(found.free)}")
+        profiles.append(profile(found, name, settings.level))
+    return profiles

@@ -13,7 +13,8 @@ from card_scale.laws.envelope import Envelope
 from card_scale.laws.huber import DELTA, residuals
 from card_scale.laws.isoflop import IsoFlops
 from card_scale.laws.power_law import PowerLaw
-from card_scale.laws.verdict import Judgement, Kind, Verdict, judge
+from card_scale.laws.profile import Profile
+from card_scale.laws.verdict import Judgement, Kind, Verdict, interval_text, judge
 
 
 def text(analysis: Analysis, profiles: bool) -> str:
@@ -39,10 +40,11 @@ def text(analysis: Analysis, profiles: bool) -> str:
         "",
     ]
     drawn = "ladders" if analysis.by_ladder else "runs"
-    table = [["constant", f"{level} interval", f"bootstrap of {drawn}", "at the minimum", "verdict"]]
+    table = [["constant", f"{level} interval", "profile", f"bootstrap of {drawn}", "at the minimum", "verdict"]]
     for one in analysis.judgements:
-        resampled = "-" if one.bootstrap is None else _interval(*one.bootstrap)
-        table.append([one.name, _interval(one.low, one.high), resampled, f"({one.estimate:.4g})", _verdict(one)])
+        resampled = "-" if one.bootstrap is None else interval_text(*one.bootstrap)
+        intervals = interval_text(one.low, one.high), interval_text(*one.own), resampled
+        table.append([one.name, *intervals, f"({one.estimate:.4g})", _verdict(one)])
     lines += [*_columns(table), ""]
     lines += _said(analysis)
     if len(found.modes) > 1:
@@ -62,16 +64,28 @@ def text(analysis: Analysis, profiles: bool) -> str:
             f"bias {100.0 * held.bias:+.2g} %",
         ]
     if profiles:
-        for curve in analysis.profiles:
-            points = zip(curve.values, curve.objectives, strict=True)
-            lines += [
-                "",
-                f"profile of {curve.name}: value, rise over the lowest / rise that rejects ({curve.rise:.3g})",
-            ]
-            lines += _columns(
-                [[f"{value:.5g}", f"{(height - curve.lowest) / curve.rise:.4g}"] for value, height in points]
-            )
+        for curve, judged in zip(analysis.profiles, analysis.judgements, strict=True):
+            lines += ["", *_profile_lines(curve, judged)]
     return "\n".join(lines)
+
+
+def _profile_lines(curve: Profile, judged: Judgement) -> list[str]:
+    """Return the points of a profile, and which of them lie in the interval that the report gives."""
+    lines = [f"profile of {curve.name}: value, rise over the lowest / rise that rejects ({curve.rise:.3g})"]
+    if judged.widened:
+        lines.append(
+            f"it rejects what lies outside {interval_text(*judged.own)}; the interval given is the bootstrap's too, "
+            f"{interval_text(judged.low, judged.high)}"
+        )
+    rows = []
+    for value, height in zip(curve.values, curve.objectives, strict=True):
+        beside = "in the interval by the bootstrap" if _only_by_bootstrap(value, judged) else ""
+        rows.append([f"{value:.5g}", f"{(height - curve.lowest) / curve.rise:.4g}", beside])
+    return lines + _columns(rows)
+
+
+def _only_by_bootstrap(value: float, judged: Judgement) -> bool:
+    return judged.low <= value <= judged.high and not judged.own[0] <= value <= judged.own[1]
 
 
 def _said(analysis: Analysis) -> list[str]:
@@ -168,7 +182,7 @@ def power_law_text(name: str, law: PowerLaw) -> str:
     judgements = judge_power_law(law)
     rows = [["constant", "interval", "estimate", "verdict"]]
     for one in judgements:
-        rows.append([one.name, _interval(one.low, one.high), f"({one.estimate:.4g})", _verdict(one)])
+        rows.append([one.name, interval_text(one.low, one.high), f"({one.estimate:.4g})", _verdict(one)])
     title = f"{name} = k times {' times '.join(f'a power of {factor}' for factor in law.exponents)}"
     return "\n".join([title, *_columns(rows), *_reasons(judgements)])
 
@@ -210,7 +224,7 @@ def optima_text(found: list[Optimum], law: PowerLaw | str) -> str:
     rows = [["parameters", "unique tokens", "epochs", "between", "loss"]]
     for one in found:
         epochs = f"{one.epochs:.4g}" if one.inside else f"at {'least' if one.low > 0.0 else 'most'} {one.epochs:.4g}"
-        between = _interval(one.low, one.high)
+        between = interval_text(one.low, one.high)
         rows.append([f"{one.parameters:.4g}", f"{one.unique:.4g}", epochs, between, f"{one.loss:.4f}"])
     outside = sum(not one.inside for one in found)
     lines = _columns(rows)
@@ -243,7 +257,7 @@ def crossover_text(base: str, challenger: str, found: list[Crossover], refused: 
         if math.isinf(one.compute):
             at = f"not within the runs ({base}: up to {one.last:.3g} FLOPs)"
         ends = f"{one.first:.3g}", f"{one.last:.3g}"
-        rows.append([f"{one.unique:.4g}", at, _interval(judged.low, judged.high), _verdict(judged), *ends])
+        rows.append([f"{one.unique:.4g}", at, interval_text(judged.low, judged.high), _verdict(judged), *ends])
     lines = [f"{challenger} against {base}", *_columns(rows), *_reasons(judgements)]
     lines += [f"no crossover: {reason}" for reason in refused]
     lines += [
@@ -292,6 +306,7 @@ def judgement_plain(judged: Judgement) -> dict[str, Any]:
         "low": number(judged.low),
         "high": number(judged.high),
         "at_minimum": number(judged.estimate),
+        "own_interval": [number(end) for end in judged.own],
     }
 
 
@@ -306,11 +321,6 @@ def _verdict(judged: Judgement) -> str:
 
 def _reasons(judgements: list[Judgement]) -> list[str]:
     return [f"  {one.name}: {one.reason}" for one in judgements if one.verdict is not Verdict.IDENTIFIED]
-
-
-def _interval(low: float, high: float) -> str:
-    opening = "(" if low in (0.0, -math.inf) else "["
-    return f"{opening}{low:.4g}, {high:.4g}{')' if math.isinf(high) else ']'}"
 
 
 def _columns(rows: list[list[str]]) -> list[str]:

@@ -1,11 +1,9 @@
-"""Reading a result table, and refusing what no law should be fitted through."""
+"""The rows of a result table that a law may be fitted through, and the refusal of all others."""
 
-import csv
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,20 +12,12 @@ from card_scale.errors import ConfigurationError, DataError
 from card_scale.laws import columns
 from card_scale.laws.best_setting import best_setting
 from card_scale.laws.runs import Runs
+from card_scale.laws.table_reader import Row
 
 EPOCHS_TOLERANCE = 0.01
 """Largest relative difference between ``epochs`` and D / U, and of U beyond D: what packing drops."""
 
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row as text by column, and where it stands."""
-
-    place: str
-    """File and row, for messages; rows count from 1 after the header."""
-    cells: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -72,85 +62,6 @@ class Advice(NamedTuple):
 NO_ADVICE = Advice()
 
 
-def read_rows(path: Path, names: Mapping[str, str]) -> list[Row]:
-    """Read a csv file (with a header, UTF-8) or a parquet file as text.
-
-    Args:
-        path: ends in .csv or .parquet.
-        names: the file's column for each standard name that it calls otherwise.
-
-    Raises:
-        DataError: another ending, a file that is missing or damaged, no rows, or a csv row with too many or too few
-            cells.
-        ConfigurationError: a column of ``names`` that the file lacks, or no pyarrow for a parquet file.
-    """
-    readers: dict[str, Callable[[Path], list[dict[str, str]]]] = {".csv": read_csv, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: a result table ends in .csv or .parquet")
-    records = readers[path.suffix](path)
-    if not records:
-        raise DataError(f"{path}: no rows")
-    for standard, own in names.items():
-        if own not in records[0]:
-            raise ConfigurationError(
-                f"{path} has no column {own} to take as {standard}; it has {', '.join(records[0])}"
-            )
-    renamed = {own: standard for standard, own in names.items()}
-    hidden = set(names) - set(renamed)
-    return [
-        Row(
-            f"{path} row {number}",
-            {renamed.get(name, name): cell for name, cell in record.items() if name not in hidden},
-        )
-        for number, record in enumerate(records, start=1)
-    ]
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a csv file (with a header, UTF-8), empty for one without.
-
-    Raises DataError for a file that cannot be read, and for rows that do not fit the header.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {_cause(error)}") from None
-    if not lines:
-        return []
-    header = lines[0]
-    if len(set(header)) < len(header):
-        raise DataError(f"{path}: two columns have one name in the header {', '.join(header)}")
-    for number, line in enumerate(lines[1:], start=1):
-        if len(line) != len(header):
-            raise DataError(f"{path} row {number} has {len(line)} cells, the header {len(header)}; was it cut off?")
-    return [dict(zip(header, (cell.strip() for cell in line), strict=True)) for line in lines[1:]]
-
-
-def _read_parquet(path: Path) -> list[dict[str, str]]:
-    try:
-        # Only parquet needs it, and it is an optional dependency.
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ConfigurationError(
-            f"{path}: parquet needs pyarrow (pip install -c constraints.txt -e .[data]); the csv file does not"
-        ) from None
-    try:
-        with path.open("rb") as file:  # a path of its own pyarrow would take for a whole data set if it is a directory
-            records = pyarrow.parquet.read_table(file).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} cannot be read: {_cause(error)}") from None
-    return [{name: "" if cell is None else str(cell) for name, cell in record.items()} for record in records]
-
-
-def _cause(error: Exception) -> str:
-    """Return the cause without the path, which an OSError repeats."""
-    return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
 def select(rows: Sequence[Row], where: Mapping[str, Sequence[str]]) -> list[Row]:
     """Return the rows whose cell is one of those named, for every column named.
 
@@ -185,6 +96,7 @@ def check(
     comparison: bool = False,
     settings: Literal["one", "best", "all"] = "one",
     advice: Advice = NO_ADVICE,
+    needs_unique: bool = True,
 ) -> Table:
     """Return the rows as runs to fit, or refuse them.
 
@@ -196,6 +108,8 @@ def check(
         settings: ``one`` refuses several settings of a cell, ``best`` keeps the rows of the best one
             (:func:`card_scale.laws.best_setting.best_setting`), ``all`` is for a caller that keeps them apart.
         advice: what ends the message of a refusal.
+        needs_unique: whether the unique tokens are read; where they are not, a table without them counts every token as
+            seen once.
 
     Raises:
         DataError: naming file, row, column and value: a missing column; a number that is none, not finite or not
@@ -203,9 +117,9 @@ def check(
             nor false; bounds beside exact losses of one objective; duplicates; U above D; epochs other than D / U;
             several settings of one cell.
     """
-    for name in columns.REQUIRED:
-        if name not in rows[0].cells:
-            raise DataError(f"{rows[0].place}: no column {name}; a result table has {', '.join(columns.REQUIRED)}")
+    if not needs_unique:
+        rows = [_seen_once(row) for row in rows]
+    _refuse_missing(rows[0])
     unfinished = {row.place: reason for row in rows if (reason := _unfinished(row))}
     if unfinished and not allow_failed:
         shown = "; ".join(list(unfinished.values())[:5]) + ("; ..." if len(unfinished) > 5 else "")
@@ -219,25 +133,43 @@ def check(
     kept = [row for row in rows if row.place not in unfinished]
     if not kept:
         raise DataError(f"{rows[0].place} and all others: no finished run")
-    for name in (columns.TOKENIZER, columns.VALIDATION):
-        _refuse_mixed(kept, name, "their losses cannot be compared", advice)
-    if not comparison:
-        _refuse_mixed(kept, columns.OBJECTIVE, "each objective has a law of its own", advice)
-    for objective in _grouped(kept, (columns.OBJECTIVE,)).values():
-        _refuse_mixed(objective, columns.BOUND, "an upper bound and an exact loss are different quantities", advice)
+    _refuse_incomparable(kept, comparison, advice)
     _refuse_duplicates(kept)
     names = (*columns.REQUIRED, columns.FLOPS) if columns.FLOPS in kept[0].cells else columns.REQUIRED
     runs = Runs(*(np.array([_positive(row, name) for row in kept]) for name in names))
     _refuse_impossible(kept, runs)
     if settings == "best":
         best = {row.place for cell in _grouped(kept, columns.CELL).values() for row in _of_best_setting(cell)}
+        is_best = np.array([row.place in best for row in kept])
         chosen = [row for row in kept if row.place in best]
-        runs = runs.take(np.array([row.place in best for row in kept]))
-        return Table(chosen, runs, list(unfinished.values()), len(kept) - len(chosen))
+        return Table(chosen, runs.take(is_best), list(unfinished.values()), len(kept) - len(chosen))
     if settings == "one":
         for cell in _grouped(kept, columns.CELL).values():
             _refuse_settings(cell, advice)
     return Table(kept, runs, list(unfinished.values()))
+
+
+def _refuse_incomparable(kept: Sequence[Row], comparison: bool, advice: Advice) -> None:
+    for name in (columns.TOKENIZER, columns.VALIDATION):
+        _refuse_mixed(kept, name, "their losses cannot be compared", advice)
+    if not comparison:
+        _refuse_mixed(kept, columns.OBJECTIVE, "each objective has a law of its own", advice)
+    for objective in _grouped(kept, (columns.OBJECTIVE,)).values():
+        _refuse_mixed(objective, columns.BOUND, "an upper bound and an exact loss are different quantities", advice)
+
+
+def _refuse_missing(first: Row) -> None:
+    for name in columns.REQUIRED:
+        if name not in first.cells:
+            raise DataError(f"{first.place}: no column {name}; a result table has {', '.join(columns.REQUIRED)}")
+
+
+def _seen_once(row: Row) -> Row:
+    """Return a row without unique tokens as one whose tokens are all unique, without its epochs."""
+    if columns.UNIQUE in row.cells or columns.TOKENS not in row.cells:
+        return row
+    kept = {name: cell for name, cell in row.cells.items() if name != columns.EPOCHS}
+    return Row(row.place, kept | {columns.UNIQUE: row.cells[columns.TOKENS]})
 
 
 def _advised(message: str, advice: str) -> str:

@@ -46,6 +46,13 @@ class Judgement(NamedTuple):
     bootstrap: tuple[float, float] | None
     verdict: Verdict
     reason: str
+    own: tuple[float, float]
+    """The interval before the bootstrap over ladders widened it: of a fit, the profile's."""
+
+    @property
+    def widened(self) -> bool:
+        """Whether the interval is wider than its own."""
+        return (self.low, self.high) != self.own
 
 
 def judge(
@@ -73,21 +80,30 @@ def judge(
     missed = pattern is not None and pattern.found
     if missed and bootstrap is not None:
         low, high = min(low, bootstrap[0]), max(high, bootstrap[1])
-    verdict, reason = _by_interval(low, high, kind)
+    by = " by both profile and bootstrap" if (low, high) != interval else ""
+    verdict, reason = _by_interval(low, high, kind, by)
     if missed:
         misfit = "the form misses a pattern in the runs"
+        if (low, high) != interval:
+            misfit += f", so the bootstrap over ladders widens the profile's interval {interval_text(*interval)}"
         verdict, reason = Verdict.NOT_IDENTIFIED, f"{reason}; {misfit}" if reason else misfit
-    return Judgement(name, estimate, low, high, bootstrap, verdict, reason)
+    return Judgement(name, estimate, low, high, bootstrap, verdict, reason, interval)
 
 
-def _by_interval(low: float, high: float, kind: Kind) -> tuple[Verdict, str]:
+def interval_text(low: float, high: float) -> str:
+    """Return an interval with round brackets at ends that are not there."""
+    opening = "(" if low in (0.0, -math.inf) else "["
+    return f"{opening}{low:.4g}, {high:.4g}{')' if math.isinf(high) else ']'}"
+
+
+def _by_interval(low: float, high: float, kind: Kind, by: str) -> tuple[Verdict, str]:
     open_below, open_above = low in (0.0, -math.inf), math.isinf(high)
     if open_below and open_above:
-        return Verdict.NOT_IDENTIFIED, "no value is rejected"
+        return Verdict.NOT_IDENTIFIED, f"no value is rejected{by}"
     if open_above:
-        return Verdict.LOWER_BOUND, f"no value above {low:.4g} is rejected, infinity included"
+        return Verdict.LOWER_BOUND, f"no value above {low:.4g} is rejected{by}, infinity included"
     if open_below:
-        return Verdict.UPPER_BOUND, f"no value below {high:.4g} is rejected, {low:.4g} included"
+        return Verdict.UPPER_BOUND, f"no value below {high:.4g} is rejected{by}, {low:.4g} included"
     if low < 0.0 <= high:
         return Verdict.NOT_IDENTIFIED, "neither sign is rejected"
     ratio = high / low if low > 0.0 else low / high

@@ -116,7 +116,7 @@ class Grid:
     evaluations: int | None
     """Evaluations in the course of each run; None keeps train.eval_every."""
     logs_per_epoch: int | None
-    """Training lines in each epoch; None keeps train.log_every."""
+    """Training lines in each epoch; None keeps train.log_every, but for a line in each epoch."""
     ranks: Mapping[str, int]
     """Training processes, one for each device, of each size."""
     hardware: Hardware

@@ -12,15 +12,17 @@ from card_scale.checkpoint.retention import to_prune
 from card_scale.cost.flops import FORWARD_SHARE, flops_per_token
 from card_scale.cost.memory import checkpoint_bytes, step_memory
 from card_scale.cost.parameters import parameter_counts
+from card_scale.data.tokenizer import MASK_ID
 from card_scale.distributed import parallel_dims
 from card_scale.engine.selection import engine_kind
 from card_scale.errors import ConfigurationError
 from card_scale.files import write_atomically
-from card_scale.model.vocabulary import padded_vocabulary
+from card_scale.model.vocabulary import Vocabulary, padded_vocabulary
 from card_scale.objectives.evaluation import DRAWS, likelihood_passes
 from card_scale.studies.grid import Grid, Hardware
 from card_scale.studies.spec import RunSpec
 from card_scale.studies.tasks import Task
+from card_scale.studies.units import duration, short
 
 _RECORD_BYTES = 2000
 """Per log line or evaluation: a line of metrics.jsonl and the TensorBoard events beside it."""
@@ -84,7 +86,7 @@ def plan(
     by_id = {spec.id: spec for spec in specs}
     leg_owner = {task.after: by_id[task.id] for task in tasks if task.branch}
     for spec in specs:
-        _check(spec)
+        _check(spec, grid)
     costs = []
     for task in tasks:
         spec = leg_owner[task.id] if task.is_leg else by_id[task.id]
@@ -97,11 +99,20 @@ def plan(
     return Plan(tuple(costs), stated + timed)
 
 
-def _check(spec: RunSpec) -> None:
+def _check(spec: RunSpec, grid: Grid) -> None:
     """Raise, naming the run, what the run itself would raise before it starts."""
+    config = spec.config
     try:
-        dims = parallel_dims.plan(spec.config, spec.ranks)
-        engine_kind(spec.config).check(spec.config, dims)
+        dims = parallel_dims.plan(config, spec.ranks)
+        engine_kind(config).check(config, dims)
+        Vocabulary(spec.corpus.vocabulary_size, MASK_ID).check_divisible(dims.tensor)
+        if config.model.attention_backend != "auto":
+            # Only here: it loads torch, and what chooses for itself is never refused.
+            from card_scale.distributed.device import current_device
+            from card_scale.model.attention.selection import resolve_backend
+
+            device = "cuda" if grid.hardware.device else current_device().type
+            resolve_backend(config.objective.attention, config.model.attention_backend, device)
     except ConfigurationError as error:
         raise ConfigurationError(f"{spec.id} on {spec.ranks} ranks: {error}") from None
 
@@ -158,22 +169,35 @@ def _evaluated_tokens(spec: RunSpec) -> int:
 
 def table(plan: Plan, at_once: int) -> str:
     """Return the plan as lines for a terminal, with what it comes to in all."""
-    head = ["task", "kind", "N", "U", "epochs", "steps", "tokens", "FLOPs", "ranks", "GiB/rank", "device h", "MiB disk"]
+    head = [
+        "task",
+        "kind",
+        "N",
+        "U",
+        "epochs",
+        "steps",
+        "tokens",
+        "FLOPs",
+        "ranks",
+        "GiB/rank",
+        "device time",
+        "MiB disk",
+    ]
     rows = [head]
     for cost in plan.costs:
         rows.append(
             [
                 cost.id,
                 cost.kind,
-                _short(cost.parameters),
-                _short(cost.unique_tokens),
+                short(cost.parameters),
+                short(cost.unique_tokens),
                 f"{cost.epochs:.4g}",
                 f"{cost.steps:,}",
-                _short(cost.tokens),
+                short(cost.tokens),
                 f"{cost.flops:.2e}",
                 str(cost.ranks),
                 f"{cost.bytes_per_rank / 2**30:.2f}",
-                f"{cost.device_hours:.3g}",
+                duration(cost.seconds * cost.ranks),
                 f"{cost.disk_bytes / 2**20:.0f}",
             ]
         )
@@ -189,19 +213,11 @@ def table(plan: Plan, at_once: int) -> str:
     lines += [
         "",
         f"{runs} runs in {len(plan.costs)} tasks: {tokens:,} tokens, {plan.flops:.3g} model FLOPs (visible pairs), "
-        f"{plan.device_hours:.3g} device hours, {disk / 2**30:.2g} GiB of disk",
-        f"{at_once} at once: about {max(seconds / at_once, max(c.seconds for c in plan.costs)) / 3600:.2g} hours",
-        f"hours rest on {plan.basis}",
+        f"{duration(3600 * plan.device_hours)} of a device, {disk / 2**30:.2g} GiB of disk",
+        f"{at_once} at once: about {duration(max(seconds / at_once, max(c.seconds for c in plan.costs)))}",
+        f"times rest on {plan.basis}",
     ]
     return "\n".join(lines)
-
-
-def _short(count: float) -> str:
-    """Return a count with three digits and a unit."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= 0.9995 * unit:  # what three digits would round up to it
-            return f"{count / unit:.3g}{name}"
-    return f"{count:.3g}"
 
 
 def write(plan: Plan, directory: Path) -> None:

@@ -4,7 +4,6 @@ Names that the fits read stand in :mod:`card_scale.laws.columns`; ``objective`` 
 more than the configuration key ``objective.name``.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from card_scale.cost.parameters import parameter_counts
 from card_scale.files import read_json
 from card_scale.laws import columns
 from card_scale.model.vocabulary import padded_vocabulary
+from card_scale.studies.endings import ending
+from card_scale.studies.passes import losses_of_passes
 from card_scale.studies.spec import RunSpec
 from card_scale.studies.state import StudyDirectory
 from card_scale.studies.tasks import Task
@@ -58,22 +59,24 @@ def curves(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
 
 
 def losses_by_pass(specs: Sequence[RunSpec]) -> list[dict[str, Any]]:
-    """Return the training loss of each pass over the data: run, pass (from 1), loss, and log lines it is the mean of.
+    """Return the training loss of each pass over the data that log lines fell into.
 
-    The loss is the unweighted cross-entropy of the positions that the objective scores, under its corruption.
+    Run, pass (from 1), loss, log lines that it is the mean of, and the share of the pass's samples that they cover; see
+    :func:`card_scale.studies.passes.losses_of_passes`.
     """
     found = []
     for spec in specs:
         records = read_metrics(RunDirectory(spec.config.run.dir).metrics)
-        for number, losses in sorted(_by_pass(spec, records).items()):
+        for number, one in losses_of_passes(spec, records).items():
             found.append(
                 {
                     columns.RUN: spec.id,
                     columns.OBJECTIVE: spec.cell.arm,
                     "size": spec.cell.size,
                     "pass": number,
-                    "loss": sum(losses) / len(losses),
-                    "lines": len(losses),
+                    "loss": one.loss,
+                    "lines": one.lines,
+                    "covered": round(one.covered, 4),
                 }
             )
     return found
@@ -84,7 +87,7 @@ def _row(study: StudyDirectory, spec: RunSpec, tasks: dict[str, Task]) -> dict[s
     rows_held = padded_vocabulary(spec.corpus.vocabulary_size)
     counts, per_token = parameter_counts(config.model, rows_held), _flops_per_token(spec)
     records = read_metrics(directory.metrics)
-    status, code, reason = _ending(study, tasks[spec.id], tasks, records, spec.steps)
+    status, code, reason = ending(study, tasks[spec.id], tasks, records)
     outcome = study.outcome(tasks[spec.id])
     seen = spec.unique_tokens_seen
     row: dict[str, Any] = {
@@ -133,33 +136,13 @@ def _configuration(spec: RunSpec, keys: Sequence[str]) -> dict[str, Any]:
     return {key: list(values[key]) if isinstance(values.get(key), tuple) else values.get(key) for key in keys}
 
 
-def _ending(
-    study: StudyDirectory, task: Task, tasks: dict[str, Task], records: Sequence[dict[str, Any]], steps: int
-) -> tuple[str, int | None, str]:
-    """Return status, exit code and reason; what a trunk failed of, its branches failed of."""
-    status, outcome = study.status(task), study.outcome(task)
-    leg = tasks[task.after] if task.after else None
-    while status == "pending" and leg is not None:
-        if study.outcome(leg).status == "failed":
-            failed = study.outcome(leg)
-            return "failed", failed.code, f"its trunk {leg.id} failed: {failed.reason}"
-        leg = tasks[leg.after] if leg.after else None
-    if status == "done":
-        evaluations = evaluations_of(records)
-        if not evaluations or evaluations[-1]["step"] != steps:
-            return "failed", outcome.code, f"its records end before the evaluation after step {steps}"
-        if evaluations[-1]["validation_nll"] is None:
-            return "failed", outcome.code, "its validation loss is not finite"
-    return status, outcome.code, outcome.reason
-
-
 def _losses(spec: RunSpec, records: Sequence[dict[str, Any]], *, complete: bool) -> dict[str, Any]:
     """Return the losses of a row; the final ones only of a complete run."""
     evaluations = [r for r in evaluations_of(records) if r["step"] > 0 and r["validation_nll"] is not None]
     training = [record for record in records if "loss" in record]
     last: dict[str, Any] = evaluations[-1] if complete else {}
     best = min(evaluations, key=lambda record: record["validation_nll"]) if evaluations else {}
-    by_pass = _by_pass(spec, records)
+    by_pass = losses_of_passes(spec, records)
     per_epoch = spec.samples_per_epoch / spec.config.train.global_batch
     return {
         columns.LOSS: last.get("validation_nll"),
@@ -169,26 +152,11 @@ def _losses(spec: RunSpec, records: Sequence[dict[str, Any]], *, complete: bool)
         "train_nll": last.get("train_nll"),
         "gap": last.get("repetition/gap"),
         "train_loss": training[-1]["loss"] if complete and training else None,
-        "loss_by_pass": [sum(losses) / len(losses) for _, losses in sorted(by_pass.items())],
+        # The n-th entry is the n-th pass, also where no line fell into an earlier one.
+        "loss_by_pass": [
+            by_pass[number].loss if number in by_pass else None for number in range(1, max(by_pass, default=0) + 1)
+        ],
     }
-
-
-def _by_pass(spec: RunSpec, records: Sequence[dict[str, Any]]) -> dict[int, list[float]]:
-    """Return {pass over the data, from 1: the logged losses of samples in that pass}.
-
-    A batch that holds the end of one pass and the start of the next counts for the pass that its middle lies in; only
-    first-seen samples are always told apart from repeated ones.
-    """
-    found: dict[int, list[float]] = {}
-    half = spec.config.train.global_batch / 2
-    for record in records:
-        first, repeated = record.get("repetition/loss_first_seen"), record.get("repetition/loss_repeated")
-        if first is not None:
-            found.setdefault(1, []).append(first)
-        if repeated is not None:
-            number = math.floor((record["samples"] - half) / spec.samples_per_epoch) + 1
-            found.setdefault(max(2, number), []).append(repeated)
-    return found
 
 
 def _branched_at(task: Task) -> int | None:

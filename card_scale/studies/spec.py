@@ -32,7 +32,7 @@ class RunSpec:
     """One run of a study."""
 
     id: str
-    """``ARM-SIZE-`` and ten digits of a hash of everything that matters: the same in every version of a grid."""
+    """``ARM-SIZE-EPOCHSep-`` and ten digits of a hash of all that matters: the same in every version of a grid."""
     cell: Cell
     config: Config
     """Resolved; ``run.dir`` is the run's directory."""
@@ -132,8 +132,7 @@ def _spec(
         keys["optimizer.min_lr"] = grid.min_lr_share * draft.optimizer.lr
     if grid.evaluations is not None:
         keys["train.eval_every"] = -(-steps // grid.evaluations)
-    if grid.logs_per_epoch is not None:
-        keys["train.log_every"] = max(1, samples // (draft.train.global_batch * grid.logs_per_epoch))
+    keys["train.log_every"] = _log_every(grid, draft, samples)
     overrides = [*_overrides(keys), "train.steps=null"]
     config = configs.load(grid.config, overrides)
     if grid.schedule == "wsd-branches" and config.objective.learns_from_evaluation:
@@ -148,7 +147,7 @@ def _spec(
             "before its schedule begins; set warmup_share, or a shorter warm-up"
         )
     run_digest = digest(config, corpus, held_out)
-    id_ = f"{cell.arm}-{cell.size}-{run_digest}"
+    id_ = _id(cell, run_digest, directory)
     overrides.append(f"run.dir={directory / 'runs' / id_}")
     return RunSpec(
         id=id_,
@@ -164,12 +163,27 @@ def _spec(
     )
 
 
+def _id(cell: Cell, run_digest: str, directory: Path) -> str:
+    """Return a run's id; without the epochs where the study holds one that an earlier version named so."""
+    earlier = f"{cell.arm}-{cell.size}-{run_digest}"
+    is_known = (directory / "runs" / earlier).is_dir()
+    return earlier if is_known else f"{cell.arm}-{cell.size}-{cell.epochs:g}ep-{run_digest}"
+
+
 def _size_and_arm(grid: Grid, cell: Cell) -> dict[str, Any]:
     size, arm = grid.sizes[cell.size], grid.arms[cell.arm]
     both = sorted(set(size) & set(arm))
     if both:
         raise ConfigurationError(f"sizes.{cell.size} and arms.{cell.arm} both set {', '.join(both)}")
     return {**size, **arm}
+
+
+def _log_every(grid: Grid, config: Config, samples_per_epoch: int) -> int:
+    """Return the updates between log lines: no pass over the data is without one."""
+    per_epoch = max(1, samples_per_epoch // config.train.global_batch)
+    if grid.logs_per_epoch is None:
+        return min(config.train.log_every, per_epoch)
+    return max(1, per_epoch // grid.logs_per_epoch)
 
 
 def _overrides(keys: Mapping[str, Any]) -> list[str]:

@@ -49,3 +49,27 @@ def test_an_override_of_no_arm_is_refused(tmp_path):
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 3
     assert "is not ARM:KEY=VALUE with an arm of ar" in refused.stderr
+
+
+def test_bounds_stand_below_exact_losses_and_say_what_they_are():
+    lines = comparison.table([DEAR, CHEAP]).splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["ar", "bd3lm"]
+    assert lines[3].startswith("<= is an upper bound: below an exact loss it says that its model is better")
+    assert "upper bound" not in comparison.table([CHEAP])
+
+
+def test_the_figure_has_few_ticks_names_its_lines_and_is_not_filled_by_an_error(tmp_path, monkeypatch):
+    """The bound's error is far larger than the panel, which shows the lines."""
+    drawn = []
+    monkeypatch.setattr(comparison.charts, "save", lambda figure, path: drawn.append((figure, path)))
+    wild = Curve("mdlm", True, tuple(point._replace(standard_error=50.0) for point in DEAR.points))
+    comparison.plot([CHEAP, wild], "T", tmp_path / "c.png")
+    ((figure, _),) = drawn
+    for panel in figure.axes:
+        low, high = panel.get_ylim()
+        assert low > 3.5
+        assert high < 6.5
+        assert [text.get_text() for text in panel.texts] == ["ar", "mdlm (upper bound)"]
+        assert len(panel.get_xticks()) <= 5
+        assert not panel.collections  # no band over the lines
+        assert {line.get_linestyle() for line in panel.lines if line.get_marker() != "None"} == {"-", "--"}

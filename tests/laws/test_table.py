@@ -8,7 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from card_scale.errors import ConfigurationError, DataError
-from card_scale.laws.table import Advice, Row, check, read_rows, select
+from card_scale.laws.table import Advice, check, select
+from card_scale.laws.table_reader import Row, read_csv, read_rows
 from tests.laws import datablations
 
 GOOD = [
@@ -285,3 +286,38 @@ def test_without_settings_in_the_table_all_rows_are_of_the_best(tmp_path):
     ]
     table = check(read_rows(write(tmp_path / "table.csv", bare), {}), allow_failed=False, settings="best")
     assert table.runs.loss.tolist() == [3.0]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_that_a_spreadsheet_saved(tmp_path, separator):
+    """With a byte order mark, and where commas do not separate, with decimal commas."""
+    rows = [row | {"val_loss": row["val_loss"].replace(".", "," if separator != "," else ".")} for row in GOOD]
+    lines = [separator.join(GOOD[0]), *(separator.join(row.values()) for row in rows)]
+    path = tmp_path / "table.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+    assert [row.cells for row in read_rows(path, {})] == GOOD
+
+
+def test_decimals_of_both_kinds_are_refused_and_commas_in_commas_named(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("run;val_loss\na;3,5\nb;3.25\n")
+    with pytest.raises(DataError, match=r"column val_loss has decimal commas and decimal points \(3,5 and 3\.25\)"):
+        read_csv(path)
+    quoted = write(path, [row | {"val_loss": "3,98"} for row in GOOD[:4]])
+    with pytest.raises(DataError, match="row 1: val_loss = 3,98; it must be a positive finite number"):
+        check(read_rows(quoted, {}), allow_failed=False)
+
+
+def test_one_column_may_serve_several_names(tmp_path):
+    rows = [{"params_N": "100", "tokens": "1000", "val_loss": "3.0"}]
+    read = read_rows(write(tmp_path / "table.csv", rows), {"tokens_D": "tokens", "unique_tokens_U": "tokens"})
+    assert check(read, allow_failed=False).runs.U.tolist() == [1000.0]
+    assert read[0].cells["tokens"] == "1000"
+
+
+def test_unique_tokens_are_needed_only_where_they_are_read(tmp_path):
+    rows = [{"params_N": "100", "tokens_D": "1000", "epochs": "4", "val_loss": "3.0"}]
+    read = read_rows(write(tmp_path / "table.csv", rows), {})
+    assert check(read, allow_failed=False, needs_unique=False).runs.U.tolist() == [1000.0]
+    with pytest.raises(DataError, match="no column unique_tokens_U"):
+        check(read, allow_failed=False)

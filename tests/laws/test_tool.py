@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,20 +15,6 @@ from card_scale.laws import formulas as laws
 from tests.laws.datablations import PATH, PUBLISHED
 
 TOOLS = Path(__file__).parents[2] / "tools"
-
-
-@pytest.fixture
-def tool(monkeypatch, capsys):
-    """Run a tool in this process; returns exit code, stdout and stderr."""
-
-    def run(*arguments, name="fit_scaling_law.py"):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            runpy.run_path(str(TOOLS / name), run_name="__main__")
-        captured = capsys.readouterr()
-        return ending.value.code, captured.out, captured.err
-
-    return run
 
 
 def write(path, rows):

@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from card_scale.errors import DataError
-from card_scale.laws.table import check, read_rows
+from card_scale.laws.table import check
+from card_scale.laws.table_reader import read_rows
 from card_scale.studies import measure, results, slurm
 from card_scale.studies.state import StudyDirectory
 from card_scale.training.records import MetricsFile, read_metrics

@@ -9,6 +9,7 @@ import pytest
 
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.laws import columns, table
+from card_scale.laws.table_reader import read_rows
 from card_scale.studies import results
 from card_scale.studies import table_files as tables
 from card_scale.studies.grid import load
@@ -88,7 +89,11 @@ def test_a_finished_run(opened):
     assert {name: row[name] for name in expected} == expected
     assert row["command"].startswith(f"python -m card_scale.train {spec.base} ")
     assert row["objective.name"] == "ar"
-    assert results.losses_by_pass(runs)[1] | {"lines": 2} == results.losses_by_pass(runs)[1]
+    # Two lines of 8 of the 40 samples of a pass.
+    assert [(one["pass"], one["lines"], one["covered"]) for one in results.losses_by_pass(runs)] == [
+        (1, 2, 0.4),
+        (2, 2, 0.4),
+    ]
     curve = results.curves(runs)
     assert [(point["step"], point["epoch"], point["val_loss"]) for point in curve] == [
         (0, 0.0, 6.0),
@@ -104,6 +109,36 @@ def test_a_repeated_sample_is_never_of_the_first_pass(opened):
     study.record(tasks[0], Outcome(None, "", 1))
     (row,) = results.rows(study, runs, tasks)
     assert row["loss_by_pass"] == [4.0, 2.5]
+
+
+def test_a_pass_without_a_log_line_is_a_hole(opened):
+    """A line every 12 updates of passes of 5: in passes 3, 5, 8 and 10 of twelve."""
+    study, runs, tasks = opened(epochs=[12])
+    write_records(runs[0].config.run.dir, [training(step, repeated=float(step)) for step in (12, 24, 36, 48)])
+    study.record(tasks[0], Outcome(None, "", 1))
+    (row,) = results.rows(study, runs, tasks)
+    assert row["loss_by_pass"] == [None, None, 12.0, None, 24.0, None, None, 36.0, None, 48.0]
+    assert [(one["pass"], one["covered"]) for one in results.losses_by_pass(runs)] == [
+        (3, 0.2),
+        (5, 0.2),
+        (8, 0.2),
+        (10, 0.2),
+    ]
+
+
+def test_lines_are_weighed_by_the_samples_of_the_pass(opened):
+    """40 samples in batches of 16: of the third, 8 end the first pass and 8 begin the second."""
+    study, runs, tasks = opened(overrides={"train.global_batch": 16, "train.micro_batch": 16}, epochs=[2])
+    records = [
+        {"step": 1, "samples": 16, "loss": 1.0, "repetition/loss_first_seen": 6.0},
+        {"step": 3, "samples": 48, "loss": 1.0, "repetition/loss_first_seen": 3.0, "repetition/loss_repeated": 2.0},
+        {"step": 5, "samples": 80, "loss": 1.0, "repetition/loss_repeated": 5.0},
+    ]
+    write_records(runs[0].config.run.dir, records)
+    study.record(tasks[0], Outcome(None, "", 1))
+    (row,) = results.rows(study, runs, tasks)
+    assert row["loss_by_pass"] == pytest.approx([(16 * 6 + 8 * 3) / 24, (8 * 2 + 16 * 5) / 24])
+    assert [one["covered"] for one in results.losses_by_pass(runs)] == [0.6, 0.6]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +183,7 @@ def test_the_fits_read_what_was_written(opened, tmp_path):
         study.record(task, Outcome(0, "done", 1))
     rows = results.rows(study, runs, tasks)
     for path in tables.write(rows, tmp_path / "results"):
-        checked = table.check(table.read_rows(path, {}), allow_failed=False)
+        checked = table.check(read_rows(path, {}), allow_failed=False)
         assert checked.runs.D.tolist() == [row["tokens_D"] for row in rows]
         assert checked.runs.loss.tolist() == [row["val_loss"] for row in rows]
     assert set(columns.REQUIRED) | {columns.TOKENIZER, columns.VALIDATION, columns.BOUND} <= set(rows[0])

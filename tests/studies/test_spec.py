@@ -170,3 +170,20 @@ def test_a_corpus_may_be_stated_before_it_is_built(write_grid, tmp_path):
     assert {spec.samples_per_epoch for spec in found} == {SAMPLES}
     # Where the dataset exists, it counts.
     assert all(spec.corpus.exists for spec in specs(load(write_grid(corpus=stated)), tmp_path))
+
+
+def test_an_id_tells_the_epochs_but_for_runs_that_stand_under_an_earlier_name(write_grid, tmp_path):
+    grid = load(write_grid(arms={"ar": {"objective.name": "ar"}}, epochs=[1, 4]))
+    first, second = specs(grid, tmp_path)
+    assert [spec.id.rpartition("-")[0] for spec in (first, second)] == ["ar-s-1ep", "ar-s-4ep"]
+    earlier = first.id.replace("-1ep", "")
+    (tmp_path / "runs" / earlier).mkdir(parents=True)
+    assert [spec.id for spec in specs(grid, tmp_path)] == [earlier, second.id]
+
+
+def test_no_pass_is_without_a_log_line(write_grid, tmp_path):
+    """A pass is five updates: of lines every 100 updates most passes would have none."""
+    wide = {"train.log_every": 100}
+    assert {spec.config.train.log_every for spec in specs(load(write_grid(overrides=wide)), tmp_path)} == {5}
+    fine = {"train.log_every": 2}
+    assert {spec.config.train.log_every for spec in specs(load(write_grid(overrides=fine)), tmp_path)} == {2}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet
 
 from card_scale.laws import table
+from card_scale.laws.table_reader import read_rows
 from card_scale.studies.grid import load
 from card_scale.studies.runner import LocalRunner, Machine
 from card_scale.studies.spec import specs
@@ -76,7 +77,7 @@ def test_a_study_is_stopped_and_goes_on_and_a_failed_run_is_a_row(write_grid, tm
         assert row["seconds"] > 0
         assert row["commit"]
     # The table is one that the fits take, once the failed run is left out by name.
-    checked = table.check(table.read_rows(study / "results.csv", {}), allow_failed=True, comparison=True)
+    checked = table.check(read_rows(study / "results.csv", {}), allow_failed=True, comparison=True)
     assert sorted(checked.objectives()) == ["ar", "card"]
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from card_scale.errors import ConfigurationError, DataError
-from card_scale.laws import columns, table
+from card_scale.laws import columns, table, table_reader
 from card_scale.laws.best_setting import best_setting
-from card_scale.laws.table import TRUE, Row, Table
+from card_scale.laws.table import TRUE, Table
+from card_scale.laws.table_reader import Row
 
 
 class Setting(NamedTuple):
@@ -187,19 +188,6 @@ _ADVICE = table.Advice(
 )
 
 
-def find(path: Path) -> Path:
-    """Return the result table at ``path``: the file itself, or a directory's ``results.parquet`` or ``results.csv``.
-
-    Raises DataError for a directory without either.
-    """
-    if not path.is_dir():
-        return path
-    for file in (path / "results.parquet", path / "results.csv"):
-        if file.is_file():
-            return file
-    raise DataError(f"{path} has neither results.parquet nor results.csv; tools/study.py table writes them")
-
-
 def read(path: Path) -> Study:
     """Read a study's ``results.csv`` or ``results.parquet``, with ``losses_by_pass.csv`` beside it.
 
@@ -207,7 +195,7 @@ def read(path: Path) -> Study:
     mixed tokenizers or validation sets, bounds beside exact losses in one arm, duplicates, a missing column, no
     finished run, a file that cannot be read.
     """
-    rows = table.read_rows(path, {})
+    rows = table_reader.read_rows(path, {})
     for name in (*_NEEDED, columns.STATUS, columns.BOUND, columns.TOKENIZER, columns.VALIDATION):
         if name not in rows[0].cells:
             raise DataError(f"{path} has no column {name}; tools/study.py table writes it")
@@ -285,7 +273,7 @@ def _check_vocabulary(row: Row) -> None:
 
 
 def _read_csv(path: Path) -> tuple[Mapping[str, str], ...]:
-    return tuple(table.read_csv(path)) if path.is_file() else ()
+    return tuple(table_reader.read_csv(path)) if path.is_file() else ()
 
 
 def _read_passes(path: Path) -> tuple[Mapping[str, str], ...]:

@@ -1,23 +1,27 @@
 """Laws of repetition fitted to each arm of a study, and where the arms' loss-compute curves cross."""
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from card_scale import charts
 from card_scale.errors import DataError
 from card_scale.laws import fit_figures as law_figures
 from card_scale.laws import fit_report as report
 from card_scale.laws.analysis import Analysis, Settings, analyse
 from card_scale.laws.crossover import Crossover, crossover
+from card_scale.laws.fit_report import judge_crossover
 from card_scale.laws.forms import FORMS
 from card_scale.laws.formulas import saturating
 from card_scale.laws.published import PRABHUDESAI_CRITICAL_COMPUTE
 from card_scale.laws.runs import Runs
-from card_scale.laws.verdict import Verdict
-from card_scale.studies.report.figures import Crossing, Figure, Missing, new_axes
+from card_scale.laws.verdict import Verdict, interval_text
+from card_scale.studies.report import compared
+from card_scale.studies.report.figures import Drawing, Figure, Missing, look
 from card_scale.studies.report.finished_runs import Point, Study
+from card_scale.studies.report.readings import Crossing, named
+from card_scale.waiting import Say, silent
 
 
 class Fitted(NamedTuple):
@@ -38,17 +42,18 @@ class Crossed(NamedTuple):
     reason: str
 
 
-def fit_arms(study: Study, form: str, settings: Settings) -> list[Fitted]:
+def fit_arms(study: Study, form: str, settings: Settings, say: Say = silent) -> list[Fitted]:
     """Fit a form to each arm's runs: of each cell, those of the setting with the lowest mean loss.
 
     The practical law takes the logarithm of the vocabulary's size as the loss of a model that knows nothing.
     """
     fitted = []
     for arm in study.arms:
+        say(f"law of {arm}")
         runs = as_runs(study.tuned(arm))
         given = _given(study, form)
         try:
-            fitted.append(Fitted(arm, analyse(FORMS[form], runs, given, settings), ""))
+            fitted.append(Fitted(arm, analyse(FORMS[form], runs, given, settings, say), ""))
         except DataError as error:
             fitted.append(Fitted(arm, None, str(error)))
     return fitted
@@ -68,15 +73,12 @@ def as_runs(points: list[Point]) -> Runs:
 def crossovers(study: Study, base: str, samples: int, seed: int) -> list[Crossed]:
     """Return where every other arm falls below ``base``, on each subset, by the FLOPs that the runs took.
 
-    Each cell stands with its best setting.
+    Each cell stands with its best setting, on the seeds that the panels compare.
     """
     found = []
     for challenger in (arm for arm in study.arms if arm != base):
         for unique in sorted({run.unique for run in study.runs if run.whole_epochs}):
-            first, second = (
-                as_runs([point for point in study.tuned(arm) if point.first.unique == unique])
-                for arm in (base, challenger)
-            )
+            first, second = (as_runs(compared.on_subset(study, arm, unique)) for arm in (base, challenger))
             try:
                 found.append(Crossed(base, challenger, unique, crossover(first, second, samples, seed), ""))
             except DataError as error:
@@ -85,13 +87,15 @@ def crossovers(study: Study, base: str, samples: int, seed: int) -> list[Crossed
 
 
 def crossings(crossed: list[Crossed]) -> list[Crossing]:
-    """Return the crossovers that lie inside the runs, for the figure of losses over FLOPs."""
+    """Return the crossovers that the runs identify, for the figure of losses over FLOPs."""
     return [
-        Crossing(one.challenger, one.unique, one.found.compute) for one in crossed if one.found and one.found.inside
+        Crossing(one.challenger, one.unique, one.found.compute, one.found.low, one.found.high)
+        for one in crossed
+        if one.found and one.found.bounded and judge_crossover(one.found).verdict is Verdict.IDENTIFIED
     ]
 
 
-def critical_compute(crossed: list[Crossed]) -> Figure | Missing:
+def critical_compute(study: Study, crossed: list[Crossed]) -> Figure | Missing:
     """Return the figure of crossover compute over unique tokens."""
     title = "Crossover compute over unique tokens"
     by_arm: dict[str, list[Crossover]] = {}
@@ -101,71 +105,76 @@ def critical_compute(crossed: list[Crossed]) -> Figure | Missing:
     if not any(len(found) > 1 for found in by_arm.values()):
         return Missing(title, "no arm crosses the base, with its whole interval inside the runs, on two subsets")
 
-    def draw() -> Any:
-        figure, (axis,) = new_axes(1)
+    def draw(axis: Any) -> None:
         uniques = np.array(sorted({one.unique for found in by_arm.values() for one in found}))
-        for number, (arm, found) in enumerate(by_arm.items(), start=1):
+        for arm, found in by_arm.items():
+            style = look(study, arm)
             for one in found:
-                axis.plot([one.unique] * 2, [one.low, one.high], color=f"C{number}", linewidth=1)
-            points = ([one.unique for one in found], [one.compute for one in found])
-            axis.plot(*points, marker="o", color=f"C{number}", label=arm)
+                axis.plot([one.unique] * 2, [one.low, one.high], color=style["color"], linewidth=1)
+            axis.plot(
+                *zip(*((one.unique, one.compute) for one in found), strict=True), label=named(study, arm), **style
+            )
         published = PRABHUDESAI_CRITICAL_COMPUTE["k"] * uniques ** PRABHUDESAI_CRITICAL_COMPUTE["slope"]
-        axis.plot(uniques, published, color="grey", linestyle="--", label="masked diffusion, arXiv 2507.15857")
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlabel("unique tokens")
-        axis.set_ylabel("FLOPs")
-        axis.legend(fontsize=7)
-        axis.grid(alpha=0.3)
-        return figure
+        label = "masked diffusion, arXiv 2507.15857"
+        axis.plot(uniques, published, color=charts.MUTED, linestyle=":", label=label)
+        axis.set(xscale="log", yscale="log", xlabel="unique tokens", ylabel="FLOPs")
+        charts.value_ticks(axis.xaxis, uniques.tolist(), charts.number_text)
+        charts.log_ticks(axis.yaxis)
+        charts.legend(axis)
 
     caption = "Where each arm falls below the base for good; bars are 95 % intervals."
-    return Figure("critical_compute", title, caption, draw)
+    return Figure("critical_compute", title, caption, (Drawing("all sizes", draw),))
 
 
-def effective_data(fitted: list[Fitted]) -> Figure | Missing:
-    """Return the figure of D' / D over epochs with the interval of R_D."""
+def effective_data(study: Study, fitted: list[Fitted]) -> Figure | Missing:
+    """Return the figure of D' / D over epochs with the interval of R_D, of the arms whose interval has an end."""
     title = "Effective data over epochs"
-    shown = [(one.arm, one.analysis) for one in fitted if one.analysis and "R_D" in one.analysis.fit.free]
-    if not shown:
+    judged = {
+        one.arm: (one.analysis, next(found for found in one.analysis.judgements if found.name == "R_D"))
+        for one in fitted
+        if one.analysis and "R_D" in one.analysis.fit.free
+    }
+    if not judged:
         reasons = "; ".join(f"{one.arm}: {one.reason}" for one in fitted if one.reason)
         return Missing(title, f"no arm's R_D could be fitted. {reasons}")
+    shown = {arm: pair for arm, pair in judged.items() if pair[1].low > 0.0 or math.isfinite(pair[1].high)}
+    if not shown:
+        return Missing(title, f"these runs reject no value of R_D of {', '.join(judged)}")
 
-    def draw() -> Any:
-        figure, (axis,) = new_axes(1)
-        for number, (arm, analysis) in enumerate(shown):
-            judged = next(one for one in analysis.judgements if one.name == "R_D")
+    def draw(axis: Any) -> None:
+        ends = []
+        for arm, (analysis, one) in shown.items():
+            style = look(study, arm)
+            line = {"color": style["color"], "linestyle": style["linestyle"]}
             epochs = np.geomspace(1.0, float((analysis.fit.runs.D / analysis.fit.runs.U).max()), 60)
-            low, high = ((1.0 + saturating(epochs - 1.0, end)) / epochs for end in (judged.low, judged.high))
-            label = f"{arm}: R_D {judged.verdict}, [{judged.low:.3g}, {judged.high:.3g}]"
-            axis.fill_between(epochs, low, high, color=f"C{number}", alpha=0.2, linewidth=0, label=label)
-            if judged.verdict is Verdict.IDENTIFIED:
-                middle = (1.0 + saturating(epochs - 1.0, judged.estimate)) / epochs
-                axis.plot(epochs, middle, color=f"C{number}", linewidth=1)
-        axis.set_xscale("log", base=2)
-        axis.set_xlabel("epochs")
-        axis.set_ylabel("D' / D")
-        axis.set_ylim(0.0, 1.05)
-        axis.legend(fontsize=7)
-        axis.grid(alpha=0.3)
-        return figure
+            low, middle, high = (
+                (1.0 + saturating(epochs - 1.0, value)) / epochs for value in (one.low, one.estimate, one.high)
+            )
+            axis.fill_between(epochs, low, high, color=style["color"], alpha=0.1, linewidth=0)
+            for edge in (low, high):
+                axis.plot(epochs, edge, linewidth=0.8, **line)
+            if one.verdict is Verdict.IDENTIFIED:
+                axis.plot(epochs, middle, linewidth=1.8, **line)
+            ends.append(charts.End(float(epochs[-1]), float(low[-1]), named(study, arm), style["color"]))
+        every = {float(end) for analysis, _ in shown.values() for end in (analysis.fit.runs.D / analysis.fit.runs.U)}
+        charts.value_ticks(axis.xaxis, [end for end in every if end >= 1.0], "{:.3g}".format)
+        axis.set(xlabel="epochs", ylabel="D' / D", ylim=(0.0, 1.05))
+        charts.name_ends(axis, ends)
 
     caption = (
-        "What a processed token is worth, by the law fitted to each arm. Bands span the interval of R_D; a line stands "
-        "where the runs identify it. A band that fills the panel says nothing."
+        "What a processed token is worth, by the law fitted to each arm. Bands span the interval of R_D; a strong line "
+        "stands where the runs identify it. Arms of which no value is rejected are not drawn."
     )
-    return Figure("effective_data", title, caption, draw)
+    reading = tuple(
+        f"{named(study, arm)}: R_D {one.verdict}, {interval_text(one.low, one.high)}."
+        for arm, (_, one) in judged.items()
+    )
+    return Figure("effective_data", title, caption, (Drawing("all sizes and subsets", draw, reading),))
 
 
-def draw_fits(fitted: list[Fitted], directory: Path) -> list[tuple[str, Path]]:
-    """Draw each arm's profiles and predicted against measured losses; returns (title, file)."""
-    drawn = []
-    for one in fitted:
-        if one.analysis is not None:
-            path = directory / f"law_{one.arm}.png"
-            law_figures.draw(one.analysis, path)
-            drawn.append((f"{one.arm}: profile likelihood, predicted against measured loss", path))
-    return drawn
+def draw_fits(fitted: list[Fitted]) -> list[tuple[str, Any]]:
+    """Draw each arm's profiles and predicted against measured losses; returns (arm, matplotlib figure)."""
+    return [(one.arm, law_figures.figure(one.analysis)) for one in fitted if one.analysis is not None]
 
 
 def fit_text(one: Fitted) -> str:

@@ -11,7 +11,7 @@ def write_scalars(study: Study, directory: Path) -> None:
     """Write the curves of the figures.
 
     Tags: ``repetition/validation_loss``, ``repetition/gap`` and ``repetition/flops`` over whole epochs,
-    ``repetition/loss_by_pass`` over the passes of the longest run. Points are those of the figures' lines: the best
+    ``repetition/loss_by_pass`` over the passes of the longest run. Points are those of the whole ladder: the best
     setting of a cell, mean over the seeds that all points of the curve share.
     """
     for size, unique in study.panels():

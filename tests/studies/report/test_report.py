@@ -11,12 +11,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.laws.analysis import Settings
+from card_scale.laws.table_reader import find
 from card_scale.studies.report import finished_runs as runs
 from card_scale.studies.report import fitted_laws as laws
 from card_scale.studies.report import page
-from card_scale.studies.report.figures import Figure, Missing, _sweeps, envelope, figures
+from card_scale.studies.report.caveats import caveats
+from card_scale.studies.report.figures import Figure, Missing, envelope, figures
 from card_scale.studies.report.scalars import write_scalars
+from card_scale.studies.report.swept_figures import isoloss, loss_over_weight_decay, sweeps
 from tests.studies.report.conftest import UNIQUE, bound, row
+
+NOTHING = Missing("Nothing", "it is not asked for")
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -59,9 +64,9 @@ def test_other_arms_than_the_first_can_be_compared_with(write_table, rows):
     for name in ("mdlm", "carp"):
         with pytest.raises(ConfigurationError, match=f"no arm '{name}' with an exact likelihood.* ar, card$"):
             study.exact_arms([name])
-    text = page.page("T", study, [], [], [], ["ar", "card"], "x")
+    text = page.page("T", study, [NOTHING], [], page.Compared(["ar", "card"], []), "x")
     assert text.index("Against ar, seed by seed") < text.index("Against card, seed by seed")
-    assert "<td>ar</td><td>s</td><td>1,000</td><td>1</td><td>-0.2000</td>" in text  # 5.0 - 5.2
+    assert "<th scope=row>ar</th><td>s</td><td>1,000</td><td>1</td><td>-0.2000</td>" in text  # 5.0 - 5.2
 
 
 def test_weight_decay_curves_keep_subsets_and_learning_rates_apart(write_table):
@@ -71,7 +76,7 @@ def test_weight_decay_curves_keep_subsets_and_learning_rates_apart(write_table):
         for lr in (1e-3, 2e-3)
         for size in ("s", "medium")
     ]
-    found = _sweeps(runs.read(write_table(sweep)), "s", UNIQUE)
+    found = sweeps(runs.read(write_table(sweep)), "s", UNIQUE)
     assert {key: [p.first.setting.weight_decay for p in points] for key, points in found.items()} == {
         ("ar", 4.0, 1e-3, 0.0): [0.1, 0.4],
         ("ar", 4.0, 2e-3, 0.0): [0.1, 0.4],
@@ -95,8 +100,8 @@ def test_curves_and_differences_stay_with_their_seeds(write_table):
     assert (found.seeds, found.mean) == (2, pytest.approx(0.375))
     assert found.deviation == pytest.approx(0.25 / math.sqrt(2))
     assert runs.difference(card, first) == (1, -0.5, None)
-    text = page.page("T", study, [], [], [], ["ar"], "x")
-    assert "<td>card</td><td>s</td><td>1,000</td><td>4</td><td>+0.3750</td>" in text
+    text = page.page("T", study, [NOTHING], [], page.Compared(["ar"], []), "x")
+    assert "<th scope=row>card</th><td>s</td><td>1,000</td><td>4</td><td>+0.3750</td>" in text
 
 
 def test_arms_with_exact_likelihoods_come_first(write_table, rows):
@@ -152,13 +157,13 @@ def test_a_directory_stands_for_the_table_in_it(write_table, rows, tmp_path):
     with pytest.raises(
         DataError, match=r"neither results\.parquet nor results\.csv; tools/study\.py table writes them"
     ):
-        runs.find(tmp_path)
+        find(tmp_path)
     parquet = write_table(rows)
-    assert runs.find(tmp_path) == parquet
+    assert find(tmp_path) == parquet
     parquet.unlink()
-    assert runs.find(tmp_path) == tmp_path / "results.csv"
-    assert len(runs.read(runs.find(tmp_path)).runs) == len(rows) - 1
-    assert runs.find(tmp_path / "none.csv") == tmp_path / "none.csv"
+    assert find(tmp_path) == tmp_path / "results.csv"
+    assert len(runs.read(find(tmp_path)).runs) == len(rows) - 1
+    assert find(tmp_path / "none.csv") == tmp_path / "none.csv"
 
 
 @pytest.mark.parametrize(
@@ -188,14 +193,12 @@ def test_duplicates_missing_columns_and_nothing_done_are_refused(write_table, ro
 
 
 def test_figures_that_the_data_do_not_allow_say_why(write_table, rows):
-    found = {one.title: one for one in figures(runs.read(write_table(rows)), [])}
-    assert {title for title, one in found.items() if isinstance(one, Missing)} == {
-        "Loss over epochs and parameters",
-        "Downstream accuracy over epochs",
-    }
-    assert "the study has 1" in found["Loss over epochs and parameters"].reason
+    study = runs.read(write_table(rows))
+    assert all(isinstance(one, Figure) for one in (*figures(study, []), loss_over_weight_decay(study)))
+    assert "the study has 1" in isoloss(study).reason
     single = [row("ar", 4, 4.0) | {"gap": None}]
-    shown = figures(runs.read(write_table(single)), [])
+    alone = runs.read(write_table(single))
+    shown = [*figures(alone, []), loss_over_weight_decay(alone)]
     reasons = {one.title: one.reason for one in shown if isinstance(one, Missing)}
     assert "two numbers of epochs" in reasons["Validation loss over epochs"]
     assert "data.train_samples" in reasons["Gap between validation and training samples over epochs"]
@@ -209,8 +212,8 @@ def test_three_sizes_make_contours(write_table):
         for number in range(3)
         for epochs in (1, 2, 4)
     ]
-    drawn = {one.name for one in figures(runs.read(write_table(grid)), []) if isinstance(one, Figure)}
-    assert "isoloss" in drawn
+    drawn = isoloss(runs.read(write_table(grid)))
+    assert [drawing.title for drawing in drawn.drawings] == ["ar, U = 1,000"]
 
 
 def test_the_envelope_by_hand(write_table, rows):
@@ -233,16 +236,21 @@ def test_crossovers_count_what_was_really_spent(write_table):
     assert plain.found.compute == pytest.approx(4e6 * 4 ** (0.5 / 0.9))
     # At 16e6 FLOPs 4.0, half way from 4.5 at 8e6 to 3.5 at 32e6, against 3.9: leads of 0.1 and -0.4.
     assert dear.found.compute == pytest.approx(16e6 * 2**0.2)
-    assert laws.crossings([plain]) == [("card", UNIQUE, plain.found.compute)]
-    assert isinstance(laws.critical_compute([plain]), Missing)
+    assert laws.crossings([plain]) == []  # four runs give it no interval within them
+    study = runs.read(write_table(same))
+    assert isinstance(laws.critical_compute(study, [plain]), Missing)
     other = plain._replace(unique=5 * UNIQUE, found=plain.found._replace(unique=5 * UNIQUE))
     assert not plain.found.bounded  # by four runs
-    assert isinstance(laws.critical_compute([plain, other]), Missing)
+    assert isinstance(laws.critical_compute(study, [plain, other]), Missing)
     certain = [
         one._replace(found=one.found._replace(low=one.found.compute / 2, high=2 * one.found.compute))
         for one in (plain, other)
     ]
-    assert laws.critical_compute(certain).draw().axes
+    assert isinstance(laws.critical_compute(study, certain), Figure)
+    at = plain.found.compute
+    assert laws.crossings([certain[0]]) == [("card", UNIQUE, at, at / 2, 2 * at)]
+    wide = certain[0]._replace(found=certain[0].found._replace(low=at / 20))
+    assert laws.crossings([wide]) == []  # known to a factor of 40: not identified, so no line
     (few,) = laws.crossovers(runs.read(write_table([same[0], same[4]])), "ar", samples=20, seed=0)
     assert few.found is None
     assert "a curve needs 3" in few.reason
@@ -250,31 +258,31 @@ def test_crossovers_count_what_was_really_spent(write_table):
 
 def test_what_must_be_said_is_said(write_table, rows):
     study = runs.read(write_table(rows))
-    said = " ".join(page.caveats(study, laws.fit_arms(study, "data-constrained", Settings(starts=4, bootstrap=5))))
+    said = " ".join(caveats(study, laws.fit_arms(study, "data-constrained", Settings(starts=4, bootstrap=5))))
     assert "mdlm are estimated upper bounds" in said
     assert "8 of 9 cells have one seed" not in said
     assert "one seed" in said
     assert "one of lowest validation loss is shown" in said
-    assert "1 runs are not done" in said
+    assert "1 run is not done" in said
     assert "The held-out documents were not compared with the training documents" in said
 
 
 @pytest.mark.parametrize("flags, said", [((True, True), False), ((True, False), True), ((None, True), True)])
 def test_what_was_never_decontaminated_is_said(write_table, flags, said):
     rows = [row("ar", epochs, 3.0, decontaminated=flag) for epochs, flag in zip((1, 4), flags, strict=True)]
-    found = " ".join(page.caveats(runs.read(write_table(rows)), []))
+    found = " ".join(caveats(runs.read(write_table(rows)), []))
     assert ("not compared with the training documents" in found) == said
 
 
 def test_the_page_ranks_bounds_apart_and_lists_failures(write_table, rows):
     study = runs.read(write_table(rows))
-    text = page.page("T<1>", study, [Missing("None", "why & how")], [], [], ["ar"], "x.parquet")
-    exact, bounds = text.index("exact likelihood</h3>"), text.index("upper bounds</h3>")
+    text = page.page("T<1>", study, [Missing("None", "why & how")], [], page.Compared(["ar"], []), "x.parquet")
+    exact, bounds = text.index(", exact likelihood</h3>"), text.index(", upper bounds</h3>")
     assert exact < bounds
     # The bound is the lowest number of all and does not stand among the exact ones.
     assert "mdlm" not in text[exact:bounds]
-    assert re.search(r"<td>mdlm</td><td>3\.6000 ± 0\.020</td>", text)
-    assert text.index("<td>card</td>", exact) < text.index("<td>ar</td>", exact)
+    assert re.search(r"<th scope=row>mdlm \(upper bound\)</th><td>≤ 3\.6000 ± 0\.020</td>", text)
+    assert text.index("row>card</th>", exact) < text.index("row>ar</th>", exact)
     assert "the loss is &lt;nan&gt;" in text
     assert "T&lt;1&gt;" in text
     assert "why &amp; how" in text
@@ -309,7 +317,6 @@ def test_the_tool_writes_a_page_with_every_figure_inside(write_table, tmp_path):
     text = (report / "index.html").read_text()
     pictures = sorted(file.stem for file in (report / "figures").iterdir())
     assert pictures == [
-        "effective_data",
         "gap_over_epochs",
         "isoloss",
         "law_ar",
@@ -317,8 +324,13 @@ def test_the_tool_writes_a_page_with_every_figure_inside(write_table, tmp_path):
         "loss_over_epochs",
         "loss_over_flops",
     ]
-    assert text.count("data:image/png;base64,") == len(pictures)
-    assert 'src="http' not in text
+    # One drawing for each of the four sizes where a figure has panels, one for others.
+    assert text.count("<svg") == text.count("</svg>") == 4 * 3 + 1 + 1 + 1
+    for outside in ('src="', "url(http", "<link", "@import", 'href="http'):
+        assert outside not in text
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]*)"', text)) | set(re.findall(r"url\(#([^)]*)\)", text)) <= set(ids)
     assert "Extrapolation: the 1 runs of the most compute" in text
     assert "R_D" in text
     # Three runs cannot carry seven constants.
