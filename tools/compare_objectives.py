@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from card_scale import config as configs
+from card_scale.argument_types import positive
 from card_scale.cli import run_tool
 from card_scale.errors import ConfigurationError, ExitCode, StopRequested
 from card_scale.objectives import registry
@@ -50,6 +52,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--of", action="append", default=[], metavar="ARM:KEY=VALUE", help="override for one arm")
     parser.add_argument("--seeds", nargs="+", type=int, help="values of run.seed (default: the configuration's)")
+    parser.add_argument(
+        "--ranks", type=positive, metavar="N", help="processes of a run (default: the fewest that hold the layout)"
+    )
     parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--output", type=Path, required=True, help="stem of the results: .json and .png are added")
     parser.add_argument("--title", default="", help="title of the figure")
@@ -73,9 +78,14 @@ def main() -> None:
         for seed in options.seeds or [None]
         for one in options.arms
     ]
+    parallel = configs.load(options.config, options.overrides).parallel
+    ranks = options.ranks or parallel.tensor * parallel.pipeline
+    program = [sys.executable, "-m", "card_scale.train"]
+    if ranks > 1:
+        program = ["launchers/torchrun_one_node.sh", "--nproc", str(ranks)]
     for one, directory, seed in runs:
-        command = [sys.executable, "-m", "card_scale.train", options.config, f"objective.name={one.objective}"]
-        command += [f"run.dir={directory}", *([] if seed is None else [f"run.seed={seed}"])]
+        command = [*program, options.config, f"objective.name={one.objective}", f"run.dir={directory}"]
+        command += [] if seed is None else [f"run.seed={seed}"]
         train([*command, *options.overrides, *own[one.name]])
 
     from card_scale.benchmark import comparison
@@ -110,7 +120,7 @@ def main() -> None:
 
 def train(command: list[str]) -> None:
     """Run one arm. Raises StopRequested if it was stopped, SystemExit with its exit code if it failed."""
-    print(" ".join(["python", *command[1:]]), flush=True)
+    print(" ".join("python" if part == sys.executable else part for part in command), flush=True)
     process = subprocess.Popen(command)
     code = None
     while code is None:

@@ -239,7 +239,7 @@ class _Reader:
                 self.refuse(f"{name} sets {key}, which {reserved[key]} decides")
             try:
                 json.dumps(overrides[key])  # as which it goes to the run
-            except TypeError:  # a date, a set, ...
+            except TypeError:  # a set
                 self.refuse(
                     f"{name}.{key} is {overrides[key]!r}; a key takes text, a number, true, false, null or a list"
                 )

@@ -35,8 +35,9 @@ def start(command: list[str], output: Path) -> subprocess.Popen:
 
 
 def losses(run: Path) -> list[dict]:
-    """Return a run's records without what depends on the clock."""
-    timed = ("step_seconds", "tokens_per_second", "data/wait_ms")
+    """Return a run's records without what depends on the clock, or on when the line before was written: a trunk writes
+    one at its end."""
+    timed = ("step_seconds", "tokens_per_second", "data/wait_ms", "loss_interval")
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
