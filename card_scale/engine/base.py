@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from card_scale.config import Config
 from card_scale.engine import gradients
 from card_scale.engine.optimizer import AdamW
+from card_scale.engine.selection import engine_kind
 from card_scale.engine.state_keys import WEIGHT
 from card_scale.model.gpt import GPT
 from card_scale.model.weights import LogicalWeight
@@ -54,10 +55,14 @@ class ShardingEngine(abc.ABC):
     def take(self, parameters: Iterable[nn.Parameter], places: Iterable[LogicalWeight]) -> None:
         """Hold parameters, whose places in the whole model stand in the same order, and make their optimizer."""
         self._weights = list(zip(parameters, places, strict=True))
-        self.optimizer = AdamW(
-            parameter_groups(self._weights, self.config.optimizer.weight_decay), self.config.optimizer
-        )
         two_copies = self.config.model.tie_embeddings and self.config.parallel.pipeline > 1
+        # Offloaded copies, cut at other places, would drift apart in the one kernel, which is a CPU's there.
+        offloads = "optimizer" in engine_kind(self.config).offloaded(self.config)
+        self.optimizer = AdamW(
+            parameter_groups(self._weights, self.config.optimizer.weight_decay),
+            self.config.optimizer,
+            may_be_fused=not (two_copies and offloads),
+        )
         self.tied = gradients.tied_embeddings(self._weights) if two_copies else []
         """Copies of an embedding that another stage holds too: their gradients must be summed over both."""
 

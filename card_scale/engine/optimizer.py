@@ -20,8 +20,9 @@ class AdamW(torch.optim.AdamW):
     As a state next to ``exp_avg`` it is sharded, saved and resharded by whatever handles the moments.
     """
 
-    def __init__(self, groups: list[dict], config: OptimizerConfig):
-        super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused() or None)
+    def __init__(self, groups: list[dict], config: OptimizerConfig, *, may_be_fused: bool = True):
+        one_kernel = (may_be_fused and fused()) or None
+        super().__init__(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=one_kernel)
         self.ema_decay = config.ema
         self.refusal: Callable[[], Tensor] | None = None
         """Asked before every update: 1 (float32 scalar, on the weights' device) where nothing is to change."""
