@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train, or find the model there."""
     arguments = parse()
+    from card_scale.corpus.input_files import describe_passed_over
     from card_scale.corpus.sources import InputSettings
     from card_scale.corpus.tokenizer_training import TokenizerSettings, make_tokenizer
 
@@ -50,9 +51,13 @@ def main() -> None:
         sample_bytes=arguments.sample_bytes,
     )
     begin = time.perf_counter()
-    tokenizer, trained = make_tokenizer(settings, arguments.output, progress=True)
-    how = f"trained in {time.perf_counter() - begin:.1f} s" if trained else "already there, made from the same input"
-    print(f"{arguments.output}: {tokenizer.vocabulary_size} pieces, {how}")
+    made = make_tokenizer(settings, arguments.output, progress=True)
+    how = (
+        f"trained in {time.perf_counter() - begin:.1f} s" if made.is_new else "already there, made from the same input"
+    )
+    print(f"{arguments.output}: {made.tokenizer.vocabulary_size} pieces, {how}")
+    if words := describe_passed_over(made.passed_over):
+        print(words)
 
 
 if __name__ == "__main__":

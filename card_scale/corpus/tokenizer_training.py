@@ -6,9 +6,10 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import sentencepiece
 
@@ -186,14 +187,21 @@ def sample_corpus(settings: TokenizerSettings, scan: sources.Scan, progress: Tra
                     yield chunk
 
 
-def make_tokenizer(settings: TokenizerSettings, output: Path, progress: bool = False) -> tuple[Tokenizer, bool]:
+class MadeTokenizer(NamedTuple):
+    """A tokenizer in its file."""
+
+    tokenizer: Tokenizer
+    is_new: bool
+    """Whether it was trained now."""
+    passed_over: Mapping[str, int]
+    """How many of each kind of thing in the inputs were not read."""
+
+
+def make_tokenizer(settings: TokenizerSettings, output: Path, progress: bool = False) -> MadeTokenizer:
     """Train a tokenizer into ``output`` unless it is there already, made from the same inputs with the same settings.
 
     ``OUTPUT.json`` beside it records the settings. Both files appear atomically. With ``progress`` a line on
     stderr says every few seconds how far it is.
-
-    Returns:
-        The tokenizer, and whether it was trained now.
 
     Raises:
         DataError: no input, unreadable text, or an existing output that was made otherwise, naming what differs.
@@ -206,7 +214,7 @@ def make_tokenizer(settings: TokenizerSettings, output: Path, progress: bool = F
     record = json.loads(json.dumps({"settings": content, "sources": scan.summaries()}))
     if output.exists():
         _check_same(output, record_path, record)
-        return Tokenizer.load(output), False
+        return MadeTokenizer(Tokenizer.load(output), False, scan.passed_over)
     output.parent.mkdir(parents=True, exist_ok=True)
     told = TrainingProgress(scan.bytes)
     with told.telling(sys.stderr if progress else None):
@@ -217,7 +225,7 @@ def make_tokenizer(settings: TokenizerSettings, output: Path, progress: bool = F
             raise DataError(f"{', '.join(settings.inputs.inputs)}: {error}") from error
     write_atomically(record_path, json.dumps(record | {"sha256": hashlib.sha256(model).hexdigest()}, indent=1).encode())
     write_atomically(output, model)
-    return Tokenizer.load(output), True
+    return MadeTokenizer(Tokenizer.load(output), True, scan.passed_over)
 
 
 def _check_same(output: Path, record_path: Path, record: dict) -> None:

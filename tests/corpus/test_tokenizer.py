@@ -226,10 +226,10 @@ class TestMakeTokenizer:
 
     def test_the_same_again_does_nothing(self, settings, tmp_path):
         path = tmp_path / "below" / "t.model"
-        first, trained = make_tokenizer(settings, path)
+        first, trained, _ = make_tokenizer(settings, path)
         assert trained
         written = path.stat().st_mtime_ns
-        again, trained = make_tokenizer(settings, path)
+        again, trained, _ = make_tokenizer(settings, path)
         assert not trained
         assert (again.sha256, path.stat().st_mtime_ns) == (first.sha256, written)
 
@@ -245,7 +245,7 @@ class TestMakeTokenizer:
             make_tokenizer(settings, tmp_path / "t.model")
 
     def test_a_sample_is_enough(self, corpus, tmp_path):
-        tokenizer, _ = make_tokenizer(
+        made = make_tokenizer(
             TokenizerSettings(InputSettings((str(corpus),)), 330, "bpe", 20_000), tmp_path / "t.model"
         )
-        assert tokenizer.vocabulary_size == 330
+        assert made.tokenizer.vocabulary_size == 330

@@ -80,7 +80,10 @@ def test_a_build_ends_with_a_summary_of_what_is_in_it_and_what_is_not(built, tmp
                 "--split-documents", 100, "--validation-fraction", 0.3)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "left out 0 empty, 0 null, 0 not UTF-8" in done.stdout
-    assert done.stdout.endswith("passed over: 1 hidden or backup directories (.git), 1 .md files, 1 .png files\n")
+    words = "passed over: 1 hidden or backup directories (.git), 1 .md files, 1 .png files\n"
+    assert done.stdout.endswith(words)
+    trained = tool("tokenizer", tmp_path / "in", "--output", tmp_path / "t.model", "--vocabulary-size", 290)
+    assert trained.stdout.endswith(words), trained.stderr
     assert re.search("warning: validation holds only .* documents with .* tokens, .* standard error", done.stderr)
 
 
