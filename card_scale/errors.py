@@ -39,6 +39,10 @@ class ConfigurationError(CardScaleError):
     exit_code = ExitCode.CONFIGURATION
 
 
+class OutOfMemory(ConfigurationError):
+    """A configuration that the device's memory does not hold."""
+
+
 class ForeignRunError(ConfigurationError):
     """A run directory that belongs to another run: nothing in it is this command's to write."""
 

@@ -56,7 +56,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     from card_scale.distributed import process_groups
     from card_scale.distributed.launched_as import is_restart, job_of, rank_variables
     from card_scale.engine.build import build_engine
-    from card_scale.training import preflight, run_data
+    from card_scale.training import memory_fit, preflight, run_data
     from card_scale.training.agreement import agree_on_lock, all_peers, begin_anew
     from card_scale.training.damaged_samples import DamagedSamples
     from card_scale.training.evaluator import RunEvaluator
@@ -98,8 +98,13 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
             lambda reason: end_hanging(config, reason),
         )
     )
+
+    def explained() -> contextlib.AbstractContextManager[None]:
+        return memory_fit.explained(config, dims.world_size, data.vocabulary.padded, lambda: watchdog.place)
+
     faults.reach("start")
-    engine = build_engine(config, dims, data.vocabulary, config.objective.attention)
+    with explained():
+        engine = build_engine(config, dims, data.vocabulary, config.objective.attention)
     engine.on_pass = watchdog.beat
     evaluate = RunEvaluator(
         engine, config, run_data.open_validation(config, data), run_data.open_train_samples(config, data)
@@ -125,7 +130,8 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
         rollbacks = 0
         while True:
             try:
-                return go_on(job, start)
+                with explained():
+                    return go_on(job, start)
             except RollBack as bad:
                 rollbacks += 1
                 if rollbacks > config.guard.rollbacks:

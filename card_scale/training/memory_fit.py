@@ -1,8 +1,10 @@
-"""Whether a training step fits into a rank's memory, by the estimate, and which settings would take less."""
+"""Whether a training step fits into a rank's memory, by the estimate, and which settings would take less: before a run,
+and where one has run out of it."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import psutil
@@ -12,7 +14,7 @@ from card_scale.config import Config
 from card_scale.cost.memory import MemoryByCause, step_memory
 from card_scale.distributed import parallel_dims
 from card_scale.engine.selection import engine_kind
-from card_scale.errors import ConfigurationError
+from card_scale.errors import ConfigurationError, OutOfMemory
 
 TIGHT = 0.9
 """Share of a memory above which the estimate, which leaves libraries and fragments out, promises nothing."""
@@ -70,8 +72,33 @@ def verdict(config: Config, ranks: int, vocabulary_rows: int, memory: Memory) ->
     if bytes_ <= TIGHT * memory.bytes:
         return [f"fits: {words}"]
     begin = "does not fit" if bytes_ > memory.bytes else "hardly fits"
+    helps = [f"  {words}" for words in _what_helps(config, ranks, vocabulary_rows, memory)]
+    return [f"{begin}: {words}", *helps]
+
+
+@contextlib.contextmanager
+def explained(config: Config, ranks: int, vocabulary_rows: int, place: Callable[[], tuple[str, int]]) -> Iterator[None]:
+    """Context manager that turns a device's want of memory into OutOfMemory, which says where and what helps most.
+
+    ``place`` returns the phase, one of the watchdog's, and the update that it is of.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        phase, step = place()
+        memory = memory_of_a_rank(ranks, None)
+        estimate = _gib(needed_bytes(config, ranks, vocabulary_rows, memory))
+        helps = ", ".join(_what_helps(config, ranks, vocabulary_rows, memory))
+        raise OutOfMemory(
+            f"out of memory ({phase}, step {step}): a rank has {_gib(memory.bytes)}, a step takes about {estimate} by "
+            f"the estimate; {helps or 'no setting takes less: take a smaller model'}. {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _what_helps(config: Config, ranks: int, vocabulary_rows: int, memory: Memory) -> list[str]:
+    """Say what a rank would need with each of the three settings that help most."""
     changes = sorted(smaller(config, ranks, vocabulary_rows, memory), key=lambda change: change.bytes)[:3]
-    return [f"{begin}: {words}", *(f"  about {_gib(change.bytes)} with {change.setting}" for change in changes)]
+    return [f"about {_gib(change.bytes)} with {change.setting}" for change in changes]
 
 
 def smaller(config: Config, ranks: int, vocabulary_rows: int, memory: Memory) -> Iterator[Change]:

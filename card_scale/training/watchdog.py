@@ -80,7 +80,7 @@ class Watchdog:
     ):
         self.directory, self.rank, self.peers, self.end, self.clock = directory, rank, peers, end, clock
         self.limits = limits.seconds(timeout_seconds)
-        self._place = ("start", 0)
+        self.place = ("start", 0)
         self._beats, self._last = 0, clock()
         self._watched = threading.get_ident()
         self._ended = threading.Event()
@@ -102,7 +102,7 @@ class Watchdog:
 
     def enter(self, phase: str, step: int) -> None:
         """Say what comes now: a phase of the limits, of update ``step``."""
-        self._place = (phase, step)
+        self.place = (phase, step)
         self.beat()
 
     def beat(self) -> None:
@@ -119,7 +119,7 @@ class Watchdog:
             if now - looked > _SUSPENDED_INTERVALS * interval:
                 self._last = now  # the whole process was suspended
             looked = now
-            silent, limit = now - self._last, self.limits[self._place[0]]
+            silent, limit = now - self._last, self.limits[self.place[0]]
             if silent < limit / 2:
                 if told:
                     self._take_back()
@@ -138,7 +138,7 @@ class Watchdog:
 
     def _told(self, silent: float) -> dict[str, Any]:
         """What this rank says of itself."""
-        phase, step = self._place
+        phase, step = self.place
         stack = self._stack(phase)
         waits = phase != "data" and any(_COLLECTIVE.search(frame) for frame in stack[-_INNERMOST:])
         return {

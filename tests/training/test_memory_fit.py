@@ -3,8 +3,11 @@
 import dataclasses
 
 import pytest
+import torch
 
 from card_scale.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from card_scale.errors import ExitCode, OutOfMemory
+from card_scale.training import memory_fit
 from card_scale.training.memory_fit import Memory, needed_bytes, smaller, verdict
 
 ROWS = 50_432
@@ -63,3 +66,23 @@ def test_what_is_offloaded_lies_in_the_host():
     in_host = needed_bytes(config, 2, ROWS, DEVICE._replace(is_host=True))
     parameters = (in_host - on_device) * 2 / 16  # float32 master, moments and gradient, over two ranks
     assert parameters == pytest.approx(2 * ROWS * 2048 + 24 * (4 * 2048**2 + 3 * 2048 * 5504), rel=1e-3)
+
+
+def test_what_runs_out_of_memory_says_where_and_what_helps(monkeypatch):
+    monkeypatch.setattr(memory_fit, "memory_of_a_rank", lambda *_: DEVICE)
+    with (
+        pytest.raises(OutOfMemory) as caught,
+        memory_fit.explained(CONFIG, 2, ROWS, lambda: ("evaluation", 7)),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    assert caught.value.exit_code == ExitCode.CONFIGURATION
+    message = str(caught.value)
+    best = sorted(smaller(CONFIG, 2, ROWS, DEVICE), key=lambda change: change.bytes)[:3]
+    words = ["out of memory (evaluation, step 7)", "80 GiB", "Tried to allocate 2.00 GiB.", *(c.setting for c in best)]
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_other_errors_pass_through():
+    with pytest.raises(RuntimeError, match="another"), memory_fit.explained(CONFIG, 2, ROWS, lambda: ("step", 1)):
+        raise RuntimeError("another")
