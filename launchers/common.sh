@@ -123,6 +123,7 @@ request_stop() {
     ) >/dev/null 2>&1 &
     asker=$!
   elif [[ $1 == INT ]]; then
+    killed=yes
     echo "SIGINT again: killed the training processes; the last checkpoint stays" >&2
     kill_workers "$job"
   fi
@@ -155,7 +156,7 @@ print(record["code"])' "$@"
 # is the code in exit.json, since torchrun itself returns 1 for any worker's code; an exit.json that an earlier run left
 # does not count. On SIGINT, SIGTERM, SIGHUP or SIGUSR1, calls `ASK_TO_STOP PID` with the command's process id.
 run_job() {
-  local directory=$1 ask_to_stop=$2 job asker='' asked='' stopped_before_start='' code=0 before recorded
+  local directory=$1 ask_to_stop=$2 job asker='' asked='' killed='' stopped_before_start='' code=0 before recorded
   shift 2
   if [[ -n $stopped_early ]]; then
     echo "SIGUSR1: stopped before the job began" >&2
@@ -181,6 +182,9 @@ run_job() {
   [[ -z $asker ]] || kill "$asker" 2>/dev/null || true
   if [[ $code == 0 ]]; then
     return 0
+  fi
+  if [[ -n $killed && -d $directory && $(record_identity "$directory") == "$before" ]]; then
+    echo '{"code": 1, "reason": "killed by a second Ctrl-C; the last checkpoint stays"}' >"$directory/exit.json"
   fi
   if [[ -n $stopped_before_start && $(record_identity "$directory") == "$before" ]]; then
     code=75

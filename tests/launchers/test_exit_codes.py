@@ -106,6 +106,10 @@ def test_the_second_ctrl_c_kills(tmp_path, processes):
     processes.until(script, lambda: "asked the training processes" in processes.text(script))
     os.killpg(script.pid, signal.SIGINT)
     assert processes.wait(script) == 1, processes.text(script)
+    assert json.loads((run / "exit.json").read_text()) == {
+        "code": 1,
+        "reason": "killed by a second Ctrl-C; the last checkpoint stays",
+    }
     assert nothing_left(processes)
 
 
