@@ -354,12 +354,13 @@ def finish(config: Config | None, code: ExitCode | int, reason: str) -> int:
     if rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED, ExitCode.CONFIGURATION):
         prefix = "" if code in (ExitCode.DONE, ExitCode.STOPPED) else "error: "
         print(f"{prefix}{reason}", file=sys.stdout if code == ExitCode.DONE else sys.stderr, flush=True)
-    try:
-        if config is not None and (rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED)):
-            RunDirectory(config.run.dir).write_exit(code, reason)
+    with contextlib.suppress(OSError):  # the launcher's directory is gone, or full: it then knows less
         note_for_launcher(os.environ, code, reason)
-    except OSError as error:
-        print(f"warning: exit.json cannot be written: {error}", file=sys.stderr, flush=True)
+    if config is not None and (rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED)):
+        try:
+            RunDirectory(config.run.dir).write_exit(code, reason)
+        except OSError as error:
+            print(f"warning: exit.json cannot be written: {error}", file=sys.stderr, flush=True)
     return int(code)
 
 

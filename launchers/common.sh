@@ -111,7 +111,8 @@ request_stop() {
   # All is noted before the message: whoever reads it may press Ctrl-C again at once, and a trap interrupts a trap.
   if [[ -z $asked ]]; then
     asked=yes
-    [[ -z ${CARD_LAUNCH_NOTES:-} ]] || echo "SIG$1" >"$CARD_LAUNCH_NOTES/stop" # they hear SIGUSR1, whatever it was
+    # They hear SIGUSR1, whatever it was; that the note cannot be written must not keep them from being asked.
+    [[ -z ${CARD_LAUNCH_NOTES:-} ]] || { echo "SIG$1" >"$CARD_LAUNCH_NOTES/stop"; } 2>/dev/null || true
     [[ -n $(children "$job") ]] || stopped_before_start=yes
     echo "SIG$1: asked the training processes to save and stop" >&2
     (
@@ -193,7 +194,8 @@ run_job() {
     [[ $recorded == 0 ]] || code=$recorded
   elif [[ -f ${CARD_LAUNCH_NOTES:-}/exit.json ]]; then
     # The run directory is another run's, or cannot be written: the ranks have left a note.
-    code=$(recorded_code "$CARD_LAUNCH_NOTES/exit.json" "exit code") || code=1
+    recorded=$(recorded_code "$CARD_LAUNCH_NOTES/exit.json" "exit code") || recorded=$code
+    [[ $recorded == 0 ]] || code=$recorded
   fi
   return "$code"
 }

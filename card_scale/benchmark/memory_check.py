@@ -35,7 +35,8 @@ def check_fits(arm: Arm, base: Config, layout: ParallelDims, vocabulary_rows: in
 
 
 def _needed(config: Config, layout: ParallelDims, vocabulary_rows: int) -> float:
-    return step_memory(config, layout, engine_kind(config).zero_stage(config), vocabulary_rows).total
+    stage, on_gpu = engine_kind(config).zero_stage(config), torch.cuda.is_available()
+    return step_memory(config, layout, stage, vocabulary_rows, on_gpu=on_gpu).total
 
 
 def _what_fits(arm: Arm, base: Config, layout: ParallelDims, vocabulary_rows: int, available: int) -> str:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from card_scale.config import Config
 from card_scale.cost.parameters import parameter_counts
 from card_scale.distributed.parallel_dims import ParallelDims
+from card_scale.model.cross_entropy.parts import PART_ELEMENTS
 
 _MASTER_AND_MOMENTS = 12
 """Bytes of a float32 weight and both Adam moments."""
@@ -24,7 +25,7 @@ class MemoryByCause(NamedTuple):
     activations: float
     """Kept by the layers for the backward pass."""
     logits: float
-    """Of a micro-batch, and their gradient."""
+    """Of a micro-batch, and their gradient where it does not take their place."""
     attention_mask: float
 
     @property
@@ -38,7 +39,9 @@ class MemoryByCause(NamedTuple):
         return sum(self)
 
 
-def step_memory(config: Config, dims: ParallelDims, zero_stage: int, vocabulary_rows: int) -> MemoryByCause:
+def step_memory(
+    config: Config, dims: ParallelDims, zero_stage: int, vocabulary_rows: int, *, on_gpu: bool = False
+) -> MemoryByCause:
     """Estimate the memory of a training step.
 
     Model states: per parameter (ZeRO paper, table 1) the compute weight (fp32: the master itself), a float32 gradient,
@@ -50,6 +53,8 @@ def step_memory(config: Config, dims: ParallelDims, zero_stage: int, vocabulary_
 
     The dense attention backend holds its mask [positions, positions], boolean and in the compute type, which is what
     torch makes of it in front of its fused kernels (none of them keeps the scores).
+
+    ``on_gpu``: where it runs, for kernels that are chosen by the device.
     """
     model, train = config.model, config.train
     item = 2 if train.precision == "bf16" else 4
@@ -68,9 +73,17 @@ def step_memory(config: Config, dims: ParallelDims, zero_stage: int, vocabulary_
         gradients=share * 4 / (dims.data if zero_stage >= 2 else 1),
         optimizer=share * optimizer / (dims.data if zero_stage >= 1 else 1),
         activations=kept * item / (dims.tensor if dims.sequence else 1),
-        logits=2 * train.micro_batch * model.length * vocabulary_rows * item / dims.tensor,
+        logits=item * _logits_held(config, train.micro_batch * model.length * vocabulary_rows / dims.tensor, on_gpu),
         attention_mask=(1 + item) * positions**2 if model.attention_backend == "dense" else 0.0,
     )
+
+
+def _logits_held(config: Config, elements: float, on_gpu: bool) -> float:
+    """Return how many numbers the head holds for so many logits: themselves and their gradient, which the fused kernel
+    writes over them; of a part of the positions alone where the loss is computed in parts."""
+    backend = config.model.loss_backend
+    held = elements if backend == "fused" or (on_gpu and backend != "torch") else 2 * elements
+    return min(held, 2 * PART_ELEMENTS) if backend == "chunked" else held
 
 
 def checkpoint_bytes(config: Config, vocabulary_rows: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from card_scale import config as configs
 from card_scale.argument_types import positive, positive_number
-from card_scale.errors import CommandLineError
+from card_scale.errors import CommandLineError, ConfigurationError
 
 
 class _Help(argparse.Action):
@@ -83,4 +83,6 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
         configs.parse_overrides(overrides, [name.replace("_", "-") for name in vars(options)])
     except CommandLineError as error:
         parser.error(str(error))
+    except ConfigurationError:
+        pass  # a value that is no YAML, which reading the configuration refuses
     return options, overrides

@@ -56,39 +56,38 @@ def dry_run(config: Config, assumed: Assumptions) -> list[str]:
         directory.check_same_run(config)
     directory.check_usable()
     RunLock(directory.path).check_free()
+    memory = memory_fit.memory_of_a_rank(dims.world_size, assumed.device_gib)
     if assumed.vocabulary_size is not None:
         vocabulary = Vocabulary(assumed.vocabulary_size, mask_id=0)
         vocabulary.check_divisible(config.parallel.tensor)
-        return _without_data(config, dims, vocabulary, assumed)
+        return _without_data(config, dims, vocabulary, memory, assumed)
     data = run_data.open_data(config)
     begin = _begin(config, directory, data, from_scratch=assumed.from_scratch)
     count = steps.total_steps(config, data.train.sample_count)
     return [
-        *memory_fit.verdict(config, dims.world_size, data.vocabulary.padded, _memory(dims, assumed)),
+        *memory_fit.verdict(config, dims.world_size, data.vocabulary.padded, memory),
         _duration(config, count, assumed),
         _epochs(config, count, data),
         *steps.warnings(config, count, data.train.sample_count),
         begin,
-        *_layout(config, dims, data.vocabulary),
+        *_layout(config, dims, data.vocabulary, memory),
         data.describe_validation(config.data.validation_samples),
         data.describe_held_out(),
         _work(config, count, data.vocabulary),
     ]
 
 
-def _without_data(config: Config, dims: ParallelDims, vocabulary: Vocabulary, assumed: Assumptions) -> list[str]:
-    lines = memory_fit.verdict(config, dims.world_size, vocabulary.padded, _memory(dims, assumed))
+def _without_data(
+    config: Config, dims: ParallelDims, vocabulary: Vocabulary, memory: memory_fit.Memory, assumed: Assumptions
+) -> list[str]:
+    lines = memory_fit.verdict(config, dims.world_size, vocabulary.padded, memory)
     count = config.train.steps
     if count is not None:
         lines += [_duration(config, count, assumed), *steps.warnings(config, count)]
-    lines += [*_layout(config, dims, vocabulary)]
+    lines += _layout(config, dims, vocabulary, memory)
     if count is not None:
         lines += [_work(config, count, vocabulary)]
     return [*lines, "data: not looked at (--vocabulary-size)"]
-
-
-def _memory(dims: ParallelDims, assumed: Assumptions) -> memory_fit.Memory:
-    return memory_fit.memory_of_a_rank(dims.world_size, assumed.device_gib)
 
 
 def _begin(config: Config, directory: RunDirectory, data: RunData, *, from_scratch: bool) -> str:
@@ -118,9 +117,9 @@ def _epochs(config: Config, count: int, data: RunData) -> str:
     return f"epochs: {epochs:.2f} of {held.token_count:,} training tokens in {held.sample_count:,} samples"
 
 
-def _layout(config: Config, dims: ParallelDims, vocabulary: Vocabulary) -> list[str]:
+def _layout(config: Config, dims: ParallelDims, vocabulary: Vocabulary, memory: memory_fit.Memory) -> list[str]:
     counts = parameter_counts(config.model, vocabulary.padded)
-    causes = memory_fit.needed(config, dims.world_size, vocabulary.padded)
+    causes = memory_fit.needed(config, dims.world_size, vocabulary.padded, memory)
     by_cause = ", ".join(f"{name.replace('_', ' ')} {size / 2**30:.3g}" for name, size in causes._asdict().items())
     saved = checkpoint_bytes(config, vocabulary.padded) / 2**30
     held = f"; {saved / dims.world_size:.3g} GiB of it in each rank's host memory while it is written"

@@ -52,15 +52,15 @@ def memory_of_a_rank(ranks: int, device_gib: float | None) -> Memory:
     return Memory(psutil.virtual_memory().available / here, of, is_host=True)
 
 
-def needed(config: Config, ranks: int, vocabulary_rows: int) -> MemoryByCause:
+def needed(config: Config, ranks: int, vocabulary_rows: int, memory: Memory) -> MemoryByCause:
     """Estimate the memory of a step on one of so many ranks, offloaded states included (:func:`step_memory`)."""
-    kind = engine_kind(config)
-    return step_memory(config, parallel_dims.plan(config, ranks), kind.zero_stage(config), vocabulary_rows)
+    dims, stage = parallel_dims.plan(config, ranks), engine_kind(config).zero_stage(config)
+    return step_memory(config, dims, stage, vocabulary_rows, on_gpu=not memory.is_host)
 
 
 def needed_bytes(config: Config, ranks: int, vocabulary_rows: int, memory: Memory) -> float:
     """Return the bytes of it that lie in ``memory``: on a device not what the engine offloads."""
-    causes = needed(config, ranks, vocabulary_rows)
+    causes = needed(config, ranks, vocabulary_rows, memory)
     offloaded = frozenset() if memory.is_host else engine_kind(config).offloaded(config)
     return sum(size for cause, size in causes._asdict().items() if cause not in offloaded)
 
@@ -129,6 +129,7 @@ def _changes(config: Config, ranks: int) -> Iterator[tuple[str, Config, int]]:
         "parallel.recompute": "full",
         "parallel.zero": 3,
         "model.attention_backend": "auto",
+        "model.loss_backend": "chunked",
     }
     now = config.flat()
     for key, value in values.items():

@@ -17,6 +17,8 @@ from card_scale.train import main
 CASES = {
     "unknown key": (["train.stepz=3"], 3, ["train.stepz", "steps"]),
     "unknown group": (["trian.steps=3"], 3, ["trian", "train"]),
+    "no YAML": (["train.steps=["], 3, ["train.steps", "'['", "not a YAML value"]),
+    "run directory below a file": (["run.dir=/dev/null/run"], 3, ["run.dir /dev/null/run", "/dev/null is a file"]),
     "wrong type": (["train.steps=many"], 3, ["train.steps", "'many'", "whole number"]),
     "wrong choice": (["objective.name=bert"], 3, ["objective.name", "'bert'", "card, ar"]),
     "out of range": (["objective.tail_factor=0.5"], 3, ["objective.tail_factor", "0.5", "at least 1"]),

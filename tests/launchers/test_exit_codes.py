@@ -62,6 +62,18 @@ def test_a_record_of_an_earlier_run_is_not_believed(tmp_path, processes):
     assert processes.wait(script) == 1, processes.text(script)
 
 
+def test_a_stop_is_passed_on_where_no_note_can_be_left(tmp_path, processes):
+    config, run = write_config(tmp_path)
+    script = start(processes, ONE_NODE, config, NPROC="1")
+    processes.until(script, lambda: (run / "rank-0.json").exists())
+    world = json.loads((run / "rank-0.json").read_text())
+    notes = Path(world["environment"]["CARD_LAUNCH_NOTES"])
+    notes.rmdir()
+    script.send_signal(signal.SIGTERM)
+    assert processes.wait(script) == 75, processes.text(script)
+    assert nothing_left(processes)
+
+
 def test_a_note_serves_where_the_run_directory_is_another_runs(tmp_path, processes):
     config, run = write_config(tmp_path, code=3, record=False, note=True)
     run.mkdir()

@@ -1,8 +1,11 @@
 """The Triton kernels, interpreted on a CPU, against float64 and the reference: values, gradients, memory."""
 
+import weakref
+
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
 
 from card_scale.errors import ConfigurationError
 from card_scale.model.cross_entropy import reference, selection
@@ -120,6 +123,40 @@ def test_no_float32_copy_and_no_second_backward_pass():
     ((largest, message),) = run_ranks(largest_float32_and_second_backward, 1, problem((256,), torch.bfloat16))
     assert largest == 256
     assert "one backward pass" in message
+
+
+def logits_alive_after_parts(states, weight, targets):
+    """Score four parts under activation checkpointing; return how many parts' logits outlive the forward pass, and the
+    weight's gradient beside that of the reference."""
+    fused.BLOCK = 8
+    kept = []
+
+    def scored(kernel, states, targets, weight):
+        logits = states @ weight.t()
+        kept.append(weakref.ref(logits))
+        return kernel.vocabulary_parallel_cross_entropy(logits, targets, 0, forbidden_columns(), dist.group.WORLD)
+
+    gradients = []
+    for kernel in (fused, reference):
+        leaf = weight.clone().requires_grad_()
+        kept.clear()
+        parts = [
+            checkpoint(scored, kernel, part, part_targets, leaf, use_reentrant=False)
+            for part, part_targets in zip(states.split(3), targets.split(3), strict=True)
+        ]
+        alive = sum(logits() is not None for logits in kept)
+        torch.cat(parts).sum().backward()
+        gradients.append((alive, leaf.grad))
+    return gradients
+
+
+def test_activation_checkpointing_lets_go_of_the_logits():
+    generator = torch.Generator().manual_seed(0)
+    _, targets, _ = problem((12,))
+    states, weight = torch.randn(12, 5, generator=generator), torch.randn(COLUMNS, 5, generator=generator)
+    (((alive, gradient), (_, expected)),) = run_ranks(logits_alive_after_parts, 1, states, weight, targets)
+    assert alive == 0
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_a_cpu_does_not_have_is_refused():

@@ -82,17 +82,17 @@ class _FusedCrossEntropy(torch.autograd.Function):
             dist.all_reduce(both, group=group)
             total, target = both
         log_normaliser = largest + total.log()
-        ctx.save_for_backward(flat_targets, flags, log_normaliser)
-        # Not among the saved tensors, whose version autograd would check: they are overwritten, on purpose.
-        ctx.logits, ctx.shape, ctx.shard_start = flat, logits.shape, shard_start
+        # The logits too, so that activation checkpointing lets go of them. Autograd does not see them overwritten.
+        ctx.save_for_backward(flat, flat_targets, flags, log_normaliser)
+        ctx.shape, ctx.shard_start, ctx.is_used = logits.shape, shard_start, False
         return (log_normaliser - target).view(targets.shape)
 
     @staticmethod
     def backward(ctx, token_gradients):
-        if ctx.logits is None:
+        if ctx.is_used:
             raise RuntimeError("the fused cross-entropy overwrites its logits: it has one backward pass")
-        targets, flags, log_normaliser = ctx.saved_tensors
-        flat, ctx.logits = ctx.logits, None
+        ctx.is_used = True
+        flat, targets, flags, log_normaliser = ctx.saved_tensors
         weights = token_gradients.reshape(-1).float().contiguous()
         _gradient_in_place[(len(flat),)](
             flat, targets, flags, log_normaliser, weights, flat.shape[1], ctx.shard_start, BLOCK, num_warps=WARPS

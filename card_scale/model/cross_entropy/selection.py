@@ -10,12 +10,10 @@ from torch import Tensor
 
 from card_scale.errors import ConfigurationError
 from card_scale.model.cross_entropy import reference
+from card_scale.model.cross_entropy.parts import PART_ELEMENTS
 
 CrossEntropy = Callable[[Tensor, Tensor, int, Tensor, dist.ProcessGroup], Tensor]
 """(logits, targets, shard_start, forbidden, group) to losses; see the reference."""
-
-PART_ELEMENTS = 2**28
-"""Logits held at a time where they are not held all at once: half a gibibyte of bfloat16."""
 
 LARGE_SHARE = 16
 """Logits above this part of a GPU's memory are not held all at once unasked."""

@@ -44,8 +44,9 @@ def main() -> int:
         signal.signal(signal.SIGUSR1, lambda *_: heard.append(True))
         while not heard:
             time.sleep(0.05)
-        cause = (Path(os.environ["CARD_LAUNCH_NOTES"]) / "stop").read_text(encoding="utf-8")
-        (directory / f"cause-{rank}").write_text(cause, encoding="utf-8")
+        note = Path(os.environ["CARD_LAUNCH_NOTES"]) / "stop"
+        if note.exists():
+            (directory / f"cause-{rank}").write_text(note.read_text(encoding="utf-8"), encoding="utf-8")
     if act["note"]:
         note = Path(os.environ["CARD_LAUNCH_NOTES"]) / "exit.json"
         note.write_text(json.dumps({"code": code, "reason": "another run's"}), encoding="utf-8")
