@@ -85,6 +85,11 @@ def main() -> None:
             f"{found.nats_per_token:.4f}, perplexity {sign} {found.perplexity:.2f}, bits per byte {sign} "
             f"{found.bits_per_byte:.4f}; {'an upper bound' if found.is_bound else 'exact'}"
         )
+        if model.tokenizer.rewrites:
+            print(
+                "this tokenizer rewrites text: bits per byte are of what it gives back, and not to be compared with "
+                "those of another tokenizer"
+            )
         results["datasets"][str(dataset)] = {**found._asdict(), "perplexity": found.perplexity}
     if arguments.tasks:
         results["tasks"] = _tasks(model, arguments)

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Collection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ _HIDDEN = re.compile(f"{_SIGN}[0-9]+{_SIGN}")
 """What control symbols are called in memory. A text that holds such a name is cut at the sign."""
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _NEW_SYMBOL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+_NO_FRAME = MappingProxyType({"truncation": None, "padding": None, "post_processor": None})
 
 
 class JsonTokenizer(Tokenizer):
@@ -53,13 +55,7 @@ class JsonTokenizer(Tokenizer):
     @classmethod
     def read(cls, content: bytes, path: Path) -> "JsonTokenizer":
         """The tokenizer of a file's content. Raises DataError, naming ``path``, as ``Tokenizer.load`` does."""
-        try:
-            tree = json.loads(content)
-        except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error})") from error
-        if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict) or "vocab" not in tree["model"]:
-            raise DataError(f'{path}: no tokenizer.json, which has a "model" with a "vocab"')
-        tree["added_tokens"] = tree.get("added_tokens") or []
+        tree = read_tree(content, path)
         if NOTED_IDS in tree["model"]:
             return cls(content, tree, (), path)
         added = _complete(tree, path)
@@ -115,18 +111,42 @@ def _hidden(token: int) -> str:
     return f"{_SIGN}{token}{_SIGN}"
 
 
-def _vocabulary(model: dict[str, Any]) -> dict[str, int]:
-    """The id of each piece of a model: Unigram has a list of pieces with scores, all others a table."""
-    vocabulary = model["vocab"]
-    return vocabulary if isinstance(vocabulary, dict) else {piece: token for token, (piece, _) in enumerate(vocabulary)}
+def read_tree(content: bytes, path: Path) -> dict[str, Any]:
+    """What a ``tokenizer.json`` holds, with a list of added tokens. Raises DataError, naming ``path``, for another."""
+    try:
+        tree = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict) or "vocab" not in tree["model"]:
+        raise DataError(f'{path}: no tokenizer.json, which has a "model" with a "vocab"')
+    tree["added_tokens"] = tree.get("added_tokens") or []
+    return tree
+
+
+def pieces_of(tree: dict[str, Any]) -> dict[str, int]:
+    """The id of each piece: in its vocabulary Unigram has a list of pieces with scores, all others a table."""
+    vocabulary = tree["model"]["vocab"]
+    if not isinstance(vocabulary, dict):
+        vocabulary = {piece: token for token, (piece, _) in enumerate(vocabulary)}
+    return vocabulary | {token["content"]: token["id"] for token in tree["added_tokens"]}
 
 
 def _complete(tree: dict[str, Any], path: Path) -> tuple[int, ...]:
-    """Add the special symbols that are missing and note the ids of all; return the new ids."""
-    known = dict(_vocabulary(tree["model"])) | {token["content"]: token["id"] for token in tree["added_tokens"]}
+    """Add the special symbols that are missing and note the ids of all; return the new ids.
+
+    What would frame, cut or vary a text goes, so that no reader of the file adds to what training saw.
+    """
+    tree |= _NO_FRAME
+    if "dropout" in tree["model"]:
+        tree["model"]["dropout"] = None
+    known = pieces_of(tree)
     symbols = {token["content"]: token for token in tree["added_tokens"]}
     stated = stated_names(path.parent)
-    names = find_names(path, stated, known, (name for name, symbol in symbols.items() if symbol["special"]))
+    unknown = tree["model"].get("unk_token")
+    if isinstance(tree["model"].get("unk_id"), int):
+        unknown = {token: piece for piece, token in known.items()}.get(tree["model"]["unk_id"])
+    special = (name for name, symbol in symbols.items() if symbol["special"])
+    names = find_names(path, stated, known, special, unknown)
     ids, added = {}, []
     for role in COMMON_NAMES:
         if role not in names:
@@ -138,11 +158,7 @@ def _complete(tree: dict[str, Any], path: Path) -> tuple[int, ...]:
         if name not in symbols:
             symbols[name] = {"id": known[name], "content": name, **_NEW_SYMBOL}
             tree["added_tokens"].append(symbols[name])
-        symbols[name]["special"] = True
     tree["added_tokens"].sort(key=lambda token: token["id"])
-    unknown = tree["model"].get("unk_token")
-    if isinstance(tree["model"].get("unk_id"), int):
-        unknown = {token: piece for piece, token in known.items()}.get(tree["model"]["unk_id"])
     if unknown in known and known[unknown] not in ids.values():
         ids["unk"] = known[unknown]
     tree["model"][NOTED_IDS] = ids
@@ -165,8 +181,7 @@ def _without_control_symbols(tree: dict[str, Any], names: dict[int, str]) -> dic
     if "dropout" in model:
         model["dropout"] = None
     added = [token | {"content": hidden.get(token["content"], token["content"])} for token in tree["added_tokens"]]
-    nothing = {"truncation": None, "padding": None, "post_processor": None}
-    return tree | nothing | {"model": model, "added_tokens": added}
+    return tree | _NO_FRAME | {"model": model, "added_tokens": added}
 
 
 def _makes_any(merge: str | list[str], names: Collection[str]) -> bool:

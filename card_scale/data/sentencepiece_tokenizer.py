@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import sentencepiece
 
-from card_scale.data.special_symbols import COMMON_NAMES, find_names, new_name, stated_names
+from card_scale.data.special_symbols import COMMON_NAMES, find_names, new_name, own_name, stated_names
 from card_scale.data.tokenizer import SPECIAL_IDS, Tokenizer, encode_around
 from card_scale.errors import DataError
 
 SPACE = "\u2581"
 """What stands for a space inside sentencepiece, which cannot tell it from one in a text."""
 _SPACE_BYTES = SPACE.encode()
+_MASK_NAMES = (own_name("mask"), *COMMON_NAMES["mask"])
+"""A model file has a place for the names of PAD, BOS and EOS; the mask is the first control symbol called so."""
 
 
 class SentencepieceTokenizer(Tokenizer):
@@ -41,15 +43,16 @@ class SentencepieceTokenizer(Tokenizer):
     @classmethod
     def read(cls, content: bytes, path: Path) -> "SentencepieceTokenizer":
         """The tokenizer of a model file. Raises DataError, naming ``path``, as ``Tokenizer.load`` does."""
-        processor = _processor(content, path)
+        processor = open_model(content, path)
         special = _special_ids(processor)
-        if special is not None:
+        if special is not None and not stated_names(path.parent):
             return cls(content, processor, special)
-        completed, added = _completed(content, processor, path)
-        processor = _processor(completed, path)
-        special = _special_ids(processor)
-        assert special is not None  # what _completed is for
-        return cls(completed, processor, special, added)
+        completed, ids, added = _completed(content, processor, path)
+        if ids == special:
+            return cls(content, processor, special)
+        processor = open_model(completed, path)
+        assert _special_ids(processor) == ids  # as it is read from a dataset, with no files beside it
+        return cls(completed, processor, ids, added)
 
     def encode(self, text: str | bytes) -> list[int]:
         """As ``Tokenizer.encode``."""
@@ -95,7 +98,8 @@ def _has_space_sign(text: str | bytes) -> bool:
     return _SPACE_BYTES in text if isinstance(text, bytes) else SPACE in text
 
 
-def _processor(content: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
+def open_model(content: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
+    """The library's reader of a model file as it is. Raises DataError, naming ``path``, for what is none."""
     if not content:
         raise DataError(f"{path}: empty file, expected a sentencepiece model or a tokenizer.json")
     try:
@@ -106,16 +110,16 @@ def _processor(content: bytes, path: Path) -> sentencepiece.SentencePieceProcess
 
 def _special_ids(processor: sentencepiece.SentencePieceProcessor) -> dict[str, int] | None:
     """The ids of a model's special symbols; None where one is missing or could be matched in text."""
-    # piece_to_id answers the unknown id, which is no control symbol, for a piece that does not exist
-    masks = [processor.piece_to_id(name) for name in COMMON_NAMES["mask"]]
-    masks = [token for token in masks if processor.is_control(token)]
     found = {
         "pad": processor.pad_id(),
         "unk": processor.unk_id(),
         "bos": processor.bos_id(),
         "eos": processor.eos_id(),
-        "mask": masks[0] if masks else -1,
     }
+    # piece_to_id answers the unknown id, which is no control symbol, for a piece that does not exist
+    masks = [processor.piece_to_id(name) for name in _MASK_NAMES]
+    masks = [token for token in masks if processor.is_control(token) and token not in found.values()]
+    found["mask"] = masks[0] if masks else -1
     assert list(found) == list(SPECIAL_IDS)
     controls = [token for role, token in found.items() if role != "unk"]
     return found if all(token >= 0 and processor.is_control(token) for token in controls) else None
@@ -123,8 +127,8 @@ def _special_ids(processor: sentencepiece.SentencePieceProcessor) -> dict[str, i
 
 def _completed(
     content: bytes, processor: sentencepiece.SentencePieceProcessor, path: Path
-) -> tuple[bytes, tuple[int, ...]]:
-    """A model with all special symbols as control symbols, missing ones above its ids; and the ids of these.
+) -> tuple[bytes, dict[str, int], tuple[int, ...]]:
+    """A model with all special symbols as control symbols, missing ones above its ids; the ids of all; the new ids.
 
     All other pieces keep their ids, and text its tokens.
     """
@@ -133,21 +137,29 @@ def _completed(
 
     model: Any = sentencepiece_model_pb2.ModelProto.FromString(content)
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    by_name = {piece.piece: piece for piece in model.pieces}
+    places = {piece.piece: place for place, piece in enumerate(model.pieces)}
     special = [piece.piece for piece in model.pieces if piece.type in (kinds.CONTROL, kinds.USER_DEFINED)]
+    mask = processor.piece_to_id(own_name("mask"))
     own = {"pad": processor.pad_id(), "bos": processor.bos_id(), "eos": processor.eos_id()}
-    stated = stated_names(path.parent) | {r: model.pieces[token].piece for r, token in own.items() if token >= 0}
-    stated["unk"] = model.pieces[processor.unk_id()].piece
-    names = find_names(path, stated, by_name, special)
-    added = []
+    own |= {"unk": processor.unk_id(), "mask": mask if processor.is_control(mask) else -1}
+    own_names = {role: model.pieces[token].piece for role, token in own.items() if token >= 0}
+    names = find_names(path, stated_names(path.parent, own_names), places, special, own_names["unk"])
+    ids, added = dict(own), []
     for role in COMMON_NAMES:
         if role not in names:
-            names[role] = new_name(role, by_name)
+            names[role] = new_name(role, places)
+            places[names[role]] = len(model.pieces)
             added.append(len(model.pieces))
-            by_name[names[role]] = model.pieces.add(piece=names[role], score=0.0)
-        by_name[names[role]].type = kinds.CONTROL
+            model.pieces.add(piece=names[role], score=0.0)
+        ids[role] = places[names[role]]
+        model.pieces[ids[role]].type = kinds.CONTROL
         if role != "mask":
             setattr(model.trainer_spec, f"{role}_piece", names[role])
-            token = next(place for place, piece in enumerate(model.pieces) if piece.piece == names[role])
-            setattr(model.trainer_spec, f"{role}_id", token)
-    return model.SerializeToString(), tuple(added)
+            setattr(model.trainer_spec, f"{role}_id", ids[role])
+    control = {piece.piece for piece in model.pieces if piece.type == kinds.CONTROL}
+    masks = control - {names["pad"], names["bos"], names["eos"]}
+    if names["mask"] != next((name for name in _MASK_NAMES if name in masks), None):
+        if own_name("mask") in places:
+            raise DataError(f"{path}: has a piece {own_name('mask')!r}, the name that its mask is to be given")
+        model.pieces[ids["mask"]].piece = own_name("mask")
+    return model.SerializeToString(), ids, tuple(added)

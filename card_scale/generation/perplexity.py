@@ -23,7 +23,7 @@ class Perplexity(NamedTuple):
     """That were scored."""
     nats_per_token: float
     bits_per_byte: float
-    """Of UTF-8 text: comparable between tokenizers."""
+    """Of UTF-8 text as the tokenizer gives it back: comparable between tokenizers that rewrite nothing."""
     is_bound: bool
     """Whether the true likelihood may be better."""
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import DataError
 from card_scale.generation import generate, load
 from card_scale.generation.hugging_face.export import export
-from card_scale.generation.hugging_face.importing import import_folder
+from card_scale.generation.hugging_face.importing import NEW, import_folder, take_tokenizer
 from card_scale.generation.hugging_face.tokenizer import write_tokenizer
 from card_scale.generation.text import prompt_tokens
 from tests.foreign_tokenizers import SHAPES, TEXTS
@@ -37,7 +38,7 @@ def exported(request, tmp_path_factory):
 def test_the_exported_tokenizer_encodes_and_decodes_identically(exported, text):
     ours, theirs, _ = exported
     ids = ours.encode(text)
-    assert theirs.encode(text, add_special_tokens=False) == ids
+    assert theirs.encode(text) == theirs.encode(text, add_special_tokens=False) == ids
     assert theirs.decode(ids) == ours.decode(ids)
 
 
@@ -87,3 +88,46 @@ def test_a_folder_with_a_tokenizer_json_comes_in_and_out(tmp_path):
     assert (stated["eos_token_id"], stated["pad_token_id"], stated["mask_token_id"]) == (0, 400, 401)
     import_folder(tmp_path / "exported", tmp_path / "again")
     assert load(tmp_path / "again").tokenizer.sha256 == tokenizer.sha256
+
+
+class TestTokensThatWereAdded:
+    """A tokenizer.model does not have the tokens that were added to it; their trained rows are not to be lost."""
+
+    CHAT = ("<|im_end|>", "<|im_start|>")
+
+    def write(self, folder, *, whole, listed):
+        SHAPES["Llama 2, sentencepiece"](folder)
+        if whole:
+            path = SHAPES["Llama 2, json"](folder)
+            theirs = tokenizers.Tokenizer.from_file(str(path))
+            theirs.add_special_tokens(list(self.CHAT))
+            theirs.save(str(path))
+        if listed:
+            (folder / "added_tokens.json").write_text(json.dumps({name: 400 + i for i, name in enumerate(self.CHAT)}))
+        (folder / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+
+    @pytest.mark.parametrize("listed", [True, False])
+    def test_the_file_that_has_them_is_taken(self, tmp_path, listed):
+        self.write(tmp_path, whole=True, listed=listed)
+        tokenizer, rows = take_tokenizer(tmp_path, 402)
+        assert [tokenizer.piece(token) for token in (400, 401)] == list(self.CHAT)
+        assert tokenizer.eos_id == 400
+        assert rows[:402] == list(range(402))
+        assert {rows[token] for token in (tokenizer.pad_id, tokenizer.mask_id)} == {NEW}
+
+    def test_without_such_a_file_the_folder_is_refused(self, tmp_path):
+        self.write(tmp_path, whole=False, listed=True)
+        with pytest.raises(DataError, match=r"'<\|im_end\|>' was added to the tokenizer as id 400, .* tokenizer.json"):
+            take_tokenizer(tmp_path, 402)
+
+    def test_newer_folders_list_them_in_the_configuration(self, tmp_path):
+        self.write(tmp_path, whole=False, listed=False)
+        listed = {"2": {"content": "</s>"}, "400": {"content": "<|im_end|>"}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": listed}))
+        with pytest.raises(DataError, match=r"'<\|im_end\|>' was added to the tokenizer as id 400"):
+            take_tokenizer(tmp_path, 402)
+
+    def test_where_none_were_added_the_model_file_is_taken(self, tmp_path):
+        SHAPES["Llama 2, sentencepiece"](tmp_path)
+        SHAPES["Llama 2, json"](tmp_path)
+        assert take_tokenizer(tmp_path, 400)[0].file_name == "tokenizer.model"

@@ -281,7 +281,7 @@ def test_other_files_of_a_folder_are_never_read(tmp_path, hostile):
     """Not the weights as a pickle, not the code that ``auto_map`` names."""
     folder = tmp_path / "folder"
     foreign_folder(folder)
-    names = ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "tokenizer.json", "model.safetensors.index.json")
+    names = ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.safetensors.index.json")
     for name, content in zip(names, hostile.files.values(), strict=False):
         (folder / name).write_bytes(content)
     (folder / "modeling.py").write_text(f"import os\nos.mkdir({str(hostile.marker)!r})\n")

@@ -12,8 +12,8 @@ from torch import Tensor
 from card_scale.checkpoint.run_files import RunFiles
 from card_scale.checkpoint.whole import write_whole
 from card_scale.config import Config, ModelConfig
-from card_scale.data.json_tokenizer import JsonTokenizer
-from card_scale.data.sentencepiece_tokenizer import SentencepieceTokenizer
+from card_scale.data.json_tokenizer import JsonTokenizer, pieces_of, read_tree
+from card_scale.data.sentencepiece_tokenizer import SentencepieceTokenizer, open_model
 from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import CheckpointError, DataError
 from card_scale.generation.hugging_face.weights import VOCABULARY_WEIGHTS, from_llama, llama_shapes, names
@@ -78,15 +78,43 @@ def take_tokenizer(folder: Path, rows: int) -> tuple[Tokenizer, list[int]]:
 
     Raises DataError for a folder without a tokenizer, or with one of more pieces than ``rows``.
     """
-    paths = [folder / kind.file_name for kind in (SentencepieceTokenizer, JsonTokenizer)]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise DataError(f"{paths[0]} is missing, and so is {paths[1].name}: a folder is imported with its tokenizer")
+    path = _tokenizer_file(folder)
     tokenizer = Tokenizer.load(path)
     there = tokenizer.vocabulary_size - len(tokenizer.added_ids)
     if there > rows:
         raise DataError(f"{path} has {there} pieces, the weights have {rows} rows: they do not match")
     return tokenizer, [NEW if token in tokenizer.added_ids else token for token in range(tokenizer.vocabulary_size)]
+
+
+def _tokenizer_file(folder: Path) -> Path:
+    """The file that has all of a folder's tokens: a tokenizer.model lacks those that were added to it.
+
+    Raises DataError where none has.
+    """
+    model, whole = (folder / kind.file_name for kind in (SentencepieceTokenizer, JsonTokenizer))
+    if not model.is_file() and not whole.is_file():
+        raise DataError(f"{model} is missing, and so is {whole.name}: a folder is imported with its tokenizer")
+    pieces = open_model(model.read_bytes(), model).get_piece_size() if model.is_file() else 0
+    known = pieces_of(read_tree(whole.read_bytes(), whole)) if whole.is_file() else {}
+    in_whole = {token: name for name, token in known.items()}
+    above = {token: name for token, name in (in_whole | _added_tokens(folder)).items() if token >= pieces}
+    if model.is_file() and not above:
+        return model
+    for token, name in sorted(above.items()):
+        if in_whole.get(token) != name:
+            raise DataError(
+                f"{folder}: {name!r} was added to the tokenizer as id {token}, which is in no {whole.name}; write one "
+                "that has it and all others, with transformers' AutoTokenizer and its save_pretrained"
+            )
+    return whole
+
+
+def _added_tokens(folder: Path) -> dict[int, str]:
+    """The tokens, by id, that the files beside a tokenizer add to it."""
+    path, sidecar = folder / "added_tokens.json", folder / "tokenizer_config.json"
+    older = _read_json(path) if path.is_file() else {}
+    newer = _read_json(sidecar).get("added_tokens_decoder") or {} if sidecar.is_file() else {}
+    return {token: name for name, token in older.items()} | {int(i): token["content"] for i, token in newer.items()}
 
 
 def _moved(weight: Tensor, rows: list[int], padded: int) -> Tensor:
