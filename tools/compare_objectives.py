@@ -14,7 +14,7 @@ from typing import NamedTuple
 from card_scale import config as configs
 from card_scale.argument_types import positive
 from card_scale.cli import run_tool
-from card_scale.errors import ConfigurationError, ExitCode, StopRequested
+from card_scale.errors import CommandLineError, ExitCode, StopRequested
 from card_scale.objectives import registry
 
 
@@ -23,6 +23,14 @@ class Arm(NamedTuple):
 
     name: str
     objective: str
+
+
+class ArmRun(NamedTuple):
+    """One run of an arm, and the command that trains it."""
+
+    arm: str
+    directory: Path
+    command: list[str]
 
 
 def arm(text: str) -> Arm:
@@ -53,7 +61,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--of", action="append", default=[], metavar="ARM:KEY=VALUE", help="override for one arm")
     parser.add_argument("--seeds", nargs="+", type=int, help="values of run.seed (default: the configuration's)")
     parser.add_argument(
-        "--ranks", type=positive, metavar="N", help="processes of a run (default: the fewest that hold the layout)"
+        "--ranks",
+        type=positive,
+        metavar="N",
+        help="processes of a run (default: the fewest that hold its arm's layout)",
     )
     parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--output", type=Path, required=True, help="stem of the results: .json and .png are added")
@@ -64,34 +75,14 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train what is not yet trained, then print, write and draw the comparison."""
     options = parse()
-    for what, given in (("--arms", [one.name for one in options.arms]), ("--seeds", options.seeds or [])):
-        if len(set(given)) < len(given):
-            raise ConfigurationError(f"{what} {' '.join(map(str, given))} names one twice; each has its own directory")
-    own: dict[str, list[str]] = {one.name: [] for one in options.arms}
-    for item in options.of:
-        name, colon, override = item.partition(":")
-        if not colon or name not in own:
-            raise ConfigurationError(f"--of {item} is not ARM:KEY=VALUE with an arm of {', '.join(own)}")
-        own[name].append(override)
-    runs = [
-        (one, options.runs / (one.name if seed is None else f"{one.name}-s{seed}"), seed)
-        for seed in options.seeds or [None]
-        for one in options.arms
-    ]
-    parallel = configs.load(options.config, options.overrides).parallel
-    ranks = options.ranks or parallel.tensor * parallel.pipeline
-    program = [sys.executable, "-m", "card_scale.train"]
-    if ranks > 1:
-        program = ["launchers/torchrun_one_node.sh", "--nproc", str(ranks)]
-    for one, directory, seed in runs:
-        command = [*program, options.config, f"objective.name={one.objective}", f"run.dir={directory}"]
-        command += [] if seed is None else [f"run.seed={seed}"]
-        train([*command, *options.overrides, *own[one.name]])
+    runs = runs_of(options)
+    for one in runs:
+        train(one.command)
 
     from card_scale.benchmark import comparison
     from card_scale.environment import environment
 
-    curves = [comparison.read_curve(one.name, directory) for one, directory, _ in runs]
+    curves = [comparison.read_curve(one.arm, one.directory) for one in runs]
     print(comparison.table(curves))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     result = {
@@ -110,12 +101,42 @@ def main() -> None:
             }
             for curve in curves
         ],
-        "configs": {path.name: (path / "config.yaml").read_text(encoding="utf-8") for _, path, _ in runs},
+        "configs": {one.directory.name: (one.directory / "config.yaml").read_text(encoding="utf-8") for one in runs},
         "environment": environment(),
     }
     options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     comparison.plot(curves, options.title, options.output.with_suffix(".png"))
     print(f"written: {options.output.with_suffix('.json')}, {options.output.with_suffix('.png')}")
+
+
+def runs_of(options: argparse.Namespace) -> list[ArmRun]:
+    """Return the runs of all arms and seeds.
+
+    Raises CommandLineError for options that contradict one another, ConfigurationError for an arm that cannot be run.
+    """
+    for what, given in (("--arms", [one.name for one in options.arms]), ("--seeds", options.seeds or [])):
+        if len(set(given)) < len(given):
+            raise CommandLineError(f"{what} {' '.join(map(str, given))} names one twice; each has its own directory")
+    own: dict[str, list[str]] = {one.name: [] for one in options.arms}
+    for item in options.of:
+        name, colon, override = item.partition(":")
+        if not colon or name not in own:
+            raise CommandLineError(f"--of {item} is not ARM:KEY=VALUE with an arm of {', '.join(own)}")
+        own[name].append(override)
+    found = []
+    for seed in options.seeds or [None]:
+        for one in options.arms:
+            directory = options.runs / (one.name if seed is None else f"{one.name}-s{seed}")
+            given = [f"objective.name={one.objective}", f"run.dir={directory}"]
+            given += [] if seed is None else [f"run.seed={seed}"]
+            given += [*options.overrides, *own[one.name]]
+            parallel = configs.load(options.config, given).parallel
+            ranks = options.ranks or parallel.tensor * parallel.pipeline
+            program = [sys.executable, "-m", "card_scale.train"]
+            if ranks > 1:
+                program = ["launchers/torchrun_one_node.sh", "--nproc", str(ranks)]
+            found.append(ArmRun(one.name, directory, [*program, options.config, *given]))
+    return found
 
 
 def train(command: list[str]) -> None:

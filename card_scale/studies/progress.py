@@ -22,7 +22,7 @@ class Progress(NamedTuple):
     loss: float | None
     """Of the last evaluation of a trained model, nats per token."""
     training_loss: float | None
-    """Of the last training line."""
+    """Of the last training line: the mean over its updates, nats per token."""
     reason: str
     """Why it failed."""
     seconds_left: float
@@ -31,11 +31,11 @@ class Progress(NamedTuple):
     def line(self) -> str:
         """Return the progress as a line."""
         parts = [f"{self.status:8}", self.task.id, f"{self.step:,} of {self.task.steps:,} steps"]
+        relation = "" if self.task.config.objective.likelihood_is_exact else "<= "
         if self.loss is not None:
-            is_bound = not self.task.config.objective.likelihood_is_exact
-            parts.append(f"validation loss {'<= ' if is_bound else ''}{self.loss:.4f}")
+            parts.append(f"validation loss {relation}{self.loss:.4f}")
         if self.status in ("running", "stopped"):
-            parts += [f"training loss {self.training_loss:.4f}"] if self.training_loss is not None else []
+            parts += [f"training loss {relation}{self.training_loss:.4f}"] if self.training_loss is not None else []
             parts.append(f"about {duration(self.seconds_left)} left")
         return "  ".join(parts) + (f": {self.reason}" if self.status == "failed" else "")
 
@@ -59,7 +59,7 @@ def _pace(study: StudyDirectory, done: Sequence[Task], costs: Mapping[str, Cost]
 def _of(task: Task, ended: Ending, recorded: Sequence[dict[str, Any]], planned: float) -> Progress:
     records = [record for record in recorded if record["step"] <= task.steps]
     evaluations = [r for r in evaluations_of(records) if r["step"] and r["validation_nll"] is not None]
-    training = [r for r in records if r.get("loss") is not None]
+    training = [r for r in records if _training_loss(r) is not None]
     step = max((record["step"] for record in records), default=0)
     left = task.steps - step
     seconds = planned * left / task.new_steps
@@ -70,10 +70,16 @@ def _of(task: Task, ended: Ending, recorded: Sequence[dict[str, Any]], planned: 
         status=ended.status,
         step=step,
         loss=evaluations[-1]["validation_nll"] if evaluations else None,
-        training_loss=training[-1]["loss"] if training else None,
+        training_loss=_training_loss(training[-1]) if training else None,
         reason=ended.reason,
         seconds_left=0.0 if ended.status in ("done", "failed") else seconds,
     )
+
+
+def _training_loss(record: Mapping[str, Any]) -> float | None:
+    """Return the mean loss of the updates of a training line; of the last of them, in a record from before the mean
+    was written."""
+    return record.get("loss_interval", record.get("loss"))
 
 
 def summary(found: Sequence[Progress]) -> str:

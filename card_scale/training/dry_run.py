@@ -14,6 +14,7 @@ from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.model.vocabulary import Vocabulary
 from card_scale.training import initial_weights, memory_fit, preflight, resume_point, run_data, steps
 from card_scale.training.console import duration
+from card_scale.training.resume_point import ResumePoint
 from card_scale.training.run_data import RunData
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.run_lock import RunLock
@@ -62,11 +63,12 @@ def dry_run(config: Config, assumed: Assumptions) -> list[str]:
         vocabulary.check_divisible(config.parallel.tensor)
         return _without_data(config, dims, vocabulary, memory, assumed)
     data = run_data.open_data(config)
-    begin = _begin(config, directory, data, from_scratch=assumed.from_scratch)
+    point = None if assumed.from_scratch else resume_point.find(directory.checkpoints)
+    begin = _begin(config, directory, data, point, from_scratch=assumed.from_scratch)
     count = steps.total_steps(config, data.train.sample_count)
     return [
         *memory_fit.verdict(config, dims.world_size, data.vocabulary.padded, memory),
-        _duration(config, count, assumed),
+        _duration(config, count, assumed, point),
         _epochs(config, count, data),
         *steps.warnings(config, count, data.train.sample_count),
         begin,
@@ -90,9 +92,10 @@ def _without_data(
     return [*lines, "data: not looked at (--vocabulary-size)"]
 
 
-def _begin(config: Config, directory: RunDirectory, data: RunData, *, from_scratch: bool) -> str:
+def _begin(
+    config: Config, directory: RunDirectory, data: RunData, point: ResumePoint | None, *, from_scratch: bool
+) -> str:
     """Say where the run would begin. Raises where it could not."""
-    point = None if from_scratch else resume_point.find(directory.checkpoints)
     if point is not None:
         resume_point.check_same_data(point, data)
         return f"would resume from {point.describe()}"
@@ -104,11 +107,16 @@ def _begin(config: Config, directory: RunDirectory, data: RunData, *, from_scrat
     return f"would start a new run in {config.run.dir}{begun_from}{aside}"
 
 
-def _duration(config: Config, count: int, assumed: Assumptions) -> str:
-    tokens = count * config.train.global_batch * config.model.length
+def _duration(config: Config, count: int, assumed: Assumptions, point: ResumePoint | None = None) -> str:
     if assumed.tokens_per_second is None:
         return "time: give the speed of all ranks with --tokens-per-second N (a run logs its own)"
-    return f"time: {duration(tokens / assumed.tokens_per_second)} at {assumed.tokens_per_second:,.0f} tokens/s"
+    left = count if point is None else max(0, count - point.manifest.step)
+    tokens = left * config.train.global_batch * config.model.length
+    of_them = "" if point is None else f" for the {left:,} steps left"
+    return (
+        f"time: {duration(tokens / assumed.tokens_per_second)} at {assumed.tokens_per_second:,.0f} tokens/s{of_them}; "
+        "evaluations and saving are not in it"
+    )
 
 
 def _epochs(config: Config, count: int, data: RunData) -> str:

@@ -236,11 +236,11 @@ class WritingRecorder(Recorder):
     def close(self) -> None:
         self.bar.close()
         self.metrics.close()
-        if self.wandb is not None:
-            self.wandb.close(is_done=self._is_done)
         if self._draws:
             with contextlib.suppress(OSError):  # a full disk: the curves end earlier, the run is what it is
                 self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.close(is_done=self._is_done)  # last: it may wait, and be killed while it does
 
 
 def open_recorder(

@@ -12,8 +12,9 @@ from card_scale.files import write_atomically
 from card_scale.training.curves import scalars
 from card_scale.training.run_directory import RunDirectory
 
-CLOSE_SECONDS = 60.0
-"""For which the end of a run waits for the rest to be sent."""
+CLOSE_SECONDS = 15.0
+"""For which the end of a run waits for the rest to be sent: torchrun kills a process 30 seconds after asking it to end,
+and ``exit.json`` is still to be written then."""
 
 
 class WandbRecorder:

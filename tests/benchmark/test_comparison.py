@@ -1,5 +1,6 @@
 """The comparison of runs at equal tokens and equal FLOPs."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from card_scale.benchmark import comparison
 from card_scale.benchmark.comparison import Curve, Point
+from card_scale.errors import CommandLineError, ConfigurationError, ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +49,7 @@ def test_an_override_of_no_arm_is_refused(tmp_path):
     command = [sys.executable, str(ROOT / "tools/compare_objectives.py"), "x.yaml", "--arms", "ar", "--runs"]
     command += [str(tmp_path), "--output", str(tmp_path / "out"), "--of", "mdlm:run.seed=1"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert refused.returncode == 3
+    assert refused.returncode == ExitCode.COMMAND_LINE
     assert "is not ARM:KEY=VALUE with an arm of ar" in refused.stderr
 
 
@@ -73,3 +75,36 @@ def test_the_figure_has_few_ticks_names_its_lines_and_is_not_filled_by_an_error(
         assert len(panel.get_xticks()) <= 5
         assert not panel.collections  # no band over the lines
         assert {line.get_linestyle() for line in panel.lines if line.get_marker() != "None"} == {"-", "--"}
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [(("--arms", "ar", "ar"), "--arms ar ar names one twice"), (("--seeds", "1", "1"), "--seeds 1 1 names one twice")],
+)
+def test_two_runs_in_one_directory_are_refused(monkeypatch, given, words):
+    with pytest.raises(CommandLineError, match=words):
+        runs_of(monkeypatch, *given)
+
+
+def runs_of(monkeypatch, *given: str) -> dict[str, list[str]]:
+    """Return the command of each arm, over the quickstart's configuration of 2 pipeline stages."""
+    config = str(ROOT / "launchers/configs/quickstart.yaml")
+    options = ["--runs", "runs", "--output", "out"]
+    monkeypatch.setattr(sys, "argv", ["compare_objectives.py", config, *given, *options])
+    tool = runpy.run_path(str(ROOT / "tools/compare_objectives.py"))
+    return {one.arm: one.command for one in tool["runs_of"](tool["parse"]())}
+
+
+def test_a_key_of_an_objective_that_the_file_does_not_name(monkeypatch):
+    (command,) = runs_of(monkeypatch, "objective.block=8", "--arms", "a=bd3lm").values()
+    assert command[-3:] == ["objective.name=bd3lm", "run.dir=runs/a", "objective.block=8"]
+    with pytest.raises(ConfigurationError, match=r"objective\.block"):
+        runs_of(monkeypatch, "objective.block=8", "--arms", "ar")
+
+
+def test_each_arm_has_the_ranks_of_its_own_layout(monkeypatch):
+    arms = ("--arms", "ar", "two=ar", "--of", "two:parallel.pipeline=1")
+    commands = runs_of(monkeypatch, *arms)
+    assert commands["ar"][:3] == ["launchers/torchrun_one_node.sh", "--nproc", "2"]
+    assert commands["two"][:3] == [sys.executable, "-m", "card_scale.train"]
+    assert {command[2] for command in runs_of(monkeypatch, *arms, "--ranks", "4").values()} == {"4"}

@@ -25,7 +25,7 @@ def found(write_grid, tmp_path):
         done.directory, [evaluation(0, 6.0), training(20) | {"step_seconds": 1.0}, evaluation(20, 5.0, bound=True)]
     )
     study.record(done, Outcome(0, "done", 1, 2 * costs[done.id].seconds))
-    write_records(stopped.directory, [evaluation(0, 6.0), training(8) | {"step_seconds": 30.0}])
+    write_records(stopped.directory, [evaluation(0, 6.0), training(8) | {"step_seconds": 30.0, "loss_interval": 4.5}])
     study.record(stopped, Outcome(75, "stopped", 1, 10.0))
     study.record(failed, Outcome(6, "the loss is nan", 1, 1.0))
     return progress(study, tasks, costs), costs
@@ -33,9 +33,10 @@ def found(write_grid, tmp_path):
 
 def test_each_line_says_how_far(found):
     pending, failed, stopped, done = found[0]
+    assert not stopped.task.config.objective.likelihood_is_exact
     assert "20 of 20 steps  validation loss <= 5.0000" in done.line()
     assert "-4ep-" in done.task.id
-    assert "8 of 10 steps  training loss 9.0000  about 60 s left" in stopped.line()
+    assert "8 of 10 steps  training loss <= 4.5000  about 60 s left" in stopped.line()
     assert failed.line().endswith("0 of 20 steps: the loss is nan")
     assert pending.line().endswith("0 of 10 steps")
 
@@ -56,3 +57,16 @@ def test_a_run_whose_loss_is_not_finite_has_failed_for_all_who_ask(write_grid, t
     study.record(tasks[0], Outcome(0, "done", 1, 1.0))
     assert statuses(study, tasks) == {tasks[0].id: "failed"}
     assert needed(tasks, statuses(study, tasks), retry_failed=True) == tasks
+
+
+@pytest.mark.parametrize(
+    "more, words", [({}, "training loss 9.0000"), ({"loss_interval": 4.5}, "training loss 4.5000")]
+)
+def test_the_training_loss_is_the_mean_since_the_last_line_where_it_is_recorded(write_grid, tmp_path, more, words):
+    grid = load(write_grid(arms={"ar": {"objective.name": "ar"}}, epochs=[2]))
+    runs = specs(grid, tmp_path)
+    study, tasks = StudyDirectory(tmp_path), tasks_of(runs, tmp_path, branching=False)
+    costs = {cost.id: cost for cost in plan(grid, runs, tasks, {}).costs}
+    write_records(tasks[0].directory, [training(8) | {"step_seconds": 30.0} | more])
+    study.record(tasks[0], Outcome(75, "stopped", 1, 10.0))
+    assert words in progress(study, tasks, costs)[0].line()

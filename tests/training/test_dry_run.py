@@ -6,8 +6,10 @@ import pytest
 
 from card_scale import config as configs
 from card_scale.errors import ConfigurationError, DataError
+from card_scale.training import preflight
 from card_scale.training.dry_run import Assumptions, dry_run
-from tests.training.test_resume_point import write_config
+from card_scale.training.run_directory import RunDirectory
+from tests.training.test_resume_point import publish, write_config
 
 
 @pytest.fixture
@@ -104,3 +106,31 @@ def test_ranks_that_are_not_there(config_file):
     assert line(said(config_file, ranks=2), "ranks: ").startswith("ranks: 2 (tensor 1 x pipeline 1 x data 2)")
     with pytest.raises(ConfigurationError, match=r"3 ranks cannot hold parallel\.tensor 2"):
         said(config_file, "parallel.tensor=2", ranks=3)
+
+
+def test_time_of_what_is_left_where_the_run_would_resume(config_file, dataset, tmp_path):
+    begun = line(said(config_file, tokens_per_second=1000), "time: ")
+    assert begun.endswith(" at 1,000 tokens/s; evaluations and saving are not in it")
+    work = line(said(config_file), "work: ").split()
+    steps, tokens = (int(work[place].replace(",", "")) for place in (1, 3))
+    publish(RunDirectory(tmp_path / "run"), dataset)  # after 2 steps
+    speed = tokens / steps  # a step a second
+    words = line(said(config_file, tokens_per_second=speed), "time: ")
+    assert words.startswith(f"time: {steps - 2} s at ")
+    assert f" for the {steps - 2} steps left; " in words
+    anew = line(said(config_file, tokens_per_second=speed, from_scratch=True), "time: ")
+    assert anew.startswith(f"time: {steps} s at ")
+    assert "left" not in anew
+    ended = line(said(config_file, "train.steps=1", tokens_per_second=speed), "time: ")
+    assert ended.startswith("time: 0 s at ")
+
+
+def test_wandb_is_needed_where_records_are_written(config_file, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    for rank in (None, "0"):
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        with pytest.raises(ConfigurationError, match="wandb is not installed"):
+            preflight.check(configs.load(config_file, ["run.wandb=project"]), 1)
+    monkeypatch.setenv("RANK", "1")
+    assert preflight.check(configs.load(config_file, ["run.wandb=project"]), 2).world_size == 2

@@ -1,6 +1,7 @@
 """Scalars on W&B: what it is told by a stand-in of it, and the library itself offline where it is installed."""
 
 import importlib.util
+import inspect
 import sys
 import threading
 import types
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from card_scale.training import wandb_run
+from card_scale.training.recorder import WritingRecorder
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.wandb_run import WandbRecorder
 
@@ -104,6 +106,26 @@ def test_the_end_of_a_run_does_not_wait_for_it_for_ever(tmp_path, monkeypatch):
     recorder.close(is_done=True)
     released.set()
     assert said == ["warning: run.wandb: not everything was sent within 0 s"]
+
+
+def test_the_wait_leaves_half_of_the_time_that_torchrun_gives():
+    """Of torch's 30 seconds between SIGTERM and SIGKILL."""
+    from torch.distributed.elastic.multiprocessing import api
+
+    given = inspect.signature(api.PContext.close).parameters["timeout"].default
+    assert given / 2 >= wandb_run.CLOSE_SECONDS > 0
+
+
+def test_the_other_records_are_closed_before_it_is_waited_for():
+    closed = []
+
+    def named(name):
+        return types.SimpleNamespace(close=lambda **_: closed.append(name))
+
+    parts = {name: named(name) for name in ("bar", "metrics", "wandb", "tensorboard")}
+    WritingRecorder.close(types.SimpleNamespace(**parts, _draws=True, _is_done=True))
+    assert sorted(closed) == sorted(parts)
+    assert closed[-1] == "wandb"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from card_scale.studies.report import compared
-from card_scale.studies.report.compared import seeds_text
 from card_scale.studies.report.figures import panel_title
 from card_scale.studies.report.finished_runs import Study
 from card_scale.studies.report.fitted_laws import Fitted
@@ -25,7 +24,7 @@ def caveats(study: Study, fitted: Sequence[Fitted]) -> list[str]:
         where = "; ".join(panel_title(one.size, one.unique) for one in apart)
         said.append(f"The arms share no seed on {where}: they trained on other data each, and are not ranked there.")
     elif panels:
-        seeds = "; ".join(f"{panel_title(one.size, one.unique)}: {seeds_text(one.seeds)}" for one in panels)
+        seeds = "; ".join(f"{panel_title(one.size, one.unique)}: {one.seeds_said}" for one in panels)
         said.append(
             f"What is compared is compared on equal seeds ({seeds}); laws are fitted to all seeds of each arm's best "
             "settings."

@@ -17,7 +17,8 @@ class Panel(NamedTuple):
     size: str
     unique: float
     seeds: frozenset[str]
-    """Those compared; empty where the arms share none, and each stands on its own."""
+    """Those compared; empty where the arms share none, and each stands on its own. An arm may lack them beside others
+    that do not (a bound, which is not ranked): it stands on its own too."""
     ladders: Mapping[str, Sequence[Point]]
     """Of each arm, all its numbers of epochs on the seeds that all of them have."""
     points: Mapping[str, Sequence[Point]]
@@ -26,6 +27,16 @@ class Panel(NamedTuple):
     def lowest(self, arm: str) -> Point:
         """Return the number of epochs of lowest loss on the seeds compared."""
         return min(self.points[arm], key=lambda point: point.loss)
+
+    def is_compared(self, arm: str) -> bool:
+        """Return whether an arm stands on the seeds compared."""
+        return bool(self.seeds) and self.lowest(arm).seeds == self.seeds
+
+    @property
+    def seeds_said(self) -> str:
+        """Return the seeds compared in words, with the arms that stand on others; needs seeds compared."""
+        others = [f"{arm} on {seeds_text(self.lowest(arm).seeds)}" for arm in self.points if not self.is_compared(arm)]
+        return seeds_text(self.seeds) + (f"; not compared: {', '.join(others)}" if others else "")
 
     def apart(self, arm: str) -> list[Point]:
         """Return the ladder's points up to the first of those compared, if it lacks seeds: what is drawn apart."""

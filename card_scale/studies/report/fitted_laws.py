@@ -73,12 +73,21 @@ def as_runs(points: list[Point]) -> Runs:
 def crossovers(study: Study, base: str, samples: int, seed: int) -> list[Crossed]:
     """Return where every other arm falls below ``base``, on each subset, by the FLOPs that the runs took.
 
-    Each cell stands with its best setting, on the seeds that the panels compare.
+    Each cell stands with its best setting, on the seeds that the panels compare. Of a base that is known by an upper
+    bound only, no crossover is sought: where bounds cross says nothing about where the losses do.
     """
     found = []
     for challenger in (arm for arm in study.arms if arm != base):
         for unique in sorted({run.unique for run in study.runs if run.whole_epochs}):
-            first, second = (as_runs(compared.on_subset(study, arm, unique)) for arm in (base, challenger))
+            if study.is_bound(base):
+                found.append(Crossed(base, challenger, unique, None, f"{base} is known by an upper bound only"))
+                continue
+            own = [compared.on_subset(study, arm, unique) for arm in (base, challenger)]
+            seeds = [frozenset[str]().union(*(point.seeds for point in points)) for points in own]
+            if all(seeds) and not seeds[0] & seeds[1]:
+                found.append(Crossed(base, challenger, unique, None, "the two share no seed, hence no data"))
+                continue
+            first, second = (as_runs(points) for points in own)
             try:
                 found.append(Crossed(base, challenger, unique, crossover(first, second, samples, seed), ""))
             except DataError as error:

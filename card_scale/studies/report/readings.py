@@ -38,7 +38,7 @@ def over_epochs(study: Study, one: Panel) -> tuple[str, ...]:
         elif last.first.tokens == lowest.first.tokens and len(one.every(arm)) > 1:
             text += ", still falling there"
         said.append(f"{text}.")
-    where = f"On {seeds_text(one.seeds)}." if one.seeds else "The arms share no seed: they are not compared."
+    where = f"On {one.seeds_said}." if one.seeds else "The arms share no seed: they are not compared."
     return (*said, where)
 
 
@@ -129,8 +129,12 @@ def _limits(study: Study, panels: list[Panel]) -> str:
         one = panels[-1]
         exact = [one.lowest(other).loss for other in one.points if not study.is_bound(other)]
         lowest = one.lowest(arm).loss
-        below = exact and lowest < min(exact)
-        verdict = "below every exact loss, so it is better" if below else "which says nothing of its rank"
+        if not one.is_compared(arm):
+            verdict = f"on {seeds_text(one.lowest(arm).seeds)}, and is compared with no exact loss"
+        elif exact and lowest < min(exact):
+            verdict = "below every exact loss, so it is better"
+        else:
+            verdict = "which says nothing of its rank"
         said.append(f"{arm} is known by an upper bound only, {lowest:.3f}" + (f", {verdict}" if exact else ""))
     if all(len(one.seeds) <= 1 for one in panels):
         said.append("each comparison rests on one seed, so small differences may be noise")

@@ -61,7 +61,11 @@ def _lowest_rows(study: Study, one: Panel, arms: Sequence[str]) -> list[list[str
 
 
 def differences(study: Study, base: str) -> str:
-    """Return each arm's loss minus the base's at equal epochs, both at their best settings, paired by seed."""
+    """Return each arm's loss minus the base's at equal epochs, both at their best settings, paired by seed.
+
+    Where the base is a bound, nothing is said of which is better: a bound minus a bound bounds no difference.
+    """
+    base_is_bound = study.is_bound(base)
     exact = [["arm", "size", "U", "epochs", "difference", "deviation", "seeds"]]
     bounds = [[*exact[0], "what it says"]]
     for size, unique in study.panels():
@@ -75,7 +79,7 @@ def differences(study: Study, base: str) -> str:
                 seeds = point.seeds & other.seeds
                 row = [named(study, arm), size, f"{unique:,.0f}", f"{point.first.epochs:.4g}", *_difference(found)]
                 row.append(_seed_list(seeds))
-                if study.is_bound(arm):
+                if study.is_bound(arm) and not base_is_bound:
                     better = (
                         f"better by at least {-found.mean:.4f}" if found.mean < 0 else "nothing: the bound is above"
                     )
@@ -83,11 +87,18 @@ def differences(study: Study, base: str) -> str:
                     bounds.append([*row, better])
                 else:
                     exact.append(row)
+    negative = (
+        "These are differences of upper bounds: their signs do not say which model is better."
+        if base_is_bound
+        else f"Negative: better than {base}."
+    )
     said = note(
         f"A seed chooses the subset, the order and the weights: arms of one seed have trained on the same tokens. "
-        f"Negative: better than {base}. Each row takes the seeds that both cells have, and names them."
+        f"{negative} Each row takes the seeds that both cells have, and names them."
     )
-    tables = table(exact, f"losses minus those of {base}") if len(exact) > 1 else note("No other arm of exact losses.")
+    kind = "bounds" if base_is_bound else "losses"
+    none = note("No other arm." if base_is_bound else "No other arm of exact losses.")
+    tables = table(exact, f"{kind} minus those of {base}") if len(exact) > 1 else none
     if len(bounds) > 1:
         tables += note(
             "Upper bounds against exact losses: the true difference is at most the one below, so only a negative one "

@@ -8,6 +8,7 @@ from card_scale import charts
 from card_scale.studies.report import compared, readings
 from card_scale.studies.report import finished_runs as runs
 from card_scale.studies.report import fitted_laws as laws
+from card_scale.studies.report.caveats import caveats
 from card_scale.studies.report.figures import Missing, figures, look
 from card_scale.studies.report.page import Compared, page
 from tests.studies.report.conftest import UNIQUE, bound, row
@@ -151,3 +152,37 @@ def test_passes_that_were_not_logged_are_holes(write_table, tmp_path):
     (line,) = axis.lines
     assert [(x, y) for x, y in zip(*line.get_data(), strict=True) if y == y] == [(3, 3.0), (4, 2.0), (8, 2.0)]
     assert sum(y != y for y in line.get_ydata()) == 1
+
+
+def test_bounds_among_themselves_have_no_verdict(write_table):
+    """With bounds alone the first arm, which the others are compared with, is one as well."""
+    table = [bound(epochs, loss) for epochs, loss in ((1, 6.0), (4, 5.0), (16, 4.0))]
+    study = runs.read(write_table([*table, *(one | {"objective": "bd3lm", "run": f"b{one['run']}"} for one in table)]))
+    base, other = study.arms
+    crossed = laws.crossovers(study, base, 5, 0)
+    assert [(one.found, one.reason) for one in crossed] == [(None, f"{base} is known by an upper bound only")]
+    text = page("T", study, [NOTHING], [], Compared([base], crossed), "x")
+    against = text[text.index(f"Against {base}, seed by seed</h2>") : text.index("Crossovers</h2>")]
+    assert f"<th scope=row>{other} (upper bound)</th>" in against
+    assert "differences of upper bounds: their signs do not say which model is better" in against
+    for verdict in ("better by", "better than", "exact", "≤"):
+        assert verdict not in against
+
+
+def test_a_bound_on_other_seeds_is_compared_with_nothing(write_table):
+    table = [row("ar", epochs, 4.0 - epochs / 100) for epochs in (1, 4, 16)]
+    study = runs.read(write_table([*table, *(bound(epochs, 2.188, seed=2) for epochs in (1, 4, 16))]))
+    panels = compared.panels(study)
+    limits = readings.summary(study, panels)[2]
+    assert "mdlm is known by an upper bound only, 2.188, on seed 2, and is compared with no exact loss" in limits
+    assert "better" not in limits
+    assert readings.over_epochs(study, panels[0])[-1] == "On seed 1; not compared: mdlm on seed 2."
+    assert any("on equal seeds" in one and "seed 1; not compared: mdlm on seed 2)" in one for one in caveats(study, []))
+    (crossed,) = laws.crossovers(study, "ar", 5, 0)
+    assert (crossed.found, crossed.reason) == (None, "the two share no seed, hence no data")
+    # With the seed of the others among its own it is.
+    both = runs.read(write_table([*table, bound(16, 2.188, seed=2), bound(16, 2.0)]))
+    (one,) = compared.panels(both)
+    assert one.is_compared("mdlm")
+    assert "2.000, below every exact loss, so it is better" in readings.summary(both, [one])[2]
+    assert one.seeds_said == "seed 1"
