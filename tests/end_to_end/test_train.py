@@ -241,6 +241,7 @@ def test_tasks_of_srun_are_ranks_of_one_run(tmp_path, config_file):
     command = [sys.executable, "-m", "card_scale.train", str(config_file), "train.steps=1", "parallel.tensor=2"]
     # Processes that have imported nothing yet, under what makes libraries warn: their warnings are silenced by name.
     command += ["parallel.engine=fsdp2", "parallel.zero=null", "objective.name=bd3lm", "objective.block=8"]
+    command += ["optimizer.warmup_steps=0"]  # more than the one step would be warned of
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     ranks = [
         subprocess.Popen(

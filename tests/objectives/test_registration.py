@@ -86,7 +86,7 @@ def test_it_is_checked_and_counted(config_file):
     matrices = 4 * (4 * 32**2 + 3 * 32 * 48)
     per_token = 6 * (matrices + 448 * 32) + 12 * 32 * 4 * 110 / 24
     assert f"{per_token * 6 * 8 * 24:.3g} model FLOPs" in shown
-    assert "rate: 0.25" in shown
+    assert "rate: 0.25" in tool("-m", "card_scale.train", config_file, *TOY, "--print-config")
     assert "width 50 is above model.length 24" in tool(
         "-m", "card_scale.train", config_file, *TOY, "objective.width=50", "--dry-run", code=3
     )
