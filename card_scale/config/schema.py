@@ -4,9 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import yaml
-
-from card_scale.config import checks
+from card_scale.config import checks, strict_yaml
 from card_scale.objectives import registry
 
 if TYPE_CHECKING:
@@ -250,7 +248,7 @@ class Config:
         for dotted, value in self.flat().items():
             group, _, key = dotted.partition(".")
             tree.setdefault(group, {})[key] = list(value) if isinstance(value, tuple) else value
-        return yaml.safe_dump(tree, sort_keys=False)
+        return strict_yaml.dump(tree)
 
     def check(self) -> None:
         """Raise ConfigurationError for values that are impossible whatever the world size."""

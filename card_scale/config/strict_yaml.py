@@ -41,8 +41,15 @@ _FLOAT = re.compile(
         |[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$""",
     re.VERBOSE,
 )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text into quotes where this loader, or one of plain YAML 1.1, would take it for something else."""
+
+
+for _reader_or_writer in (_Loader, _Dumper):
+    _reader_or_writer.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
+    _reader_or_writer.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 
 
 def load(text: str) -> Any:
@@ -51,3 +58,8 @@ def load(text: str) -> Any:
     Raises yaml.YAMLError for a text that is no YAML, or with a line and a key that stands twice in one map.
     """
     return yaml.load(text, _Loader)
+
+
+def dump(tree: Any) -> str:
+    """Return a value of YAML's own types as text from which ``load`` makes the same; maps keep their order."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)

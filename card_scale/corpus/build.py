@@ -17,7 +17,7 @@ from card_scale.corpus import build_directory, sources, units
 from card_scale.corpus.progress import Progress
 from card_scale.corpus.source_documents import INVALID, NULL
 from card_scale.corpus.unit_pool import build_units
-from card_scale.corpus.units import BUILD_DIRECTORY, UnitRecord, UnitSettings
+from card_scale.corpus.units import BUILD_DIRECTORY, Unit, UnitRecord, UnitSettings
 from card_scale.data.manifest import (
     MANIFEST_NAME,
     SPLITS,
@@ -88,34 +88,49 @@ def build_dataset(
     unit_bytes = settings.unit_bytes or min(_LARGEST_UNIT, max(_SMALLEST_UNIT, scan.bytes // _UNITS))
     work = units.divide(scan.pieces, unit_bytes)
     plan = _plan(settings, scan, tokenizer)
-    if (directory / MANIFEST_NAME).exists():
-        manifest = build_directory.finished(directory, plan)
-        check_sizes(directory, manifest)
-        build_directory.clean(directory)
-        return BuildReport(manifest, len(work), 0, scan.passed_over)
-    (directory / BUILD_DIRECTORY).mkdir(parents=True, exist_ok=True)
+    # One with nothing left of its build is only read: several may look at it at once, also where none may write.
+    if (directory / MANIFEST_NAME).exists() and not (directory / BUILD_DIRECTORY).exists():
+        return BuildReport(_finished(directory, plan), len(work), 0, scan.passed_over)
     with build_directory.locked(directory):
-        build_directory.agree_on_plan(directory, plan, work)
-        write_atomically(directory / tokenizer.file_name, tokenizer.content)
-        records = {unit.number: record for unit in work if (record := units.load_record(directory, unit))}
-        missing = [unit for unit in work if unit.number not in records]
-        unit_settings = UnitSettings(settings.inputs, settings.validation_fraction, settings.shard_bytes)
-        done_before = sum(unit.bytes for unit in work if unit.number in records)
+        built = 0
+        if (directory / MANIFEST_NAME).exists():  # the build that held the directory until now may have finished it
+            manifest = _finished(directory, plan)
+        else:
+            build_directory.agree_on_plan(directory, plan, work)
+            write_atomically(directory / tokenizer.file_name, tokenizer.content)
+            unit_settings = UnitSettings(settings.inputs, settings.validation_fraction, settings.shard_bytes)
+            records, built = _build_missing(directory, work, unit_settings, tokenizer, workers, progress)
+            manifest = _assemble(directory, plan, tokenizer, records)
+        build_directory.clean(directory)
+    return BuildReport(manifest, len(work), built, scan.passed_over)
 
-        def finished(record: UnitRecord) -> None:
-            records[record.number] = record
 
-        with Progress("build", sum(unit.bytes for unit in work), progress, done_before) as shown:
-            try:
-                build_units(directory, missing, unit_settings, tokenizer, workers, finished, shown.update)
-            except KeyboardInterrupt:
-                raise StopRequested(
-                    f"{len(records)} of {len(work)} units of {directory} are finished and kept, and what "
-                    "is encoded of large files; run the same command again to go on"
-                ) from None
-        manifest = _assemble(directory, plan, tokenizer, [records[unit.number] for unit in work])
-    build_directory.clean(directory)
-    return BuildReport(manifest, len(work), len(missing), scan.passed_over)
+def _finished(directory: Path, plan: dict) -> Manifest:
+    manifest = build_directory.finished(directory, plan)
+    check_sizes(directory, manifest)
+    return manifest
+
+
+def _build_missing(
+    directory: Path, work: list[Unit], settings: UnitSettings, tokenizer: Tokenizer, workers: int, progress: bool
+) -> tuple[list[UnitRecord], int]:
+    """Build the units that no earlier call has finished; return the records of all, and how many were built."""
+    records = {unit.number: record for unit in work if (record := units.load_record(directory, unit))}
+    missing = [unit for unit in work if unit.number not in records]
+    done_before = sum(unit.bytes for unit in work if unit.number in records)
+
+    def finished(record: UnitRecord) -> None:
+        records[record.number] = record
+
+    with Progress("build", sum(unit.bytes for unit in work), progress, done_before) as shown:
+        try:
+            build_units(directory, missing, settings, tokenizer, workers, finished, shown.update)
+        except KeyboardInterrupt:
+            raise StopRequested(
+                f"{len(records)} of {len(work)} units of {directory} are finished and kept, and what "
+                "is encoded of large files; run the same command again to go on"
+            ) from None
+    return [records[unit.number] for unit in work], len(missing)
 
 
 def _plan(settings: BuildSettings, scan: sources.Scan, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from card_scale.corpus import sources
 from card_scale.corpus.units import BUILD_DIRECTORY, Unit, has_finished_units
@@ -89,8 +89,14 @@ def finished(directory: Path, plan: dict) -> Manifest:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold an unfinished directory for this process; the system lets go of it even after a kill."""
-    with (directory / BUILD_DIRECTORY / "lock").open("w") as file:
+    """Hold an unfinished directory, made where there is none; the system lets go of it even after a kill.
+
+    The lock goes with the rest of a finished build, so its next holder must look for a manifest first.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    with _lock_file(directory) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -98,8 +104,18 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def _lock_file(directory: Path) -> TextIO:
+    path = directory / BUILD_DIRECTORY / "lock"
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return path.open("w")
+        except FileNotFoundError:  # another process has finished and cleaned the directory between these two lines
+            continue
+
+
 def clean(directory: Path) -> None:
-    """Remove what only an unfinished build needs, and what interrupted ones left."""
+    """Remove what only an unfinished build needs, and what interrupted ones left. To be called inside ``locked``."""
     _remove_partial(directory)
     shutil.rmtree(directory / BUILD_DIRECTORY, ignore_errors=True)
 

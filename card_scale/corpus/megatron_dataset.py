@@ -6,7 +6,9 @@ file in bytes (int64), and the numbers of the sequences at which the documents b
 """
 
 import io
+import itertools
 import json
+import os
 import shutil
 import struct
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ _HEADER = struct.Struct("<9sQBQQ")
 _TYPES = MappingProxyType({1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"})
 """Of tokens, by Megatron's code. Codes 6 and 7 are floating-point numbers, which are no tokens."""
 _SHOWN_CHARACTERS = 80
+_BOUNDS = 1 << 16  # of documents that are Python's integers at once, of which each takes several times its 8 bytes
 
 
 class MegatronDataset:
@@ -95,7 +98,8 @@ class MegatronDataset:
 
     def documents(self) -> Iterator[np.ndarray]:
         """Read the tokens of each document in order, integers [tokens]."""
-        for begin, end in zip(self._documents[:-1].tolist(), self._documents[1:].tolist(), strict=True):
+        slices = (self._documents[first : first + _BOUNDS + 1].tolist() for first in range(0, len(self), _BOUNDS))
+        for begin, end in itertools.chain.from_iterable(map(itertools.pairwise, slices)):
             parts = [
                 np.frombuffer(self._tokens, self._dtype, length, place)
                 for length, place in zip(
@@ -108,7 +112,10 @@ class MegatronDataset:
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """What a dataset is made of and how. The files may be named with or without their ending."""
+    """What a dataset is made of and how.
+
+    The files may be named with or without their ending; the two of one dataset are one input.
+    """
 
     inputs: tuple[Path, ...]
     validation_fraction: float
@@ -132,13 +139,13 @@ def import_megatron(
         The manifest, and the beginning of the first document as text, by which a wrong tokenizer is seen.
 
     Raises:
-        DataError: a directory that is there already, a damaged input, ids that the tokenizer does not have, or [MASK].
+        DataError: a directory that is there already, an input that is damaged or given twice, ids that the tokenizer
+            does not have, or [MASK].
     """
     if directory.exists():
         raise DataError(f"{directory} exists; choose another directory or remove it")
     tokenizer = Tokenizer.load(tokenizer_path)
-    prefixes = [path.with_suffix("") if path.suffix in (".bin", ".idx") else path for path in settings.inputs]
-    datasets = [MegatronDataset(prefix) for prefix in prefixes]
+    datasets = [MegatronDataset(prefix) for prefix in _prefixes(settings.inputs)]
     temporary = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -165,6 +172,20 @@ def import_megatron(
     temporary.rename(directory)
     sync_directory(directory.parent)
     return manifest, opening
+
+
+def _prefixes(inputs: tuple[Path, ...]) -> list[Path]:
+    """Each dataset once, in order, however many of its files are named; a path that is there twice is a mistake."""
+    seen: set[str] = set()
+    prefixes: dict[str, Path] = {}
+    for path in inputs:
+        identity = os.path.realpath(path)
+        if identity in seen:
+            raise DataError(f"{path}: an input twice; name each once")
+        seen.add(identity)
+        prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+        prefixes.setdefault(os.path.realpath(prefix), prefix)
+    return list(prefixes.values())
 
 
 def _write(

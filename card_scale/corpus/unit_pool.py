@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from card_scale.corpus import units
 from card_scale.corpus.processes import end_with_parent, interrupts_left_to_parent
@@ -40,12 +41,9 @@ def build_units(
             finished(units.build_unit(directory, unit, settings, tokenizer, read))
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads the caller has running
-    stop = context.Event()
-    read_by_others = context.Value("Q", 0)
     others = min(workers, len(work)) - 1
-    pool = ProcessPoolExecutor(
-        others, context, _start_worker, (directory, settings, tokenizer.file_name, stop, read_by_others)
-    )
+    shared = _share(context, others)
+    pool = ProcessPoolExecutor(others, context, _start_worker, (directory, settings, tokenizer.file_name, shared))
     waiting = deque(work)
     running: set[Future[UnitRecord]] = set()
     told = 0
@@ -61,7 +59,7 @@ def build_units(
             running.remove(future)
             finished(future.result())
         hand_out()
-        so_far = read_by_others.value
+        so_far = sum(shared.read)
         read(read_here + so_far - told)
         told = so_far
 
@@ -79,8 +77,31 @@ def build_units(
             "with fewer workers if memory is short"
         ) from error
     finally:
-        stop.set()  # on an error or Ctrl-C the workers give up at the next batch instead of finishing their unit
+        shared.stop.value = (
+            True  # on an error or Ctrl-C the workers give up at the next batch instead of finishing their unit
+        )
         pool.shutdown(wait=True)
+
+
+class _Shared(NamedTuple):
+    """What all processes see.
+
+    Without locks, each number being written by one process alone: a lock whose holder is killed is held for ever.
+    """
+
+    stop: Any
+    """Whether to give up, which this process says."""
+    read: Any
+    """Bytes of input, by the slot of the other process that has read them."""
+    slots: Any
+    """A queue from which each other process takes its slot. Its lock is theirs: where one dies, all are ended."""
+
+
+def _share(context: SpawnContext, others: int) -> _Shared:
+    shared = _Shared(context.Value("b", lock=False), context.Array("Q", others, lock=False), context.SimpleQueue())
+    for slot in range(others):
+        shared.slots.put(slot)
+    return shared
 
 
 class _Worker:
@@ -89,20 +110,19 @@ class _Worker:
     directory: Path
     settings: UnitSettings
     tokenizer: Tokenizer
-    stop: Any
-    read: Any
+    shared: _Shared
+    slot: int
 
 
-def _start_worker(directory: Path, settings: UnitSettings, tokenizer_name: str, stop: Any, read: Any) -> None:
+def _start_worker(directory: Path, settings: UnitSettings, tokenizer_name: str, shared: _Shared) -> None:
     end_with_parent()
-    _Worker.directory, _Worker.settings, _Worker.stop, _Worker.read = directory, settings, stop, read
+    _Worker.directory, _Worker.settings, _Worker.shared, _Worker.slot = directory, settings, shared, shared.slots.get()
     _Worker.tokenizer = Tokenizer.load(directory / tokenizer_name)
 
 
 def _report(size: int) -> None:
-    with _Worker.read.get_lock():
-        _Worker.read.value += size
-    if _Worker.stop.is_set():
+    _Worker.shared.read[_Worker.slot] += size
+    if _Worker.shared.stop.value:
         raise StopRequested("the build is stopping")
 
 

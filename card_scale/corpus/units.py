@@ -17,6 +17,7 @@ import numpy as np
 
 from card_scale.corpus import sources
 from card_scale.corpus.encoding import DocumentEncoder
+from card_scale.corpus.formats.names import kind_of
 from card_scale.corpus.kept_encodings import KeptEncoder, open_kept
 from card_scale.corpus.source_documents import INVALID, NULL, Document, documents
 from card_scale.corpus.sources import InputSettings, Piece
@@ -249,12 +250,21 @@ def _kept_path(directory: Path, number: int) -> Path:
 
 
 def _encoder(directory: Path, unit: Unit, tokenizer: Tokenizer, closing: ExitStack) -> DocumentEncoder | KeptEncoder:
-    """One that keeps what it encodes where a large piece of the unit cannot be divided."""
+    """One that keeps what it encodes where a piece of the unit is large and may be of any size."""
     encoder = DocumentEncoder(tokenizer)
-    if not any(piece.bytes >= _KEPT_BYTES and not piece.step for piece in unit.pieces):
+    if not any(piece.bytes >= _KEPT_BYTES and _is_unbounded(piece) for piece in unit.pieces):
         return encoder
     file = closing.enter_context(open_kept(_kept_path(directory, unit.number)))
     return KeptEncoder(encoder, tokenizer.sha256, file)
+
+
+def _is_unbounded(piece: Piece) -> bool:
+    """Whether a piece is all of a file that cannot be entered in the middle: compressed, an array or a table.
+
+    What is kept takes 4 bytes a token, twice what the shards do: a row group is not worth it, and of a plain text file,
+    which is one document unless it can be divided, nothing could be kept before its end.
+    """
+    return piece.kind in ("json", "table") or (piece.kind == "text" and bool(kind_of(piece.path).compression))
 
 
 def _description(document: Document) -> bytes:

@@ -72,8 +72,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     Columns are separated by commas, semicolons or tabs, whichever the header has most of; a byte order mark is passed
     over. A spreadsheet that separates by semicolons writes decimal commas: there, they are read as points.
 
-    Raises DataError for a file that cannot be read, rows that do not fit the header, and a column with decimal commas
-    and decimal points.
+    Raises DataError for a file that cannot be read, rows that do not fit the header, and where commas do not separate,
+    for commas in numbers beside decimal points, in one column or two.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -97,18 +97,32 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def _with_points(path: Path, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the rows with decimal points for decimal commas."""
-    for name in rows[0] if rows else ():
-        commas = next((row[name] for row in rows if _DECIMAL_COMMA.fullmatch(row[name])), None)
-        points = next((row[name] for row in rows if _DECIMAL_POINT.fullmatch(row[name])), None)
-        if commas and points:
-            raise DataError(
-                f"{path}: column {name} has decimal commas and decimal points ({commas} and {points}); write one kind"
-            )
+    """Return the rows with decimal points for decimal commas.
+
+    Beside a decimal point anywhere in the file, a comma is one of thousands: 140,000 is not 140.
+    """
+    commas, points = _first_of_each_column(rows, _DECIMAL_COMMA), _first_of_each_column(rows, _DECIMAL_POINT)
+    if commas and points:
+        both = next((name for name in commas if name in points), None)
+        with_comma, with_point = both or next(iter(commas)), both or next(iter(points))
+        raise DataError(
+            f"{path}: column {with_comma} has commas ({commas[with_comma]}) and column {with_point} has decimal points "
+            f"({points[with_point]}); write all decimals with one of them, and thousands without"
+        )
     return [
         {name: cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell for name, cell in row.items()}
         for row in rows
     ]
+
+
+def _first_of_each_column(rows: Sequence[dict[str, str]], pattern: re.Pattern[str]) -> dict[str, str]:
+    """Return the first cell of the pattern in each column that has one."""
+    found: dict[str, str] = {}
+    for row in rows:
+        for name, cell in row.items():
+            if pattern.fullmatch(cell):
+                found.setdefault(name, cell)
+    return found
 
 
 def _read_parquet(path: Path) -> list[dict[str, str]]:

@@ -2,8 +2,11 @@
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from card_scale.config import strict_yaml
+from tests.config.texts import TEXT
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,21 @@ def test_everything_else_reads_as_plain_yaml(text):
 def test_numbers_are_decimal_and_dates_are_text(text, value):
     assert strict_yaml.load(text) == value
     assert type(strict_yaml.load(text)) is type(value)
+
+
+@given(st.lists(TEXT, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_text_stays_text_here_and_for_plain_yaml(texts):
+    tree = {text: text for text in texts}
+    dumped = strict_yaml.dump(tree)
+    assert strict_yaml.load(dumped) == yaml.safe_load(dumped) == tree
+    assert list(strict_yaml.load(dumped)) == list(tree)
+
+
+@pytest.mark.parametrize("value", [1e-5, 1e17, 3.0, -0.25, 7, -7, 10**30, True, None, [0.9, 0.95], float("inf")])
+def test_other_values_stay_what_they_are(value):
+    loaded = strict_yaml.load(strict_yaml.dump({"key": value}))["key"]
+    assert (loaded, type(loaded)) == (value, type(value))
 
 
 def test_only_plain_values_are_made():

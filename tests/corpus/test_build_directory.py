@@ -2,9 +2,11 @@
 
 import json
 import re
+from contextlib import contextmanager
 
 import pytest
 
+from card_scale.corpus import build_directory
 from card_scale.corpus.build import BuildSettings, build_dataset
 from card_scale.corpus.document_parts import PartSizes
 from card_scale.corpus.sources import InputSettings
@@ -48,6 +50,74 @@ def test_what_failed_may_be_repaired_before_anything_is_finished(build, tmp_path
         build()
     write_lines(tmp_path / "in" / "a.jsonl", ["a", "b"])
     assert build().counts["documents"] == 2
+
+
+def test_another_build_may_finish_before_this_one_holds_the_directory(build, tmp_path, monkeypatch):
+    write_lines(tmp_path / "in" / "a.jsonl", ["a", "b"])
+    locked = build_directory.locked
+    others = [build, build]
+
+    @contextmanager
+    def after_another(directory):
+        if others:
+            others.pop()()
+        with locked(directory):
+            yield
+
+    monkeypatch.setattr(build_directory, "locked", after_another)
+    manifest = build()
+    assert not others
+    assert Manifest.load(tmp_path / "data") == manifest
+    assert verify_dataset(tmp_path / "data") == []
+    assert not (tmp_path / "data" / "build").exists()
+
+
+def test_a_finished_dataset_is_never_discarded_for_another_plan(build, tmp_path, monkeypatch):
+    write_lines(tmp_path / "in" / "a.jsonl", ["a", "b"])
+    # Where a build stops just before it removes the plan, its units being gone.
+    monkeypatch.setattr(build_directory, "clean", lambda directory: (directory / "build/unit-000000.json").unlink())
+    manifest = build()
+    locked = build_directory.locked
+
+    @contextmanager
+    def manifest_comes_late(directory):
+        (directory / "aside").rename(directory / "manifest.json")
+        with locked(directory):
+            yield
+
+    monkeypatch.setattr(build_directory, "locked", manifest_comes_late)
+    (tmp_path / "data" / "manifest.json").rename(tmp_path / "data" / "aside")
+    with pytest.raises(DataError, match=r"made otherwise: .*skip_invalid is True"):
+        build(skip_invalid=True)
+    assert Manifest.load(tmp_path / "data") == manifest
+    assert verify_dataset(tmp_path / "data") == []
+
+
+@pytest.mark.parametrize("finished_before", [False, True])
+def test_a_directory_is_cleaned_by_who_holds_it(build, tmp_path, monkeypatch, finished_before):
+    write_lines(tmp_path / "in" / "a.jsonl", ["a", "b"])
+    if finished_before:
+        build()
+        (tmp_path / "data" / "build").mkdir()
+    clean, cleaned = build_directory.clean, []
+
+    def watched(directory):
+        with pytest.raises(DataError, match="another build is at work"), build_directory.locked(directory):
+            pass
+        cleaned.append(directory)
+        clean(directory)
+
+    monkeypatch.setattr(build_directory, "clean", watched)
+    build()
+    assert cleaned == [tmp_path / "data"]
+    assert not (tmp_path / "data" / "build").exists()
+
+
+def test_a_finished_dataset_is_only_read(build, tmp_path, monkeypatch):
+    write_lines(tmp_path / "in" / "a.jsonl", ["a", "b"])
+    manifest = build()
+    monkeypatch.setattr(build_directory, "locked", None)
+    assert build() == manifest
 
 
 def test_finished_units_are_kept_and_bind(build, tmp_path):

@@ -3,6 +3,8 @@ import io
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from card_scale.corpus import units
@@ -70,6 +72,36 @@ def test_damage_anywhere_only_costs_time(tokenizer):
         flipped = bytearray(content)
         flipped[place] ^= 0xFF
         encode(tokenizer, io.BytesIO(flipped), BATCHES)
+
+
+@pytest.mark.parametrize(
+    "name, kept",
+    [
+        ("a.txt", False),
+        ("a.jsonl", False),
+        ("a.parquet", False),
+        ("a.txt.gz", True),
+        ("a.jsonl.gz", True),
+        ("a.json", True),
+        ("a.csv", True),
+    ],
+)
+def test_encodings_are_kept_of_files_that_cannot_be_entered(tmp_path, tokenizer_path, monkeypatch, name, kept):
+    texts = ["one", "two"]
+    path = tmp_path / name
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=1)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    else:
+        path.write_text({".json": json.dumps([{"text": "a"}]), ".csv": "text\na\n"}.get(path.suffix, lines))
+    opened = []
+    open_kept = units.open_kept
+    monkeypatch.setattr(units, "open_kept", lambda path: opened.append(path) or open_kept(path))
+    monkeypatch.setattr(units, "_KEPT_BYTES", 1)
+    build_dataset(BuildSettings(InputSettings((str(path),)), 0.0), tokenizer_path, tmp_path / "data", 1)
+    assert bool(opened) == kept
 
 
 def test_a_stopped_unit_of_a_compressed_file_goes_on_where_it_was(tmp_path, tokenizer_path, monkeypatch):

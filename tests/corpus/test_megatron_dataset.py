@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -94,6 +95,32 @@ def test_several_datasets_follow_each_other_and_are_split_by_content(tmp_path, t
         assert bool(sides[0]) == bool(sides[1])
     assert verify_dataset(tmp_path / "data") == []
     assert Manifest.load(tmp_path / "data") == manifest
+
+
+def test_the_two_files_of_a_dataset_are_one_input(tmp_path, tokenizer_path):
+    for name in "ab":
+        write(tmp_path / name, [[[5, 6, 7]]])
+    manifest, _ = imported(sorted(tmp_path.glob("[ab].*")), tokenizer_path, tmp_path / "data")
+    assert [source["name"] for source in manifest.sources] == ["a", "b"]
+    assert manifest.counts["documents"] == 2
+    with pytest.raises(DataError, match=r"a\.bin: an input twice"):
+        imported([tmp_path / "a.bin", tmp_path / "b", tmp_path / "a.bin"], tokenizer_path, tmp_path / "other")
+
+
+def test_the_bounds_of_all_documents_are_never_python_integers_at_once(tmp_path):
+    count = 150_000
+    tokens = np.arange(count, dtype="<u2")
+    (tmp_path / "a.bin").write_bytes(tokens.tobytes())
+    arrays = np.ones(count, "<i4"), 2 * np.arange(count, dtype="<i8"), np.arange(count + 1, dtype="<i8")
+    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, count, count + 1)
+    (tmp_path / "a.idx").write_bytes(header + b"".join(array.tobytes() for array in arrays))
+    documents = MegatronDataset(tmp_path / "a").documents()
+    tracemalloc.start()
+    first = next(documents)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * count
+    assert np.concatenate([first, *documents]).tolist() == tokens.tolist()
 
 
 def changed_index(prefix, place, content):

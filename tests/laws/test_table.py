@@ -301,11 +301,21 @@ def test_a_table_that_a_spreadsheet_saved(tmp_path, separator):
 def test_decimals_of_both_kinds_are_refused_and_commas_in_commas_named(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("run;val_loss\na;3,5\nb;3.25\n")
-    with pytest.raises(DataError, match=r"column val_loss has decimal commas and decimal points \(3,5 and 3\.25\)"):
+    with pytest.raises(
+        DataError, match=r"column val_loss has commas \(3,5\) and column val_loss has decimal points \(3\.25"
+    ):
         read_csv(path)
     quoted = write(path, [row | {"val_loss": "3,98"} for row in GOOD[:4]])
     with pytest.raises(DataError, match="row 1: val_loss = 3,98; it must be a positive finite number"):
         check(read_rows(quoted, {}), allow_failed=False)
+
+
+def test_commas_of_thousands_are_no_decimals(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("params_N\ttokens_D\tval_loss\n140,000\t16,384\t3\n140,000\t16,384\t3.25\n")
+    message = r"column params_N has commas \(140,000\) and column val_loss has decimal points \(3\.25\)"
+    with pytest.raises(DataError, match=f"table.csv: {message}"):
+        read_csv(path)
 
 
 def test_one_column_may_serve_several_names(tmp_path):

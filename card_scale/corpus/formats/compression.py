@@ -69,15 +69,20 @@ class _Blocks(io.RawIOBase):
         return True
 
     def readinto(self, target: memoryview) -> int:  # type: ignore[override]
-        while not self._rest:
-            block = next(self._blocks, None)
-            if block is None:
-                return 0
-            self._rest = memoryview(block)
-        size = min(len(target), len(self._rest))
-        target[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size
+        # Filled over the ends of blocks, which may be as short as one byte: a look at the first bytes of a file, which
+        # tells what it holds, is one read.
+        filled = 0
+        while filled < len(target):
+            if not self._rest:
+                block = next(self._blocks, None)
+                if block is None:
+                    break
+                self._rest = memoryview(block)
+            size = min(len(target) - filled, len(self._rest))
+            target[filled : filled + size] = self._rest[:size]
+            self._rest = self._rest[size:]
+            filled += size
+        return filled
 
 
 def _zstandard_blocks(file: io.FileIO, path: str) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 from card_scale.corpus.formats.compression import BLOCK, open_decompressed
 from card_scale.corpus.formats.record import Record
@@ -45,7 +46,7 @@ def line_range(path: str, key: str, begin: int, end: int) -> Iterator[Record]:
         position = begin
         if position:
             file.seek(position - 1)
-            position += len(file.readline()) - 1  # the rest of a line that starts before, or just its line break
+            position = _next_line(file, position - 1, end)
         while position < end:
             line = file.readline()
             if not line:
@@ -54,6 +55,18 @@ def line_range(path: str, key: str, begin: int, end: int) -> Iterator[Record]:
             content = line if start else line.removeprefix(codecs.BOM_UTF8)
             if content.strip():
                 yield _record(path, content, key, start, min(position, end) - begin, _line_counter(path, start))
+
+
+def _next_line(file: BinaryIO, position: int, end: int) -> int:
+    """Read from ``position`` to the next line, and return where it starts; ``end`` where none does before.
+
+    Not beyond, where the rest of a line that spans many ranges would be read for each of them.
+    """
+    while position < end and (part := file.readline(min(BLOCK, end - position))):
+        position += len(part)
+        if part.endswith(b"\n"):
+            break
+    return position
 
 
 def _line_counter(path: str, offset: int) -> Callable[[int], str]:

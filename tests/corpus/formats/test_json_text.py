@@ -2,7 +2,8 @@ import io
 import json
 
 import pytest
-from hypothesis import given
+import zstandard
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from card_scale.corpus.formats import json_text
@@ -102,6 +103,53 @@ def test_an_array_on_one_line_is_read_once_and_in_blocks(tmp_path, monkeypatch, 
     monkeypatch.setattr(json_text, "BLOCK", 1000)
     assert read_texts(tmp_path) == texts
     assert largest < 2 * len(json.dumps(texts[0])) + 1000
+
+
+def frames(*parts: bytes) -> bytes:
+    return b"".join(zstandard.ZstdCompressor().compress(part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"{", b'\n"text": "a"\n}\n{"text":\n"b"}'),
+        (b"\n\n", b'[{"text": "a"}, {"text": "b"}]'),
+        (b"", b"\xef\xbb", b"\xbf", b'[{"text": "a"},\n{"text": "b"}]'),
+        (b'{"te', b'xt": "a"}\n{"text": "b"}\n'),
+    ],
+)
+def test_what_a_file_holds_is_told_over_the_ends_of_frames(tmp_path, parts):
+    (tmp_path / "a.json.zst").write_bytes(frames(*parts))
+    assert read_texts(tmp_path) == ["a", "b"]
+
+
+def test_a_line_that_spans_many_ranges_is_read_once(tmp_path, monkeypatch):
+    texts = ["a", "b" * 100_000, "c", "d"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    read = 0
+
+    class Counted(io.BufferedReader):
+        def readline(self, size=-1):
+            nonlocal read
+            line = super().readline(size)
+            read += len(line)
+            return line
+
+    monkeypatch.setattr(json_text, "open", lambda path, _mode: Counted(io.FileIO(path)), raising=False)
+    documents = read_documents(tmp_path, size=2000)
+    assert [document.text.decode() for document in documents] == texts
+    assert 100_000 < read < 250_000
+
+
+@given(st.lists(st.integers(0, 40), max_size=6), st.integers(1, 60), st.integers(1, 20))
+@settings(max_examples=40, deadline=None)
+def test_every_line_is_read_by_the_range_it_starts_in(tmp_path_factory, lengths, size, block):
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    texts = [str(number) * length for number, length in enumerate(lengths)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts) + '{"text": "last"}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_text, "BLOCK", block)
+        assert [document.text.decode() for document in read_documents(path, size=size)] == [*texts, "last"]
 
 
 def test_records_are_numbered_by_byte_line_or_element(tmp_path):
