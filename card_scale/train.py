@@ -17,6 +17,7 @@ from card_scale import config as configs
 from card_scale import faults
 from card_scale.cli import run_tool
 from card_scale.config import Config
+from card_scale.distributed.launched_as import is_restart, job_of, rank_variables
 from card_scale.errors import CardScaleError, ExitCode, ForeignRunError, NumericError, StopRequested
 from card_scale.training.command_line import parse
 from card_scale.training.exit_record import cause_of_stop, note_for_launcher
@@ -54,7 +55,6 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
         CardScaleError: whatever ended the run early; nothing that was saved is lost.
     """
     from card_scale.distributed import process_groups
-    from card_scale.distributed.launched_as import is_restart, job_of, rank_variables
     from card_scale.engine.build import build_engine
     from card_scale.training import memory_fit, preflight, run_data
     from card_scale.training.agreement import agree_on_lock, all_peers, begin_anew
@@ -68,7 +68,6 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     from card_scale.training.watchdog import Watchdog
 
     # Everything that can be refused is refused before a process group forms.
-    os.environ.update(rank_variables(os.environ))
     faults.check()
     dims = preflight.check(config, int(os.environ.get("WORLD_SIZE", "1")))
     directory = RunDirectory(config.run.dir)
@@ -102,6 +101,8 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     def explained() -> contextlib.AbstractContextManager[None]:
         return memory_fit.explained(config, dims.world_size, data.vocabulary.padded, lambda: watchdog.place)
 
+    if process_groups.is_main_rank():
+        print("building the model", flush=True)
     faults.reach("start")
     with explained():
         engine = build_engine(config, dims, data.vocabulary, config.objective.attention)
@@ -266,6 +267,9 @@ def main(argv: list[str] | None = None) -> int:
     with StopRequest(lambda: cause_of_stop(os.environ)) as stop, contextlib.ExitStack() as held:
         try:
             config = configs.load(options.config, overrides)
+            os.environ.update(rank_variables(os.environ))
+            if os.environ.get("RANK", "0") == "0":
+                print("loading the libraries", flush=True)  # some ten seconds
             from card_scale import known_warnings
             from card_scale.versions import check_versions
 
