@@ -135,9 +135,8 @@ print(sorted({{name.partition(".")[0] for name in sys.modules}} & {{"megatron", 
 LAYOUTS = {
     "one rank": (1, dict(zero=0)),
     "tp2 pp2, ZeRO-3": (4, dict(tensor=2, pipeline=2, zero=3)),
-    "tp2 dp2, FSDP2": (4, dict(tensor=2, engine="fsdp2")),
-    "pp2 dp2, ZeRO-1": (4, dict(pipeline=2, zero=1)),
 }
+"""Whole, and in pieces of every kind; all layouts and engines are those of tests/layouts/test_any_layout.py."""
 
 
 def save_initial(parallel, root):
@@ -151,7 +150,7 @@ def save_initial(parallel, root):
     return Checkpointer(root, form_commit_group(60)).save(engine, publication)
 
 
-def test_what_engines_store_in_any_layout(tmp_path):
+def test_pieces_are_read_as_one_tensor_and_by_slices(tmp_path):
     found = {}
     for layout, (ranks, parallel) in LAYOUTS.items():
         root = tmp_path / layout
