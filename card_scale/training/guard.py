@@ -95,10 +95,10 @@ class Guard:
         return bad.float()
 
     def newest(self) -> tuple[Tensor, Tensor]:
-        """Return (bool scalar: whether it was refused, float64 scalar: global loss) of the update that was judged last,
-        on the device. To be asked before a look."""
+        """Return (whether it was refused, 0 or 1, and the global loss) of the update that was judged last: float64
+        scalars, views of what stays on the device. To be asked before a look."""
         verdict = self._untold[-1][1]
-        return verdict[0] > 0, verdict[2]
+        return verdict[0], verdict[2]
 
     def _is_spike(self, seen: Tensor) -> Tensor:
         """Whether loss or norm is far above its mean over a window that is at least half full."""

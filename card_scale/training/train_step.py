@@ -73,7 +73,7 @@ class TrainStep:
         self.sums = MetricSums(objective.metrics)
         self.guard = Guard(config.guard, self.device)
         self.guard.resume(state)
-        self.interval = IntervalLoss(self.device)
+        self.interval = IntervalLoss()
         self.interval.resume(state)
 
     def __call__(self, samples: Samples, learning_rate: float) -> StepResult:

@@ -26,7 +26,7 @@ def mean_of(updates):
 
 @given(st.lists(UPDATES, min_size=1, max_size=8), st.lists(UPDATES, max_size=8))
 def test_each_interval_is_the_mean_of_its_own_applied_updates(first, second):
-    interval = IntervalLoss(torch.device("cpu"))
+    interval = IntervalLoss()
     for updates in (first, second):
         add(interval, updates)
         found = interval.take()
@@ -38,7 +38,7 @@ def test_each_interval_is_the_mean_of_its_own_applied_updates(first, second):
 
 @given(st.lists(UPDATES, min_size=2, max_size=8), st.integers(1, 7))
 def test_a_run_that_resumes_within_an_interval_logs_the_same_bits(updates, cut):
-    whole, before, after = (IntervalLoss(torch.device("cpu")) for _ in range(3))
+    whole, before, after = (IntervalLoss() for _ in range(3))
     add(whole, updates)
     add(before, updates[:cut])
     after.resume(before.state())
@@ -47,6 +47,6 @@ def test_a_run_that_resumes_within_an_interval_logs_the_same_bits(updates, cut):
 
 
 def test_a_checkpoint_of_an_earlier_version_begins_anew():
-    interval = IntervalLoss(torch.device("cpu"))
+    interval = IntervalLoss()
     interval.resume({"step": 3})
     assert interval.take() is None
