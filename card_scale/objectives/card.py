@@ -43,6 +43,9 @@ SMALLEST_BETA = 1e-6
 SMALLEST_SPAN_RATE = 2.0**-24
 """Below it no draw of 24 bits but 0 would start a run."""
 
+LARGEST_WEIGHT = 1e6
+"""Above it the clean predictions beside a masked one would drown in float32."""
+
 UNUSED_KEYS = MappingProxyType(
     {
         "soft_tail": ("span_rate", "span_length"),
@@ -133,7 +136,9 @@ class CardObjective(Objective):
     beta: float = 1.0
     """Offset in the weight 1 / (beta + S); without masks the weight is 1 / beta."""
     reweight: bool = True
-    """Weight the loss by context; false gives every position weight 1."""
+    """Weight the loss by context; false gives every clean input's prediction weight 1."""
+    masked_weight: float = 1.0
+    """Weight of the predictions made at masked inputs (reweight=false); above 1 favours drafts."""
     masking: Literal["soft_tail", "uniform", "spans"] = "soft_tail"
     """Where the masks fall: in the tail, anywhere, or in short runs all over the sequence."""
     min_noise: float = 0.0
@@ -154,14 +159,20 @@ class CardObjective(Objective):
         check_number("min_noise", self.min_noise, 0, 1)
         check_number("max_noise", self.max_noise, self.min_noise, 1)
         check_choice("reweight", self.reweight, (True, False))
+        check_number("masked_weight", self.masked_weight, 0, LARGEST_WEIGHT)
         check_choice("masking", self.masking, MASKINGS)
         check_number("span_rate", self.span_rate, SMALLEST_SPAN_RATE, 1)
         check_integer("span_length", self.span_length, 1)
+        self._check_unused(f"masking={self.masking}", UNUSED_KEYS[self.masking])
+        if self.reweight:
+            self._check_unused("reweight=true", ("masked_weight",))
+
+    def _check_unused(self, setting: str, keys: tuple[str, ...]) -> None:
         default = {field.name: field.default for field in fields(self)}
-        for key in UNUSED_KEYS[self.masking]:
+        for key in keys:
             if getattr(self, key) != default[key]:
                 raise ConfigurationError(
-                    f"objective.{key} is {getattr(self, key)}, which objective.masking={self.masking} does not use; "
+                    f"objective.{key} is {getattr(self, key)}, which objective.{setting} does not use; "
                     f"leave it at {default[key]}"
                 )
 
@@ -186,8 +197,7 @@ class CardObjective(Objective):
             draw = noise.uniforms(seed, drawn.sample_ids, drawn.epochs, 1, noise.Stream.NOISE_LEVEL)[:, 0].double()
             noise_level = (self.min_noise + (self.max_noise - self.min_noise) * draw).to(torch.float32)
             masked = self._masked(drawn, noise_level, seed, noise.Stream.MASK)
-        weights = context_weights(masked, self.decay, self.beta) if self.reweight else None
-        return self._with_masks(samples, masked, noise_level, weights)
+        return self._with_masks(samples, masked, noise_level, self._weights(masked))
 
     def likelihood(self, samples: Samples, seed: int) -> Batch:  # noqa: ARG002 - nothing is drawn
         """The samples without masks and with weight 1: the exact likelihood, left to right."""
@@ -265,6 +275,12 @@ class CardObjective(Objective):
         share = count / (length - 1) if count else 0.0
         noise_level = torch.full((tokens.shape[0],), share, dtype=torch.float32, device=tokens.device)
         return self._with_masks(samples, masked, noise_level, None)
+
+    def _weights(self, masked: torch.Tensor) -> torch.Tensor | None:
+        """float32 [B, L], or None where every weight is 1."""
+        if self.reweight:
+            return context_weights(masked, self.decay, self.beta)
+        return None if self.masked_weight == 1 else torch.where(masked, self.masked_weight, 1.0)
 
     def _masked(self, samples: Samples, noise_level: torch.Tensor, seed: int, stream: noise.Stream) -> torch.Tensor:
         """bool [B, L]: the masked inputs at given noise levels, never the first."""

@@ -135,7 +135,7 @@ ABLATIONS = [
     {"name": "ar"},
     {"masking": "uniform"},
     {"masking": "spans", "span_rate": 0.2},
-    {"reweight": False},
+    {"reweight": False, "masked_weight": 3.0},
     {"tail_factor": 2.5},
     {"decay": 0.1, "beta": 2.0},
     {"min_noise": 0.3, "max_noise": 0.6},

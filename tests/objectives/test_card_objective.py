@@ -46,15 +46,17 @@ def batch_of(objective, rows=4, length=16, seed=7):
     decay=st.floats(0.0, 1.0),
     beta=st.floats(0.1, 10.0),
     reweight=st.booleans(),
+    masked_weight=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
     masking=st.sampled_from(["soft_tail", "uniform", "spans"]),
     noise=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)).map(sorted),
 )
 @settings(max_examples=100, deadline=None)
 def test_loss_equals_the_loop_from_logits_to_scalar(
-    rows, length, seed, tail_factor, decay, beta, reweight, masking, noise
+    rows, length, seed, tail_factor, decay, beta, reweight, masked_weight, masking, noise
 ):
     settings = {"span_rate": 0.2} if masking == "spans" else {"min_noise": noise[0], "max_noise": noise[1]}
     settings |= {} if masking == "spans" else {"tail_factor": tail_factor}
+    settings |= {} if reweight else {"masked_weight": masked_weight}
     objective = CardObjective(decay=decay, beta=beta, reweight=reweight, masking=masking, mask_id=MASK_ID, **settings)
     tokens = clean_tokens(rows, length, seed % 1000)
     ids = torch.arange(rows) + seed % 1000
@@ -82,7 +84,8 @@ def test_loss_equals_the_loop_from_logits_to_scalar(
             masked = [False] + oracles.uniform_mask(level, draws[row])
         assert batch.noise_level[row].item() == pytest.approx(level, abs=1e-7)
         assert batch.masked[row].tolist() == masked
-        weights = oracles.context_weights(masked, decay, beta) if reweight else [1.0] * length
+        weights = [masked_weight if here else 1.0 for here in masked]
+        weights = oracles.context_weights(masked, decay, beta) if reweight else weights
         for position in range(length):
             read = MASK_ID if masked[position] else int(tokens[row, position])
             total += weights[position] * oracles.cross_entropy(table[read].tolist(), int(tokens[row, position + 1]))
@@ -267,6 +270,8 @@ def test_masked_tail_leaves_the_first_token(count):
         ("max_noise", 1.1),
         ("masking", "random"),
         ("reweight", "yes"),
+        ("masked_weight", -1.0),
+        ("masked_weight", math.inf),
     ],
 )
 def test_bad_parameters_name_the_key(key, value):
@@ -277,6 +282,11 @@ def test_bad_parameters_name_the_key(key, value):
 def test_noise_range_in_the_wrong_order():
     with pytest.raises(ConfigurationError, match=r"objective\.max_noise is 0\.3; .* from 0\.5 to 1"):
         CardObjective(min_noise=0.5, max_noise=0.3)
+
+
+def test_weights_of_masked_inputs_want_no_weights_by_context():
+    with pytest.raises(ConfigurationError, match=r"masked_weight is 2\.0, which objective\.reweight=true does not use"):
+        CardObjective(masked_weight=2.0)
 
 
 def test_registry():
