@@ -30,6 +30,12 @@ def parse() -> argparse.Namespace:
         "--methods", nargs="+", help="beside one token a pass (default: all that the checkpoint's objective knows)"
     )
     parser.add_argument("--drafts", nargs="+", type=positive, default=[2, 4, 8], help="K (default: 2 4 8)")
+    parser.add_argument(
+        "--candidates", nargs="+", type=positive, default=[2], help="a place, of self_verified (default: 2)"
+    )
+    parser.add_argument(
+        "--leniency", nargs="+", type=not_negative_number, default=[0.0], help="of self_verified; 0 is lossless"
+    )
     parser.add_argument("--copies", type=not_negative, default=8, help="of self_verified; 0 is none (default: 8)")
     parser.add_argument(
         "--tau", nargs="+", type=not_negative_number, default=[0.5, 0.7, 0.9], help="of card (default: 0.5 0.7 0.9)"
@@ -86,6 +92,8 @@ def main() -> None:
         [True, False] if arguments.blocks else [True],
         arguments.copies,
         arguments.strides,
+        arguments.leniency,
+        arguments.candidates,
         baseline=known[0],
     )
     judge = load(arguments.judge, device) if arguments.judge else None

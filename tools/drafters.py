@@ -19,6 +19,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, e.g. those of a study")
     parser.add_argument("--prompts", type=positive, default=32, help="of the run's validation samples (default: 32)")
     parser.add_argument("--drafts", type=positive, default=4, help="K (default: 4)")
+    parser.add_argument("--candidates", type=positive, default=1, help="considered at each place (default: 1)")
     parser.add_argument("--output", type=output_file, help="write the table as JSON")
     parser.add_argument("--figure", type=figure_file, help="draw loss over AR against tokens a pass")
     return parser.parse_args()
@@ -41,7 +42,9 @@ def main() -> None:
         length = config.model.length
         stream = PackedStream(config.data.validation or config.data.path, "validation", config.run.seed, length)
         rows = stream.samples(np.arange(min(arguments.prompts, stream.sample_count)))
-        drafters.append(measure(run, rows[:, : length // 4].tolist(), length // 2, arguments.drafts))
+        drafters.append(
+            measure(run, rows[:, : length // 4].tolist(), length // 2, arguments.drafts, arguments.candidates)
+        )
         one = table(drafters)[-1]
         masked = " ".join(f"{loss:.2f}" for loss in one["masked_nll"][: arguments.drafts + 1])
         print(
@@ -50,7 +53,8 @@ def main() -> None:
             flush=True,
         )
     if arguments.output:
-        content = {"environment": environment(), "drafts": arguments.drafts, "runs": table(drafters)}
+        settings = {"drafts": arguments.drafts, "candidates": arguments.candidates, "prompts": arguments.prompts}
+        content = {"environment": environment(), **settings, "runs": table(drafters)}
         arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if arguments.figure:
         draw(drafters, arguments.figure)

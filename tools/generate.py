@@ -11,7 +11,7 @@ from typing import Any
 from card_scale.argument_types import not_negative, not_negative_number, positive, positive_number, positive_share
 from card_scale.cli import run_tool
 from card_scale.errors import CardScaleError, ConfigurationError, DataError
-from card_scale.objectives.decoders import METHODS
+from card_scale.objectives.decoders import METHODS, OPTIONS
 
 DEFAULT_TOKENS = 100
 
@@ -55,11 +55,20 @@ def _add_decoding(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--tokens", type=positive, help=f"new tokens (default: {DEFAULT_TOKENS}, or what fits the model's length)"
     )
-    how.add_argument("--drafts", type=positive, default=4, help="K: drafts a pass, or card's window (default: 4)")
+    how.add_argument("--drafts", type=positive, help="K: self_verified: drafts a pass; card: window (default: 4)")
     how.add_argument(
-        "--copies", type=not_negative, default=8, help="self_verified: tokens to draft at most by copying (default: 8)"
+        "--candidates", type=positive, help="self_verified: tokens to consider for each place (default: 2)"
     )
-    how.add_argument("--tau", type=not_negative_number, default=0.9, help="card: probability to exceed (default: 0.9)")
+    how.add_argument(
+        "--copies", type=not_negative, help="self_verified: tokens to draft at most by copying (default: 8)"
+    )
+    how.add_argument(
+        "--leniency",
+        type=not_negative_number,
+        help="self_verified: also take a draft of at least (1 - leniency) of the best token's probability: "
+        "more tokens a pass, another text (default: 0, lossless)",
+    )
+    how.add_argument("--tau", type=not_negative_number, help="card: probability to exceed (default: 0.9)")
     how.add_argument(
         "--max-passes",
         type=positive,
@@ -68,12 +77,14 @@ def _add_decoding(how: argparse._ArgumentGroup) -> None:
     )
     how.add_argument(
         "--blocks",
-        action="store_true",
+        dest="leftmost",
+        action="store_false",
+        default=None,
         help="card: as in the paper, a block at a time, nothing is forced"
         " on the left (default: always take the first masked token and move on)",
     )
     how.add_argument(
-        "--strides", type=positive, default=1, help="armd: S stretches of the text at once (default: 1, a token a pass)"
+        "--strides", type=positive, help="armd: S stretches of the text at once (default: 1, a token a pass)"
     )
     how.add_argument("--temperature", type=not_negative_number, default=0.0, help="0: the most probable (default)")
     how.add_argument(
@@ -104,6 +115,18 @@ def main() -> None:
                 print(f"error: {error}", file=sys.stderr)  # the next line may be a better one
         return
     _generate(model, arguments.prompt + [_text_of(path) for path in arguments.file] or [""], arguments)
+
+
+def _options(arguments: argparse.Namespace, method: str) -> dict[str, Any]:
+    """The options that are given; ConfigurationError for one that the method does not look at."""
+    names = dict.fromkeys(name for options in OPTIONS.values() for name in options)
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    for name in given:
+        if name not in OPTIONS[method]:
+            flag = "blocks" if name == "leftmost" else name.replace("_", "-")
+            those = ", ".join(one for one, options in OPTIONS.items() if name in options)
+            raise ConfigurationError(f"--{flag} says nothing to --method {method}; it is an option of {those}")
+    return given
 
 
 def _text_of(path: Path) -> str:
@@ -140,18 +163,15 @@ def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> 
         TextStream(model.tokenizer, sys.stdout, prompt, coloured=arguments.colour, stops=stops) for prompt in prompts
     ]
     is_streamed = len(prompts) == 1 and not arguments.json
+    method = arguments.method or ("self_verified" if "self_verified" in model.decoders else model.decoders[0])
+    options = _options(arguments, method)
     begin = time.perf_counter()
     found = generate(
         model,
         tokens,
-        method=arguments.method or ("self_verified" if "self_verified" in model.decoders else model.decoders[0]),
+        method=method,
         new_tokens=arguments.tokens or min(DEFAULT_TOKENS, room),
-        drafts=arguments.drafts,
-        copies=arguments.copies,
-        tau=arguments.tau,
-        max_passes=arguments.max_passes,
-        leftmost=not arguments.blocks,
-        strides=arguments.strides,
+        **options,
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         top_k=arguments.top_k,

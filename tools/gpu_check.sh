@@ -64,10 +64,10 @@ decode() {
   "$python" -m card_scale.train "${common[@]}" run.dir="$scratch/ar" objective.name=ar | tail -n 1
   "$python" -m card_scale.train "${common[@]}" run.dir="$scratch/spans" objective.masking=spans objective.reweight=false | tail -n 1
   "$python" tools/decode_sweep.py "$scratch/spans/$checkpoint" --judge "$scratch/ar/$checkpoint" --data data/quickstart/tokens \
-    --drafts 2 4 8 --tau 0.5 0.7 0.9 --batch 1 8 64 --prompts 64 --prompt-tokens 512 --tokens 128 --transformers --compile \
+    --drafts 2 4 8 --candidates 1 2 --leniency 0 0.5 --tau 0.5 0.7 0.9 --batch 1 8 64 --prompts 64 --prompt-tokens 512 --tokens 128 --transformers --compile \
     --output benchmarks/gpu_decode.json --figure benchmarks/gpu_decode.png
   "$python" tools/decode_sweep.py "$scratch/spans/$checkpoint" --data data/quickstart/tokens --methods self_verified --copies 0 \
-    --drafts 2 4 8 --prompts 64 --prompt-tokens 512 --tokens 128 --compile --output benchmarks/gpu_decode_no_copies.json
+    --drafts 2 4 8 --candidates 1 2 4 --prompts 64 --prompt-tokens 512 --tokens 128 --compile --output benchmarks/gpu_decode_no_copies.json
   rm -rf "$scratch"
 }
 

@@ -32,6 +32,8 @@ class Plan(NamedTuple):
     """bool [Q, Q], which input sees which; None where each sees its block and those before it."""
     behind: Sequence[Sequence[int]] = ()
     """Tokens that each output stands behind beyond those of the sequence; empty where none does."""
+    checks: Sequence[int] = ()
+    """The draft that each output decides about, -1 for none; empty where none does."""
     queries: Queries | None = None
     """Of a model with a query stream."""
 
@@ -42,6 +44,8 @@ class Choices(NamedTuple):
     tokens: list[int]
     probabilities: list[float]
     """Of the chosen tokens, before temperature; empty for a decoder that does not ask for them."""
+    others: list[list[int]]
+    """The tokens that would have been chosen next, best first; empty for a decoder that does not ask for them."""
 
 
 class SequenceDecoder(ABC):
@@ -51,6 +55,8 @@ class SequenceDecoder(ABC):
     """
 
     wants_probabilities: ClassVar[bool] = False
+    wants_others = 0
+    """For each output so many tokens beside the chosen one."""
     uses_cache: ClassVar[bool] = True
 
     def __init__(self, prompt: list[int], limit: int, shape: DecoderShape):

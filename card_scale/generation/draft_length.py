@@ -13,6 +13,8 @@ BUCKETS = 8
 """Of the model's own probability of a draft, in which it is counted how often such drafts are right."""
 UNCHECKED = 0.5
 """First estimate for what has no probability: the drafts at each place, and copies."""
+SECOND = 0.2
+"""First estimate of how often another candidate is right where the draft is wrong."""
 
 
 class Share:
@@ -38,6 +40,18 @@ class Draft(NamedTuple):
     token: int
     share: Share
     is_copy: bool
+    others: tuple[int, ...] = ()
+    """What may come in its place, the most likely first."""
+
+
+class Other(NamedTuple):
+    """A token that is considered in the place of a draft."""
+
+    place: int
+    """Number of drafts that must be right before it."""
+    token: int
+    masks: int
+    """To put behind it."""
 
 
 class DraftLength:
@@ -49,26 +63,37 @@ class DraftLength:
     Args:
         most: drafts to make at most by masks, at each place.
         copies: drafts to make at most by copying.
+        candidates: tokens to consider at most for a place that masks have drafted.
         input_cost: time of a further input of a pass, as a share of a pass with one; 0 makes all drafts, always.
     """
 
-    def __init__(self, most: int, copies: int, input_cost: float):
-        self.most, self.copies, self.input_cost = most, copies, input_cost
+    def __init__(self, most: int, copies: int, input_cost: float, candidates: int = 1):
+        self.most, self.copies, self.input_cost, self.candidates = most, copies, input_cost, candidates
         self._by_place = [Share(UNCHECKED) for _ in range(most)]
         self._by_probability = [Share((bucket + 0.5) / BUCKETS) for bucket in range(BUCKETS)]
+        self._by_rank = [[Share(SECOND) for _ in range(candidates - 1)] for _ in range(most)]
         self._by_match = {length: Share(UNCHECKED) for length in range(SHORTEST, LONGEST + 1)}
 
-    def predicted(self, tokens: Sequence[int], probabilities: Sequence[float]) -> list[Draft]:
-        """Drafts that masks have made, by the model's own probabilities."""
+    def predicted(
+        self, tokens: Sequence[int], probabilities: Sequence[float], others: Sequence[Sequence[int]]
+    ) -> list[Draft]:
+        """Drafts that masks have made, by the model's own probabilities, with what else may come at each place."""
         buckets = [min(int(probability * BUCKETS), BUCKETS - 1) for probability in probabilities]
-        return [Draft(token, self._by_probability[b], False) for token, b in zip(tokens, buckets, strict=True)]
+        return [
+            Draft(token, self._by_probability[bucket], False, tuple(one for one in next_best if one >= 0))
+            for token, bucket, next_best in zip(tokens, buckets, others, strict=True)
+        ]
 
     def copied(self, tokens: Sequence[int], match: int) -> list[Draft]:
         """Drafts that followed ``match`` equal tokens before."""
         return [Draft(token, self._by_match[match], True) for token in tokens]
 
-    def observe(self, right: int, drafts: Sequence[Draft]) -> None:
-        """The first ``right`` of the checked drafts were right; those after a wrong one say nothing."""
+    def observe(self, right: int, drafts: Sequence[Draft], instead: int) -> None:
+        """The first ``right`` of the checked drafts were right, the next token is ``instead``; what was drafted behind
+        a wrong one says nothing."""
+        if right < min(len(drafts), self.most):
+            for token, share in zip(drafts[right].others, self._by_rank[right], strict=False):
+                share.observe(token == instead)
         for number, draft in enumerate(drafts[: right + 1]):
             draft.share.observe(number < right)
             if number < self.most and not draft.is_copy:
@@ -83,14 +108,23 @@ class DraftLength:
                 return number
         return len(drafts)
 
-    def masks(self, drafts: Sequence[Draft]) -> list[int]:
-        """Return how many masks to put behind 0, 1, ... right ones of the checked drafts."""
-        found, before = [], 1.0
-        for number in range(len(drafts) + 1):
-            next_right = drafts[number].share.value if number < len(drafts) else 0.0
-            found.append(self._worth_drafting(before * (1.0 - next_right)))
+    def masks(self, drafts: Sequence[Draft]) -> tuple[list[int], list[Other]]:
+        """Return (how many masks to put behind 0, 1, ... right ones of the checked drafts; the other candidates that
+        are worth being checked too)."""
+        found, others, before = list[int](), list[Other](), 1.0
+        for place in range(len(drafts) + 1):
+            next_right = drafts[place].share.value if place < len(drafts) else 0.0
+            ends_here = before * (1.0 - next_right)
+            shares = self._by_rank[place] if place < min(len(drafts), self.most) else []
+            is_another = 0.0
+            for token, share in zip(drafts[place].others if shares else (), shares, strict=False):
+                likely = ends_here * share.value
+                if likely >= self.input_cost:
+                    others.append(Other(place, token, self._worth_drafting(likely)))
+                    is_another += share.value
+            found.append(self._worth_drafting(ends_here * max(0.0, 1.0 - is_another)))
             before *= next_right
-        return found
+        return found, others
 
     def _worth_drafting(self, likely: float) -> int:
         """Return how many drafts are worth their masks at a place that is reached with a probability."""

@@ -46,7 +46,9 @@ def generate(
     method: str,
     new_tokens: int,
     drafts: int = 4,
+    candidates: int = 2,
     copies: int = 8,
+    leniency: float = 0.0,
     tau: float = 0.9,
     max_passes: int | None = None,
     leftmost: bool = True,
@@ -73,7 +75,10 @@ def generate(
             ``armd``.
         new_tokens: to generate.
         drafts: K: tokens that ``self_verified`` drafts at most, or positions of ``card``'s window.
+        candidates: tokens that ``self_verified`` considers at most for each place that it drafts by masks.
         copies: tokens that ``self_verified`` drafts at most by copying what followed the last ones before; 0 none.
+        leniency: ``self_verified`` also takes a draft whose probability is at least the (1 - leniency)-th part of the
+            best token's; 0 is lossless, 1 takes any draft.
         tau: ``card`` takes a token whose probability exceeds it.
         max_passes: T_max, after which ``card`` takes what is left; steps a block (``bd3lm``) or text (``mdlm``), by
             default one a token.
@@ -92,11 +97,11 @@ def generate(
             that with the new tokens is longer than the model's length.
     """
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty, seed)
-    options = Options(method, drafts, tau, max_passes, leftmost, input_cost, copies, strides)
+    options = Options(method, drafts, tau, max_passes, leftmost, input_cost, copies, strides, leniency, candidates)
     stopping = Stopping(stop_tokens, stop_strings, model)
     prompts = as_prompts(prompts)
     decoders = create_decoders(model, prompts, new_tokens, options, sampling)
-    return run(model, decoders, sequence_keys(prompts), Chooser(sampling), stopping, listener)
+    return run(model, decoders, sequence_keys(prompts), Chooser(sampling, leniency), stopping, listener)
 
 
 def run(
@@ -151,9 +156,10 @@ def _one_pass(
     places = [(key, position) for key, plan in zip(keys, plans, strict=True) for position in plan.predicts]
     normalisers = logits.logsumexp(-1) if running[0].wants_probabilities else None
     plain = logits.clone() if contexts is not None else logits
-    chosen = chooser(logits, places, contexts)
+    checks = [draft for plan in plans for draft in plan.checks or [-1] * len(plan.read)]
+    chosen, others = chooser(logits, places, contexts, checks, running[0].wants_others)
     picked = plain.gather(1, chosen[:, None])[:, 0]
-    tokens, probabilities = chosen.tolist(), []
+    tokens, probabilities, next_best = chosen.tolist(), list[float](), others.tolist()
     if normalisers is not None:
         picked = (picked - normalisers).exp()
         probabilities = picked.tolist()
@@ -163,7 +169,7 @@ def _one_pass(
     for decoder, read in zip(running, reads, strict=True):
         decoder.passes += 1
         rows = slice(begin, begin + read)
-        counts.append(decoder.take(Choices(tokens[rows], probabilities[rows])))
+        counts.append(decoder.take(Choices(tokens[rows], probabilities[rows], next_best[rows])))
         begin += read
     return counts
 

@@ -22,6 +22,8 @@ from card_scale.objectives.decoders import METHODS
 MOST_DRAFTS = 128
 """A pass of self-verified decoding has up to K masks behind each of K drafts."""
 
+MOST_CANDIDATES = 8
+
 INPUT_COST = {"cpu": 0.08}
 """Time of one more input of a pass, as a share of a pass with one, by device; elsewhere 0: passes wait for memory."""
 
@@ -38,6 +40,8 @@ class Options:
     input_cost: float | None
     copies: int = 8
     strides: int = 1
+    leniency: float = 0.0
+    candidates: int = 2
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -49,6 +53,10 @@ class Options:
             raise ConfigurationError(f"tau is {self.tau}; valid is a probability {valid}")
         if not 0 <= self.copies <= MOST_DRAFTS:
             raise ConfigurationError(f"copies is {self.copies}; valid is from 0 to {MOST_DRAFTS}")
+        if not 1 <= self.candidates <= MOST_CANDIDATES:
+            raise ConfigurationError(f"candidates is {self.candidates}; valid is from 1 to {MOST_CANDIDATES}")
+        if not 0 <= self.leniency <= 1:
+            raise ConfigurationError(f"leniency is {self.leniency}; valid is from 0 (lossless) to 1 (any draft)")
         if self.strides < 1:
             raise ConfigurationError(f"strides (S) is {self.strides}; valid is at least 1")
         if self.max_passes is not None and self.max_passes < 1:
@@ -75,7 +83,7 @@ def create_decoders(
 
 def _creators(options: Options, sampling: Sampling, device: torch.device) -> dict[str, Callable[..., SequenceDecoder]]:
     cost = INPUT_COST.get(device.type, 0.0) if options.input_cost is None else options.input_cost
-    draft_length = DraftLength(options.drafts, options.copies, cost)
+    draft_length = DraftLength(options.drafts, options.copies, cost, options.candidates)
     # A block of the paper that nothing is sure of must end all the same.
     block_passes = options.drafts if options.max_passes is None and not options.leftmost else options.max_passes
     steps, seed = options.max_passes, sampling.seed

@@ -6,6 +6,7 @@ position meets the very noise that the final choice there will meet.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,30 +47,58 @@ class Sampling:
 
 
 class Chooser:
-    """Chooses tokens for the sequences of a batch."""
+    """Chooses tokens for the sequences of a batch.
 
-    def __init__(self, sampling: Sampling):
-        self.sampling = sampling
+    With a ``leniency`` above 0 a draft is as good as the best token where its probability (times what its noise makes
+    of it) is at least the (1 - leniency)-th part of the best one's.
+    """
+
+    def __init__(self, sampling: Sampling, leniency: float = 0.0):
+        self.sampling, self.leniency = sampling, leniency
         self._gumbel: dict[Place, Tensor] = {}
 
-    def __call__(self, logits: Tensor, places: list[Place], contexts: list[Sequence[int]] | None) -> Tensor:
+    def __call__(
+        self,
+        logits: Tensor,
+        places: list[Place],
+        contexts: list[Sequence[int]] | None,
+        checks: Sequence[int] | None = None,
+        others: int = 0,
+    ) -> tuple[Tensor, Tensor]:
         """Choose a token for each row of logits.
 
         Args:
             logits: float32 [N, vocabulary]; changed in place.
             places: of the N tokens.
             contexts: token ids before each, where :attr:`needs_contexts`.
+            checks: the draft that each decides about, -1 for none.
+            others: tokens to return beside each chosen one.
 
         Returns:
-            int64 [N].
+            (int64 [N] chosen tokens; int64 [N, others] the next best ones, -1 where no more may be chosen).
         """
         sampling = self.sampling
         if contexts is not None and self.needs_contexts:
             _penalise(logits, contexts, sampling.repetition_penalty)
-        if sampling.temperature == 0:
-            return logits.argmax(-1)
-        logits = _filtered(logits / sampling.temperature, sampling.top_k, sampling.top_p)
-        return (logits + self._noise(places, logits)).argmax(-1)
+        if sampling.temperature > 0:
+            logits = _filtered(logits / sampling.temperature, sampling.top_k, sampling.top_p)
+            logits = logits + self._noise(places, logits)
+        chosen = best = logits.argmax(-1)
+        if checks is not None and self.leniency > 0:
+            chosen = self._lenient(logits, best, checks)
+        # Not by topk, which may order equal scores otherwise than argmax.
+        next_best = logits.scatter(1, best[:, None], -torch.inf).topk(others, -1) if others else None
+        if next_best is None:
+            return chosen, chosen.new_empty(len(chosen), 0)
+        return chosen, next_best.indices.masked_fill(~next_best.values.isfinite(), -1)
+
+    def _lenient(self, scores: Tensor, chosen: Tensor, checks: Sequence[int]) -> Tensor:
+        """The draft instead of the chosen token where it is near enough."""
+        drafts = torch.tensor(checks, device=scores.device)
+        best, theirs = (scores.gather(1, one.clamp(min=0)[:, None])[:, 0] for one in (chosen, drafts))
+        allowed = math.log1p(-self.leniency) if self.leniency < 1 else -math.inf
+        # What may not be chosen at all has a score of -inf, which is near enough to nothing.
+        return torch.where((drafts >= 0) & theirs.isfinite() & (theirs >= best + allowed), drafts, chosen)
 
     @property
     def needs_contexts(self) -> bool:

@@ -5,14 +5,19 @@ wrong a run of masks. The outputs at the clean tokens and drafts are exactly tho
 as the drafts before them are right: the first wrong draft is replaced by the right token, which is a gain of one token
 at least. The run of masks behind the last right token has drafted what comes after it, so a rejection costs no pass.
 
+For a draft that may be wrong its next best candidate is an input too, with masks of its own behind it: where that one
+is right, its output is one more token.
+
 Where the text has had its last tokens before, what followed them is a draft too, which takes no masks.
 
 Every choice, also a sampled one, is the one that autoregressive decoding makes at that position, since the noise of a
 position is the same in both; so the text is the same token by token (up to the rounding of the model itself, whose sums
-over more inputs at a time are taken in another order).
+over more inputs at a time are taken in another order). With some leniency drafts that are nearly as good are taken too:
+more tokens a pass, another text.
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +28,17 @@ from card_scale.generation.draft_length import Draft, DraftLength
 from card_scale.generation.shape import DecoderShape
 
 
+class Ending(NamedTuple):
+    """A place of a pass at which what was drafted may end: its output is the token that comes then."""
+
+    right: int
+    """Drafts before it."""
+    other: int | None
+    """Token in the place of the next draft, where that is considered."""
+    masks: int
+    """Behind it."""
+
+
 class SelfVerified(SequenceDecoder):
     """``draft_length`` says which drafts are worth their inputs; sequences may share it."""
 
@@ -31,39 +47,43 @@ class SelfVerified(SequenceDecoder):
     def __init__(self, prompt: list[int], limit: int, shape: DecoderShape, draft_length: DraftLength):
         super().__init__(prompt, limit, shape)
         self.draft_length = draft_length
+        self.wants_others = draft_length.candidates - 1
         self.known = Copies()
         self.drafts: list[Draft] = []
-        self.masks: list[int] = []
-        """Of the current plan: how many masks stand behind each number of right drafts."""
+        self.endings: list[Ending] = []
+        """Of the current plan, in the order of their outputs: behind each number of right drafts, then with others."""
 
     @property
     def scratch(self) -> int:
         most, drafts = self.draft_length.most, self.draft_length.most + self.draft_length.copies
-        return 1 + drafts + most * (drafts + 1)
+        others = most * (self.draft_length.candidates - 1)
+        return 2 + drafts + others + most * (1 + drafts + others)
 
     def plan(self) -> Plan:
         self._copy()
         # A draft for the last place would be one token too many: what is checked wins one more.
         del self.drafts[self.limit - len(self.tokens) - 1 :]
         del self.drafts[self.draft_length.worth_checking(self.drafts) :]
-        clean, end, drafts = self.uncached, len(self.tokens), len(self.drafts)
-        # With a right drafts a + 1 tokens are won; another draft pays as long as two places are left after them.
-        wanted = self.draft_length.masks(self.drafts)
-        self.masks = [max(0, min(count, self.limit - end - right - 2)) for right, count in enumerate(wanted)]
-        positions = list(range(self.cached, end + drafts))
-        predicts = list(range(end, end + drafts + 1))
-        for right, count in enumerate(self.masks):
-            positions += range(end + right, end + right + count)
-            predicts += range(end + right + 1, end + right + 1 + count)
-        tokens = [draft.token for draft in self.drafts]
+        clean, end, tokens = self.uncached, len(self.tokens), [draft.token for draft in self.drafts]
+        self.endings = self._endings()
+        others = [(ending.right, ending.other) for ending in self.endings if ending.other is not None]
+        positions = [*range(self.cached, end + len(tokens)), *(end + place for place, _ in others)]
+        predicts = [*range(end, end + len(tokens) + 1), *(end + place + 1 for place, _ in others)]
+        behind = [_behind(ending, tokens) for ending in self.endings]
+        for ending, path in zip(self.endings, behind[:], strict=True):
+            first = end + len(path)
+            positions += range(first, first + ending.masks)
+            predicts += range(first + 1, first + 1 + ending.masks)
+            behind += [path] * ending.masks
+        masks = sum(ending.masks for ending in self.endings)
         return Plan(
-            tokens=clean + tokens + [self.shape.mask_id] * sum(self.masks),
+            tokens=clean + tokens + [other for _, other in others] + [self.shape.mask_id] * masks,
             positions=positions,
             read=list(range(len(clean) - 1, len(positions))),
             predicts=predicts,
-            visible=tree(len(clean), drafts, tuple(self.masks)) if len(positions) > len(clean) else None,
-            behind=[tokens[:right] for right in range(drafts + 1)]
-            + [tokens[:right] for right, count in enumerate(self.masks) for _ in range(count)],
+            visible=self._tree(len(clean)) if len(positions) > len(clean) else None,
+            behind=behind,
+            checks=tokens + [-1] * (1 + len(others) + masks),
         )
 
     def take(self, choices: Choices) -> int:
@@ -71,12 +91,33 @@ class SelfVerified(SequenceDecoder):
         right = 0
         while right < drafts and choices.tokens[right] == self.drafts[right].token:
             right += 1
-        self.draft_length.observe(right, self.drafts)
-        self.append(choices.tokens[: right + 1])
-        begin = drafts + 1 + sum(self.masks[:right])
-        made = slice(begin, begin + self.masks[right])
-        self.drafts = self.draft_length.predicted(choices.tokens[made], choices.probabilities[made])
+        decided = choices.tokens[: right + 1]
+        self.draft_length.observe(right, self.drafts, decided[-1])
+        instead = (right, decided[-1])
+        paths = [(ending.right, ending.other) for ending in self.endings]
+        reached = paths.index(instead) if instead in paths else right
+        if reached != right:
+            decided.append(choices.tokens[reached])
+        self.append(decided)
+        begin = len(self.endings) + sum(ending.masks for ending in self.endings[:reached])
+        made = slice(begin, begin + self.endings[reached].masks)
+        self.drafts = self.draft_length.predicted(
+            choices.tokens[made], choices.probabilities[made], choices.others[made]
+        )
+        # Another candidate's keys do not lie behind those of the drafts before it: it is read once more.
         return clean + right
+
+    def _endings(self) -> list[Ending]:
+        """Where the drafts may end. A draft pays as long as two places are left behind the tokens that are won."""
+        places = self.limit - len(self.tokens) - 2
+        masks, others = self.draft_length.masks(self.drafts)
+        found = [Ending(right, None, max(0, min(count, places - right))) for right, count in enumerate(masks)]
+        return found + [
+            Ending(other.place, other.token, max(0, min(other.masks, places - other.place - 1))) for other in others
+        ]
+
+    def _tree(self, clean: int) -> Tensor:
+        return tree(clean, tuple((ending.right, ending.other is not None, ending.masks) for ending in self.endings))
 
     def _copy(self) -> None:
         """Go on behind the drafts by copying; copy from the first place on where that is more often right."""
@@ -87,21 +128,41 @@ class SelfVerified(SequenceDecoder):
         found, match = self.known.after(self.tokens, self.tokens, most)
         copied = self.draft_length.copied(found, match)
         if copied and (not self.drafts or copied[0].share.value > self.drafts[0].share.value):
-            self.drafts = copied
+            # What masks have drafted for the first place is still the best other candidate.
+            guesses = [token for draft in self.drafts[:1] for token in (draft.token, *draft.others)]
+            others = [token for token in guesses if token != copied[0].token]
+            self.drafts = [copied[0]._replace(others=tuple(others[: self.wants_others])), *copied[1:]]
             return
         context = self.tokens[-LONGEST:] + [draft.token for draft in self.drafts]
         self.drafts += self.draft_length.copied(*self.known.after(context, self.tokens, most))
 
 
+def _behind(ending: Ending, drafts: list[int]) -> list[int]:
+    """The tokens of a pass, beyond the decided ones, that an ending stands behind."""
+    return drafts[: ending.right] + ([] if ending.other is None else [ending.other])
+
+
 @functools.lru_cache(maxsize=1024)
-def tree(clean: int, drafts: int, masks: tuple[int, ...]) -> Tensor:
-    """bool [Q, Q]: which input of a pass sees which; clean tokens, drafts, then a run of masks for each number of right
-    drafts, which sees the clean tokens, so many drafts, and itself."""
-    chain = clean + drafts
-    total = chain + sum(masks)
-    visible = torch.ones(total, total, dtype=torch.bool).tril()
-    begin = chain
-    for right, count in enumerate(masks):
-        visible[begin : begin + count, clean + right : begin] = False
-        begin += count
+def tree(clean: int, endings: tuple[tuple[int, bool, int], ...]) -> Tensor:
+    """bool [Q, Q]: which input of a pass sees which.
+
+    The inputs are the clean tokens, the drafts, the other candidates, then a run of masks for each ending, given as
+    (right drafts, whether with another candidate, masks). Each sees the clean tokens, the drafts that are right where
+    it stands, that candidate, and of its own run itself and those before it.
+    """
+    others = sum(with_other for _, with_other, _ in endings)
+    chain = clean + len(endings) - others - 1
+    total = chain + others + sum(masks for _, _, masks in endings)
+    visible = torch.eye(total, dtype=torch.bool)
+    visible[:chain, :chain] = torch.ones(chain, chain, dtype=torch.bool).tril()
+    other, begin = chain, chain + others
+    for right, with_other, masks in endings:
+        run = slice(begin, begin + masks)
+        visible[run, run] = torch.ones(masks, masks, dtype=torch.bool).tril()
+        visible[run, : clean + right] = True
+        if with_other:
+            visible[other, : clean + right] = True
+            visible[run, other] = True
+            other += 1
+        begin += masks
     return visible

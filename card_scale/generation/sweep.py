@@ -1,5 +1,6 @@
 """Speed and quality of ways to decode one model, each measured in turns with decoding one token a pass."""
 
+import itertools
 import math
 import statistics
 import time
@@ -14,6 +15,7 @@ from card_scale.generation.loop import Generation, generate
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.sampling import Sampling
 from card_scale.generation.scoring import Scored, score
+from card_scale.objectives.decoders import OPTIONS
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Setting:
     batch: int = 1
     copies: int = 8
     strides: int = 1
+    leniency: float = 0.0
+    candidates: int = 2
 
     @property
     def is_sequential(self) -> bool:
@@ -44,6 +48,10 @@ class Setting:
         parts = [self.method]
         if self.method in ("self_verified", "card"):
             parts.append(f"K {self.drafts}" + ("" if self.copies or self.method == "card" else ", no copies"))
+        if self.method == "self_verified" and self.candidates != 2:
+            parts.append(f"candidates {self.candidates}")
+        if self.leniency:
+            parts.append(f"leniency {self.leniency:g}")
         if self.method == "card":
             parts.append(f"tau {self.tau:g}" + ("" if self.leftmost else ", blocks"))
         if self.method == "armd":
@@ -87,6 +95,8 @@ def grid(
     leftmost: Sequence[bool],
     copies: int = 8,
     strides: Sequence[int] = (1,),
+    leniencies: Sequence[float] = (0.0,),
+    candidates: Sequence[int] = (2,),
     baseline: str = "ar",
 ) -> list[Setting]:
     """All combinations that differ: a method is not varied in what it does not look at.
@@ -98,13 +108,19 @@ def grid(
         one_a_pass = Setting(baseline, drafts[0], taus[0], batch=batch, copies=copies)
         found.setdefault(one_a_pass.label, one_a_pass)
         for method in methods:
-            for draft in drafts if method in ("self_verified", "card") else drafts[:1]:
-                for tau in taus if method == "card" else taus[:1]:
-                    for most in max_passes if method in ("card", "bd3lm", "mdlm") else [None]:
-                        for left in leftmost if method == "card" else [True]:
-                            for stride in strides if method == "armd" else [1]:
-                                setting = Setting(method, draft, tau, most, left, batch, copies, stride)
-                                found.setdefault(setting.label, setting)
+            options: dict[str, Sequence[Any]] = {
+                "drafts": drafts,
+                "tau": taus,
+                "max_passes": max_passes,
+                "leftmost": leftmost,
+                "strides": strides,
+                "candidates": candidates,
+                "leniency": leniencies,
+            }
+            axes = {name: values for name, values in options.items() if name in OPTIONS[method]}
+            for values in itertools.product(*axes.values()):
+                setting = Setting(method, batch=batch, copies=copies, **dict(zip(axes, values, strict=True)))
+                found.setdefault(setting.label, setting)
     return list(found.values())
 
 

@@ -36,7 +36,7 @@ class Drafter(NamedTuple):
     """The same at temperature 1."""
 
 
-def measure(run: Path, prompts: list[list[int]], new_tokens: int, drafts: int) -> Drafter:
+def measure(run: Path, prompts: list[list[int]], new_tokens: int, drafts: int, candidates: int) -> Drafter:
     """Measure the last checkpoint of a run. Raises CheckpointError where there is none."""
     latest = directories.find_latest(run / "checkpoints")
     if latest is None:
@@ -53,6 +53,7 @@ def measure(run: Path, prompts: list[list[int]], new_tokens: int, drafts: int) -
             method="self_verified",
             new_tokens=new_tokens,
             drafts=drafts,
+            candidates=candidates,
             copies=0,
             input_cost=0.0,
             temperature=temperature,

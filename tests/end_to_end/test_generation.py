@@ -201,6 +201,13 @@ def test_generate_answers_line_by_line(checkpoint, tool, monkeypatch):
         (["--device", "nonsense"], 3, "device is 'nonsense'; valid are cpu, cuda and cuda:N"),
         (["--device", "mps"], 3, "device is 'mps'; valid are cpu"),
         (["--device", "cuda:99"], 3, "device is 'cuda:99', and torch sees"),
+        (["--tau", "0.5"], 3, "--tau says nothing to --method self_verified; it is an option of card"),
+        (
+            ["--method", "card", "--leniency", "0.5"],
+            3,
+            "--leniency says nothing to --method card; it is an option of self_",
+        ),
+        (["--method", "ar", "--blocks"], 3, "--blocks says nothing to --method ar; it is an option of card"),
         (["--drafts", "1000"], 3, "drafts (K) is 1000; valid is from 1 to 128"),
     ],
 )

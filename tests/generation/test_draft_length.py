@@ -4,17 +4,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from card_scale.generation.copies import LONGEST, SHORTEST, Copies
-from card_scale.generation.draft_length import DraftLength
+from card_scale.generation.draft_length import DraftLength, Other
 
 
 def predicted(policy, *probabilities):
-    return policy.predicted([7] * len(probabilities), probabilities)
+    return policy.predicted([7] * len(probabilities), probabilities, [[]] * len(probabilities))
 
 
 def taught(cost, right, probabilities, times=200):
     policy = DraftLength(4, 8, cost)
     for _ in range(times):
-        policy.observe(right, predicted(policy, *probabilities))
+        policy.observe(right, predicted(policy, *probabilities), 9)
     return policy
 
 
@@ -22,21 +22,21 @@ def test_inputs_that_cost_nothing_are_all_taken():
     policy = taught(0.0, 0, [0.01, 0.01, 0.01, 0.01])
     drafts = predicted(policy, *[0.001] * 4) + policy.copied([1, 2, 3], 2)
     assert policy.worth_checking(drafts) == 7
-    assert policy.masks(drafts) == [4] * 8
+    assert policy.masks(drafts) == ([4] * 8, [])
 
 
 def test_drafts_that_are_never_right_are_not_made():
     policy = taught(0.05, 0, [0.3])
     assert policy.worth_checking(predicted(policy, 0.3, 0.3)) == 0
-    assert policy.masks([]) == [0]
-    assert policy.masks(predicted(policy, 0.3)) == [0, 0]
+    assert policy.masks([]) == ([0], [])
+    assert policy.masks(predicted(policy, 0.3)) == ([0, 0], [])
 
 
 def test_drafts_that_are_always_right_are_all_made():
     policy = taught(0.05, 4, [0.9] * 4)
     assert policy.worth_checking(predicted(policy, *[0.9] * 4)) == 4
     # The place behind all of them is where the next pass goes on; the others are not reached.
-    assert policy.masks(predicted(policy, *[0.9] * 4)) == [0, 0, 0, 0, 4]
+    assert policy.masks(predicted(policy, *[0.9] * 4)) == ([0, 0, 0, 0, 4], [])
 
 
 def test_only_drafts_of_the_same_confidence_are_learnt_about():
@@ -58,7 +58,7 @@ def test_what_follows_a_wrong_draft_says_nothing():
     policy = DraftLength(4, 8, 0.1)
     before = policy.masks([])
     for _ in range(100):
-        policy.observe(0, predicted(policy, 0.1, 0.9, 0.9))
+        policy.observe(0, predicted(policy, 0.1, 0.9, 0.9), 9)
     assert policy.worth_checking(predicted(policy, 0.9)) == 1
     assert policy.masks([]) < before
 
@@ -66,11 +66,41 @@ def test_what_follows_a_wrong_draft_says_nothing():
 def test_copies_are_learnt_about_by_the_length_of_their_match():
     policy = DraftLength(4, 8, 0.1)
     for _ in range(100):
-        policy.observe(0, policy.copied([5, 6], 2))
-        policy.observe(2, policy.copied([5, 6], 4))
+        policy.observe(0, policy.copied([5, 6], 2), 9)
+        policy.observe(2, policy.copied([5, 6], 4), 9)
     assert policy.worth_checking(policy.copied([5, 6], 2)) == 0
     assert policy.worth_checking(policy.copied([5, 6], 4)) == 2
     assert policy.masks([]) == DraftLength(4, 8, 0.1).masks([]), "copies say nothing of masks"
+
+
+def with_others(policy, probability, *others):
+    return policy.predicted([7], [probability], [list(others)])
+
+
+def test_other_candidates_are_considered_where_they_are_likely_enough():
+    policy = DraftLength(4, 8, 0.04, candidates=3)
+    # Untaught: wrong with 0.44 (the bucket's), another one right in a fifth of these cases.
+    masks, others = policy.masks(with_others(policy, 0.6, 8, 9))
+    assert others == [Other(0, 8, 0), Other(0, 9, 0)]
+    assert masks == [1, 2]
+    assert policy.masks(with_others(policy, 0.9, 8, 9))[1] == []
+    free = DraftLength(4, 8, 0.0, candidates=2)
+    assert free.masks(with_others(free, 0.99, 8)) == ([4, 4], [Other(0, 8, 4)])
+
+
+def test_how_often_another_candidate_was_right_is_learnt_by_its_rank():
+    policy = DraftLength(4, 8, 0.1, candidates=3)
+    for _ in range(100):
+        policy.observe(0, with_others(policy, 0.3, 8, 9), 9)
+    assert [other.token for other in policy.masks(with_others(policy, 0.3, 8, 9))[1]] == [9]
+    for _ in range(100):
+        policy.observe(1, with_others(policy, 0.3, 8, 9), 9)
+    assert policy.masks(with_others(policy, 0.9, 8, 9))[1] == [], "a right draft leaves nothing to others"
+
+
+def test_candidates_that_are_forbidden_are_none():
+    policy = DraftLength(4, 8, 0.0, candidates=4)
+    assert with_others(policy, 0.3, 8, -1, -1)[0].others == (8,)
 
 
 def copied_by_search(tokens, context, most):

@@ -55,6 +55,7 @@ def test_autoregressive_decoding_is_the_loop(scale, temperature):
 @given(
     scale=st.sampled_from([1.0, 2.0, 5.0, 50.0]),
     drafts=st.integers(1, 7),
+    candidates=st.integers(1, 3),
     copies=st.sampled_from([0, 1, 8]),
     input_cost=st.sampled_from([0.0, 0.03, 1.0]),
     temperature=st.sampled_from([0.0, 0.5, 1.0]),
@@ -63,7 +64,9 @@ def test_autoregressive_decoding_is_the_loop(scale, temperature):
     new_tokens=st.integers(1, 30) | st.just(FULL_LENGTH),
 )
 @settings(max_examples=40)
-def test_self_verified_equals_autoregressive(scale, drafts, copies, input_cost, temperature, filters, seed, new_tokens):
+def test_self_verified_equals_autoregressive(
+    scale, drafts, candidates, copies, input_cost, temperature, filters, seed, new_tokens
+):
     model = make_model(scale, kv_heads=1 if seed % 2 else 3)
     options = {"temperature": temperature, "seed": seed, **filters}
     plain = generate(model, PROMPTS, new_tokens=new_tokens, method="ar", **options)
@@ -73,6 +76,7 @@ def test_self_verified_equals_autoregressive(scale, drafts, copies, input_cost, 
         new_tokens=new_tokens,
         method="self_verified",
         drafts=drafts,
+        candidates=candidates,
         copies=copies,
         input_cost=input_cost,
         **options,
@@ -110,9 +114,26 @@ def test_every_token_is_read_once_as_a_clean_one(monkeypatch):
     monkeypatch.setattr(loop, "run_pass", counting_pass)
     for method in ("ar", "self_verified"):
         read.clear()
-        (one,) = generate(make_model(2.0), [prompt(7)], method=method, new_tokens=25)
+        (one,) = generate(make_model(2.0), [prompt(7)], method=method, new_tokens=25, candidates=1)
         # The prompt at first, then the one token whose output is the next pass's first.
         assert read == [7] + [1] * (one.passes - 1)
+
+
+def test_another_candidate_is_read_again_as_a_clean_token(monkeypatch):
+    read: list[int] = []
+
+    def counting_pass(model, plans, cache):
+        read.extend(len(plan.tokens) - len(plan.read) + 1 for plan in plans)
+        return run_pass(model, plans, cache)
+
+    monkeypatch.setattr(loop, "run_pass", counting_pass)
+    options = {"method": "self_verified", "new_tokens": 25, "copies": 0, "input_cost": 0.0}
+    (plain,) = generate(make_model(2.0), [prompt(7)], candidates=1, **options)
+    read.clear()
+    (one,) = generate(make_model(2.0), [prompt(7)], candidates=4, **options)
+    assert one.tokens == plain.tokens
+    assert one.passes < plain.passes
+    assert set(read[1:]) == {1, 2}
 
 
 def test_clean_blocks_are_read_once(monkeypatch):

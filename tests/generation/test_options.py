@@ -15,6 +15,8 @@ from tests.generation.conftest import MASK_ID, SHAPE, make_model, prompt
 @pytest.mark.parametrize(
     "options, words",
     [
+        ({"leniency": 1.5}, "leniency is 1.5; valid is from 0 (lossless) to 1 (any draft)"),
+        ({"candidates": 0}, "candidates is 0; valid is from 1 to 8"),
         ({"method": "beam"}, "method is 'beam'; valid are ar, self_verified, card, bd3lm, mdlm, armd"),
         ({"drafts": 0}, "drafts (K) is 0; valid is from 1 to 128"),
         ({"drafts": 10**5}, "drafts (K) is 100000"),
@@ -162,7 +164,7 @@ def test_a_repetition_penalty_keeps_from_looping():
 
 def test_a_repetition_penalty_makes_what_was_there_less_likely():
     logits = torch.tensor([[2.0, -1.0, 0.5, -3.0, 1.5]])
-    chosen = Chooser(Sampling(repetition_penalty=4.0))(logits, [(0, 0)], [[0, 3, 0]])
+    chosen, _ = Chooser(Sampling(repetition_penalty=4.0))(logits, [(0, 0)], [[0, 3, 0]])
     assert logits.tolist() == [[0.5, -1.0, 0.5, -12.0, 1.5]]
     assert chosen.tolist() == [4]
 

@@ -27,6 +27,15 @@ def test_a_method_is_varied_only_in_what_it_looks_at():
         "bd3lm, T 3, batch 1",
     ]
     assert [one.batch for one in grid(["ar"], [2], [0.5], [None], [1, 8], [True])] == [1, 8]
+    lenient = grid(["self_verified", "card"], [4], [0.5], [None], [1], [True], leniencies=[0, 0.5], candidates=[1, 2])
+    assert [one.label for one in lenient] == [
+        "ar, batch 1",
+        "self_verified, K 4, candidates 1, batch 1",
+        "self_verified, K 4, candidates 1, leniency 0.5, batch 1",
+        "self_verified, K 4, batch 1",
+        "self_verified, K 4, leniency 0.5, batch 1",
+        "card, K 4, tau 0.5, batch 1",
+    ]
     strided = grid(["armd"], [2, 4], [0.5, 0.9], [None], [1], [True], strides=[2, 1, 4], baseline="armd")
     assert [one.label for one in strided] == [f"armd, S {stride}, batch 1" for stride in (1, 2, 4)]
     assert [one.is_sequential for one in strided] == [True, False, False]

@@ -30,7 +30,7 @@ def run(tmp_path, checkpoint):  # noqa: F811
 
 def test_a_run_is_measured_by_its_last_checkpoint_and_evaluation(run):
     prompts = [prompt(6, seed) for seed in range(3)]
-    found = measure(run, prompts, new_tokens=20, drafts=3)
+    found = measure(run, prompts, new_tokens=20, drafts=3, candidates=1)
     assert (found.run, found.label, found.clean_nll, found.masked_nll) == ("spans-s1", "card", 3.5, [1.0, 2.0, 10.0])
     assert found.trained_tokens == 5 * 32 * 48
     options = {"method": "self_verified", "drafts": 3, "copies": 0, "input_cost": 0.0, "new_tokens": 20}
@@ -41,7 +41,7 @@ def test_a_run_is_measured_by_its_last_checkpoint_and_evaluation(run):
 
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        measure(tmp_path, [[1]], 1, 1)
+        measure(tmp_path, [[1]], 1, 1, 1)
 
 
 def test_a_label_has_the_keys_that_differ():
