@@ -76,6 +76,14 @@ def test_the_bundled_class_decodes_in_parallel(folder):
     for one, start in zip(plain, starts, strict=True):
         out = theirs.generate(torch.tensor([start]), max_new_tokens=30, do_sample=False, eos_token_id=None)
         assert out[0, len(start) :].tolist() == one.tokens
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.decode(tokenizer.encode("a", add_special_tokens=False) + plain[0].tokens)[1:]
+    stop = text[len(text) // 2 :][:3]
+    with pytest.raises(Exception, match="stop_strings need a model with a tokenizer"):
+        theirs.generate_parallel(starts, new_tokens=30, stop_strings=(stop,))
+    stopped = theirs.generate_parallel(starts[:1], new_tokens=30, stop_strings=(stop,), tokenizer=tokenizer)[0]
+    assert stopped.stopped == stop
+    assert stopped.tokens == plain[0].tokens[: len(stopped.tokens)]
     with torch.no_grad():
         theirs.model.norm.weight.mul_(-1.0)
     assert [one.tokens for one in theirs.generate_parallel(starts, new_tokens=30)] != [one.tokens for one in plain]

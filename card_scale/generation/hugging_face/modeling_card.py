@@ -11,6 +11,21 @@ from card_scale.generation.model import InferenceModel
 from card_scale.generation.shape import DecoderShape
 
 
+class Continuations:
+    """The text that token ids are behind other text, by a tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._letter = tokenizer.encode("a", add_special_tokens=False)
+
+    def continuation(self, ids: list[int]) -> str:
+        """With the space that a first word of a text would lose."""
+        return self._text([*self._letter, *ids])[len(self._text(self._letter)) :]
+
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
 class CardForCausalLM(LlamaForCausalLM):
     """``LlamaForCausalLM`` with :meth:`generate_parallel`; all else is transformers'."""
 
@@ -19,13 +34,22 @@ class CardForCausalLM(LlamaForCausalLM):
     """The weights that it was made of."""
 
     def generate_parallel(
-        self, prompts: list[list[int]], *, new_tokens: int, method: str = "self_verified", **options: Any
+        self,
+        prompts: list[list[int]],
+        *,
+        new_tokens: int,
+        method: str = "self_verified",
+        tokenizer: Any = None,
+        **options: Any,
     ) -> list[Generation]:
         """Go on with prompts (lists of token ids) by ``new_tokens`` tokens each; see ``generate`` of the loop's file.
 
         The default method gives the very tokens of greedy or sampled autoregressive decoding in fewer passes.
+        ``stop_strings`` need the ``tokenizer``, as they do in transformers' own ``generate``.
         """
-        return generate(self.inference_model(), prompts, method=method, new_tokens=new_tokens, **options)
+        model = self.inference_model()
+        model.tokenizer = None if tokenizer is None else Continuations(tokenizer)
+        return generate(model, prompts, method=method, new_tokens=new_tokens, **options)
 
     def inference_model(self) -> InferenceModel:
         """The decoder of the loop with this model's weights; made anew when they have changed."""
