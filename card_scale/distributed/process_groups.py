@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from card_scale.distributed import cpu_backend
+from card_scale.distributed import cpu_backend, cpu_memory
 from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.errors import CardScaleError, ConfigurationError
 
@@ -28,6 +28,8 @@ def initialize(dims: ParallelDims, timeout_seconds: int) -> None:
             )
         torch.cuda.set_device(local_rank)
     cpu_backend.install()
+    if not torch.cuda.is_available():
+        cpu_memory.keep_freed_memory()
     if not dist.is_initialized():
         _join(timeout)
     parallel_state.initialize_model_parallel(
