@@ -102,7 +102,7 @@ def context_weights(masked: torch.Tensor, decay: float = 0.5, beta: float = 1.0)
     """
     current = masked.to(torch.float32)
     ambiguity = current.clone()
-    ambiguity[:, 1:] += current[:, 1:] * current[:, :-1]
+    ambiguity[:, 1:].add_(current[:, 1:] * current[:, :-1])
 
     # The recurrence by doubling: after a pass, each position holds the sum over twice as many predecessors. Passes that
     # could only add what float32 cannot see next to beta are left out (decay 0.5: five passes whatever the length).
@@ -114,7 +114,7 @@ def context_weights(masked: torch.Tensor, decay: float = 0.5, beta: float = 1.0)
     reach = 1
     while reach < length and largest * keep**reach > beta * 2.0**-26:
         further = ambiguity.clone()
-        further[:, reach:] += ambiguity[:, :-reach] * keep**reach
+        further[:, reach:].add_(ambiguity[:, :-reach] * keep**reach)
         ambiguity = further
         reach *= 2
     return (ambiguity + beta).reciprocal()

@@ -2,11 +2,14 @@
 
 The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011), a
 bijection of a 128-bit counter under a 64-bit key. The counter says which number is wanted, the key which sequence; no
-state is kept, saved or advanced. It is written with int64 tensor operations, hence the same bits on any device.
+state is kept, saved or advanced. It is written with int64 tensor operations, hence the same bits on any device; on a
+GPU a kernel of its own draws these bits in one launch.
 """
 
 import enum
+import functools
 import hashlib
+import importlib.util
 
 import torch
 
@@ -68,6 +71,12 @@ def stream_key(seed: int, stream: int) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
+@functools.cache
+def has_triton() -> bool:
+    """Return whether kernels can be built."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def uniforms(seed: int, sample_ids: torch.Tensor, epochs: torch.Tensor, length: int, stream: int) -> torch.Tensor:
     """Uniform numbers of 24 bits, one per (sample, position).
 
@@ -80,10 +89,16 @@ def uniforms(seed: int, sample_ids: torch.Tensor, epochs: torch.Tensor, length: 
             raise ValueError(f"{name} must be int64 of shape [B], got {tensor.dtype} of shape {list(tensor.shape)}")
     if length < 0:
         raise ValueError(f"length must not be negative, got {length}")
+    key = stream_key(seed, stream)
+    if sample_ids.is_cuda and has_triton():
+        # Imported only here: a machine without a GPU need not have Triton.
+        from card_scale.objectives import fused_uniforms
+
+        return fused_uniforms.uniforms(key, sample_ids, epochs, length)
     blocks = -(-length // _WORDS_PER_BLOCK)
     block = torch.arange(blocks, dtype=torch.int64, device=sample_ids.device).unsqueeze(0)
     sample = sample_ids.unsqueeze(1)
     counter = (block, sample & _WORD, (sample >> 32) & _WORD, epochs.unsqueeze(1) & _WORD)
-    words = torch.stack(philox4x32(counter, stream_key(seed, stream)), dim=-1)
+    words = torch.stack(philox4x32(counter, key), dim=-1)
     # float32 holds 24 bits exactly; more would round up to 1.0.
     return (words >> 8).to(torch.float32).mul_(2.0**-24).flatten(1)[:, :length]

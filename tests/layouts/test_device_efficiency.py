@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from card_scale.engine import optimizer, schedule
+from card_scale.objectives import noise, registry
 from card_scale.training.train_step import TrainStep
 from tests.layouts.parity import assert_parity
 from tests.layouts.processes import run_ranks
@@ -21,9 +22,35 @@ from tests.layouts.trajectory import (
     run,
     run_variants,
 )
+from tests.objectives.samples import samples_of
 
 HOST_READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
 """Operations that wait for the device: .item(), branches on data, shapes that depend on data."""
+
+
+MOST_LAUNCHES = {"ar": 4, "card": 50, "mdlm": 35, "bd3lm": 37, "armd": 24}
+"""Of one corruption, the uniform numbers aside, which on a GPU are a kernel each: what a small step waits for."""
+
+
+class _Launches(TorchDispatchMode):
+    """Counts operations that a GPU would launch a kernel for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view and "empty" not in function.name()
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", MOST_LAUNCHES)
+def test_a_corruption_is_few_launches(monkeypatch, name):
+    monkeypatch.setattr(noise, "uniforms", lambda _seed, ids, _epochs, length, _stream: torch.rand(len(ids), length))
+    settings = {"permuted": 8, "ar_steps": 0, "permute_steps": 0} if name == "armd" else {}
+    objective = registry.create(name, mask_id=4, **settings)
+    samples = samples_of(torch.randint(5, 99, (4, 65)))
+    with _Launches() as launches:
+        objective.corrupt(samples, 1)
+    assert MOST_LAUNCHES[name] / 2 < launches.count <= MOST_LAUNCHES[name]
 
 
 MOST_GRAPHS = 4
