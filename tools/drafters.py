@@ -43,13 +43,13 @@ def main() -> None:
         stream = PackedStream(config.data.validation or config.data.path, "validation", config.run.seed, length)
         rows = stream.samples(np.arange(min(arguments.prompts, stream.sample_count)))
         drafters.append(
-            measure(run, rows[:, : length // 4].tolist(), length // 2, arguments.drafts, arguments.candidates)
+            measure(run, rows[:, : length * 3 // 4].tolist(), length // 4, arguments.drafts, arguments.candidates)
         )
         one = table(drafters)[-1]
         masked = " ".join(f"{loss:.2f}" for loss in one["masked_nll"][: arguments.drafts + 1])
         print(
             f"{one['run']}: {one['label']}; clean {one['clean_nll']:.3f}; behind masks {masked or '-'}; "
-            f"tokens a pass {one['greedy']:.2f} greedy, {one['sampled']:.2f} sampled",
+            f"tokens a pass {one['greedy']:.2f} greedy, {one['sampled']:.2f} sampled, {one['on_text']:.2f} on text",
             flush=True,
         )
     if arguments.output:
