@@ -4,7 +4,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def main() -> None:
     from card_scale.generation import load
     from card_scale.generation.methods import check_method
     from card_scale.generation.sampling import Sampling
-    from card_scale.generation.sweep import grid, safe_zone, sweep
+    from card_scale.generation.sweep import safe_zone, sweep
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -83,19 +83,7 @@ def main() -> None:
     methods = arguments.methods or known
     for method in methods:
         check_method(model, method)
-    settings = grid(
-        methods,
-        arguments.drafts,
-        arguments.tau,
-        [count or None for count in arguments.max_passes],
-        arguments.batch,
-        [True, False] if arguments.blocks else [True],
-        arguments.copies,
-        arguments.strides,
-        arguments.leniency,
-        arguments.candidates,
-        baseline=known[0],
-    )
+    settings = _settings(arguments, methods, known[0])
     judge = load(arguments.judge, device) if arguments.judge else None
     if judge is not None:
         model.check_tokenizer(judge.tokenizer.sha256, f"--judge {arguments.judge}")
@@ -125,6 +113,25 @@ def main() -> None:
         from card_scale.generation.sweep_figure import draw
 
         draw(outcomes, safe, arguments.figure)
+
+
+def _settings(arguments: argparse.Namespace, methods: Sequence[str], baseline: str) -> list[Any]:
+    """The settings to measure."""
+    from card_scale.generation.sweep import grid
+
+    return grid(
+        methods,
+        arguments.drafts,
+        arguments.tau,
+        [count or None for count in arguments.max_passes],
+        arguments.batch,
+        [True, False] if arguments.blocks else [True],
+        arguments.copies,
+        arguments.strides,
+        arguments.leniency,
+        arguments.candidates,
+        baseline=baseline,
+    )
 
 
 def _prompts(arguments: argparse.Namespace, model: Any) -> list[list[int]]:

@@ -71,22 +71,19 @@ def generate(
     Args:
         model: from :func:`card_scale.generation.load`.
         prompts: token ids, of any lengths; an empty one begins as a document does, behind an end of document.
-        method: ``ar``; ``self_verified``, which gives the same tokens in fewer passes; ``card``; ``bd3lm``; ``mdlm``;
-            ``armd``.
+        method: ``ar``, ``self_verified`` (the same tokens in fewer passes), ``card``, ``bd3lm``, ``mdlm`` or ``armd``.
         new_tokens: to generate.
         drafts: K: tokens that ``self_verified`` drafts at most, or positions of ``card``'s window.
         candidates: tokens that ``self_verified`` considers at most for each place that it drafts by masks.
         copies: tokens that ``self_verified`` drafts at most by copying what followed the last ones before; 0 none.
-        leniency: ``self_verified`` also takes a draft whose probability is at least the (1 - leniency)-th part of the
-            best token's; 0 is lossless, 1 takes any draft.
+        leniency: ``self_verified`` takes drafts of at least (1 - leniency) of the best token's probability; 0: lossless.
         tau: ``card`` takes a token whose probability exceeds it.
         max_passes: T_max, after which ``card`` takes what is left; steps a block (``bd3lm``) or text (``mdlm``), by
             default one a token.
         leftmost: ``card`` always takes the first masked position and moves its window on; false is the paper's.
         strides: S: stretches of the new text that ``armd`` writes at once; a divisor of ``new_tokens``.
         temperature, top_p, top_k, repetition_penalty, seed: see :class:`card_scale.generation.sampling.Sampling`.
-        stop_tokens: end a sequence.
-        stop_strings: end a sequence whose new text contains one.
+        stop_tokens, stop_strings: end a sequence; a string does where the new text contains it.
         input_cost: of one more input in a pass, as a share of a pass's time, by which ``self_verified`` decides how
             many drafts to make; 0 always makes ``drafts``, None takes what is usual for the device.
         listener: is told of new tokens as they are decided.
