@@ -76,7 +76,7 @@ def generate(
         drafts: K: tokens that ``self_verified`` drafts at most, or positions of ``card``'s window.
         candidates: tokens that ``self_verified`` considers at most for each place that it drafts by masks.
         copies: tokens that ``self_verified`` drafts at most by copying what followed the last ones before; 0 none.
-        leniency: ``self_verified`` takes drafts of at least (1 - leniency) of the best token's probability; 0: lossless.
+        leniency: ``self_verified`` takes drafts of (1 - leniency) of the best token's probability too; 0 is lossless.
         tau: ``card`` takes a token whose probability exceeds it.
         max_passes: T_max, after which ``card`` takes what is left; steps a block (``bd3lm``) or text (``mdlm``), by
             default one a token.
