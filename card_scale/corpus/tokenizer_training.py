@@ -1,11 +1,11 @@
 """Training a tokenizer: a deterministic sample of the corpus, then sentencepiece with text kept as it is."""
 
+import contextlib
 import hashlib
 import io
 import itertools
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import sentencepiece
 
+from card_scale import waiting
 from card_scale.corpus import sources
 from card_scale.corpus.source_documents import documents
 from card_scale.corpus.training_progress import TrainingProgress
@@ -216,11 +217,11 @@ def make_tokenizer(settings: TokenizerSettings, output: Path, progress: bool = F
         _check_same(output, record_path, record)
         return MadeTokenizer(Tokenizer.load(output), False, scan.passed_over)
     output.parent.mkdir(parents=True, exist_ok=True)
-    told = TrainingProgress(scan.bytes)
-    with told.telling(sys.stderr if progress else None):
-        texts = sample_corpus(settings, scan, told)
+    counted = TrainingProgress(scan.bytes)
+    with waiting.told(counted.line, waiting.to_stderr) if progress else contextlib.nullcontext():
+        texts = sample_corpus(settings, scan, counted)
         try:
-            model = train_tokenizer(texts, settings.vocabulary_size, settings.model_type, told)
+            model = train_tokenizer(texts, settings.vocabulary_size, settings.model_type, counted)
         except UntrainableError as error:
             raise DataError(f"{', '.join(settings.inputs.inputs)}: {error}") from error
     write_atomically(record_path, json.dumps(record | {"sha256": hashlib.sha256(model).hexdigest()}, indent=1).encode())

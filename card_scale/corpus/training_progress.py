@@ -1,12 +1,6 @@
-"""How far the training of a tokenizer is, said every few seconds by a thread: the library itself is silent."""
+"""How far the training of a tokenizer is: the library itself is silent."""
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TextIO
-
-_FIRST_SECONDS, _EVERY_SECONDS = 2.0, 5.0
 
 
 class TrainingProgress:
@@ -37,22 +31,3 @@ class TrainingProgress:
             size = f"{self._read / 1e6:,.0f} MB of text read, of files of {self._input_bytes / 1e6:,.0f} MB"
             return f"tokenizer: {size}; {taken} are taken"
         return f"tokenizer: training on {taken} for {time.monotonic() - self._training_since:.0f} s"
-
-    @contextmanager
-    def telling(self, stream: TextIO | None) -> Iterator[None]:
-        """Write a line after two seconds, then every five; nothing without a stream."""
-        done = threading.Event()
-
-        def tell() -> None:
-            wait = _FIRST_SECONDS
-            while stream is not None and not done.wait(wait):
-                print(self.line(), file=stream, flush=True)
-                wait = _EVERY_SECONDS
-
-        thread = threading.Thread(target=tell, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()

@@ -1,5 +1,6 @@
 """Evaluation: likelihood of held-out text, exact or bounded, and whatever else the objective probes."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -169,14 +170,15 @@ class RunEvaluator:
         """
         averages = bool(self.config.optimizer.ema) and step > 0
         batches = self._batches(objective, averages)
-        with EvaluationProgress(step, batches, speaks=process_groups.is_main_rank()) as progress:
+        progress = EvaluationProgress(step, batches)
 
-            def on_batch() -> None:
-                progress.advance()
-                if poll is not None and any_is_asked_to_stop(poll()):
-                    raise _GivenUpError
+        def on_batch() -> None:
+            progress.advance()
+            if poll is not None and any_is_asked_to_stop(poll()):
+                raise _GivenUpError
 
-            self.held_out.on_batch = self.train_samples.on_batch = on_batch
+        self.held_out.on_batch = self.train_samples.on_batch = on_batch
+        with progress.told() if process_groups.is_main_rank() else contextlib.nullcontext():
             try:
                 return self._results(objective, averages)
             except _GivenUpError:
