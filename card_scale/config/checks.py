@@ -133,11 +133,6 @@ def _check_combinations(config: "Config") -> None:
             f"model.length {model.length} is not divisible by parallel.tensor {parallel.tensor}, "
             "which parallel.sequence needs"
         )
-    if train.compile and parallel.tensor > 1:
-        raise ConfigurationError(
-            f"train.compile is true but parallel.tensor is {parallel.tensor}: Megatron's overlapped collectives cannot "
-            "be part of a compiled layer; leave one of the two out"
-        )
     if train.steps is None and config.data.epochs is None:
         raise ConfigurationError("neither train.steps nor data.epochs is given; set one of the two")
     if train.global_batch % train.micro_batch:

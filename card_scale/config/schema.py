@@ -173,8 +173,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward pass; the optimizer always holds fp32 weights."""
     compile: bool | None = None
-    """Compile each decoder layer as one graph (torch.compile); not with parallel.tensor above 1. By default on a GPU
-    where that is 1."""
+    """Compile each decoder layer as one graph (torch.compile). By default on a GPU where parallel.tensor is 1: above
+    it a compiled layer gives up Megatron's overlap of collectives, which pays or not by measurement."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Megatron-core (seen in 0.16.1) names ``device="cuda"`` in tensor factories (sche
 """
 
 import contextlib
+import sys
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -17,6 +18,10 @@ def install() -> None:
         return
     torch.cuda.current_device = lambda: "cpu"
     torch.cuda.synchronize = lambda *_: None
+    # A compiled layer takes the answer as a constant, as it would that of the function replaced (torch 2.13).
+    tracing = sys.modules.get("torch._dynamo.variables.torch")
+    if tracing is not None:
+        tracing.constant_fold_functions[torch.cuda.current_device] = None
 
 
 class _CudaFactoriesOnCpu(TorchFunctionMode):

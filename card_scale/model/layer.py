@@ -7,11 +7,11 @@ import torch
 import torch.utils.checkpoint
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
     layers,
     scatter_to_sequence_parallel_region,
 )
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -24,6 +24,21 @@ from card_scale.model.dropout import dropout
 from card_scale.model.norm import RMSNorm
 
 MOST_COMPILED_VERSIONS = 128
+
+
+class ColumnParallelLinear(layers.ColumnParallelLinear):
+    """Megatron's, which starts collectives in its backward pass and waits for them behind a product: no part of a graph
+    (megatron-core 0.16.1). In a compiled layer they are operations of the graph, which torch orders by itself; under
+    sequence parallelism the gathered input is then kept for the backward pass instead of gathered anew."""
+
+    def _forward_impl(self, input, weight, *arguments, **keywords):
+        if torch.compiler.is_compiling():
+            if keywords["sequence_parallel"]:
+                input = gather_from_sequence_parallel_region(input, group=self.tp_group)
+            elif keywords["allreduce_dgrad"]:
+                input = copy_to_tensor_model_parallel_region(input, group=self.tp_group)
+            keywords = {**keywords, "sequence_parallel": False, "allreduce_dgrad": False}
+        return super()._forward_impl(input, weight, *arguments, **keywords)
 
 
 class RowParallelLinear(layers.RowParallelLinear):
@@ -65,6 +80,7 @@ class DecoderLayer(nn.Module):
         self.recompute = recompute
         self.tensor_rank = parallel_state.get_tensor_model_parallel_rank()
         self.tensor_size = parallel_state.get_tensor_model_parallel_world_size()
+        self.tensor_group = parallel_state.get_tensor_model_parallel_group()
         self.sequence_parallel = config.sequence_parallel
         self.attention_norm = RMSNorm(config.hidden_size, config.sequence_parallel, config.layernorm_epsilon)
         self.attention = build_module(attention_spec(), config=config, layer_number=index + 1)
@@ -73,7 +89,7 @@ class DecoderLayer(nn.Module):
             feed_forward_spec(),
             config=config,
             ffn_hidden_size=config.ffn_hidden_size,
-            tp_group=parallel_state.get_tensor_model_parallel_group(),
+            tp_group=self.tensor_group,
         )
         self._run = self._forward
 
@@ -119,8 +135,9 @@ class DecoderLayer(nn.Module):
             return hidden_states[: attended.shape[0]]
         # The predicting positions lie on the first ranks. Each of them will hold its part of the gradient, so the
         # backward pass of the gathering is a mere split.
-        whole = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
-        return scatter_to_sequence_parallel_region(whole[: attended.shape[0] * self.tensor_size])
+        group = self.tensor_group
+        whole = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False, group=group)
+        return scatter_to_sequence_parallel_region(whole[: attended.shape[0] * self.tensor_size], group=group)
 
     def _drop(self, states: Tensor, keys: Tensor | None, site: int) -> Tensor:
         first_position = self.tensor_rank * states.shape[0] if self.sequence_parallel else 0

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from torch import Tensor, nn
 
@@ -18,8 +19,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden))
         self.sequence_parallel = sequence_parallel
+        self.group = parallel_state.get_tensor_model_parallel_group()
         self.epsilon = epsilon
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        weight = copy_to_tensor_model_parallel_region(self.weight) if self.sequence_parallel else self.weight
+        weight = self.weight
+        if self.sequence_parallel:
+            weight = copy_to_tensor_model_parallel_region(weight, group=self.group)
         return F.rms_norm(hidden_states, weight.shape, weight, self.epsilon)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from card_scale.engine import optimizer, schedule
 from card_scale.objectives import noise, registry
 from card_scale.training.train_step import TrainStep
-from tests.layouts.parity import assert_parity
+from tests.layouts.parity import References, assert_parity
 from tests.layouts.processes import run_ranks
 from tests.layouts.test_parity import ENGINES, cell
 from tests.layouts.trajectory import (
@@ -90,6 +90,35 @@ def test_every_layer_compiles_as_one_graph_and_trains_the_same():
     assert_parity((1, 1, 1), compiled, [[trajectory for trajectory, _ in found]], expected)
     for config, (_, graphs) in zip(compiled, found, strict=True):
         assert 1 <= graphs <= MOST_GRAPHS, config
+
+
+def test_collectives_of_tensor_parallelism_are_part_of_the_graph():
+    layout, model = (2, 1, 1), {"layers": 7, "hidden": 16, "heads": 2, "ffn": 24}
+    cases = [
+        (ENGINES[1], False, {"name": "card"}, {}),
+        ({**ENGINES[3], "recompute": "full"}, True, {"name": "bd3lm", "block": 4}, {"dropout": 0.1}),
+        (ENGINES[4], True, ARMD, {}),
+    ]
+    plain, compiled = (
+        [
+            cell(
+                layout,
+                engine,
+                False,
+                sequence,
+                objective=objective,
+                model={**model, **more},
+                train={"compile": compiled},
+            )
+            for engine, sequence, objective, more in cases
+        ]
+        for compiled in (False, True)
+    )
+    ranks = run_ranks(run_and_count_graphs, 2, compiled, deadline=300)
+    found = [[trajectory for trajectory, _ in rank] for rank in ranks]
+    assert_parity(layout, compiled, found, References().of(plain))
+    for config, (_, graphs) in zip(compiled, ranks[0], strict=True):
+        assert 1 <= graphs < model["layers"], config  # the layers share them
 
 
 class Reads(NamedTuple):
