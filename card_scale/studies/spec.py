@@ -85,9 +85,9 @@ def specs(grid: Grid, directory: Path) -> list[RunSpec]:
         shown = "".join(f"\n  {_name(cell)}: {error}" for cell, error in problems[:_SHOWN])
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise type(problems[0][1])(f"{grid.path}: {len(problems)} of {len(wanted)} cells cannot be run:{shown}{more}")
-    for id_, count in Counter(_hash_of(spec.id) for spec in found).items():
+    for identity, count in Counter(map(_identity, found)).items():
         if count > 1:
-            same = " and ".join(_name(spec.cell) for spec in found if _hash_of(spec.id) == id_)
+            same = " and ".join(_name(spec.cell) for spec in found if _identity(spec) == identity)
             raise ConfigurationError(f"{grid.path}: these cells are one and the same run: {same}")
     return found
 
@@ -235,6 +235,11 @@ def digest(config: Config, corpus: DatasetFacts, held_out: DatasetFacts) -> str:
     keys = {key: value for key, value in config.flat().items() if key not in _NOT_HASHED and value != defaults[key]}
     identity = json.dumps([keys, corpus.digest, held_out.validation_split], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:10]
+
+
+def _identity(spec: RunSpec) -> tuple[str, str | None]:
+    """What two cells share that are one run: corpora that are only stated are told apart by their paths."""
+    return _hash_of(spec.id), None if spec.corpus.exists else spec.config.data.path
 
 
 def _hash_of(id_: str) -> str:
