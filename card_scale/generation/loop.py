@@ -153,7 +153,7 @@ def _one_pass(
     places = [(key, position) for key, plan in zip(keys, plans, strict=True) for position in plan.predicts]
     normalisers = logits.logsumexp(-1) if running[0].wants_probabilities else None
     plain = logits.clone() if contexts is not None else logits
-    checks = [draft for plan in plans for draft in plan.checks or [-1] * len(plan.read)]
+    checks = [draft for plan in plans for draft in plan.checks or [-1] * len(plan.read)] if chooser.leniency else None
     chosen, others = chooser(logits, places, contexts, checks, running[0].wants_others)
     picked = plain.gather(1, chosen[:, None])[:, 0]
     tokens, probabilities, next_best = chosen.tolist(), list[float](), others.tolist()

@@ -71,7 +71,7 @@ class Chooser:
             logits: float32 [N, vocabulary]; changed in place.
             places: of the N tokens.
             contexts: token ids before each, where :attr:`needs_contexts`.
-            checks: the draft that each decides about, -1 for none.
+            checks: the draft that each decides about, -1 for none; None where there is no leniency.
             others: tokens to return beside each chosen one.
 
         Returns:
@@ -84,7 +84,7 @@ class Chooser:
             logits = _filtered(logits / sampling.temperature, sampling.top_k, sampling.top_p)
             logits = logits + self._noise(places, logits)
         chosen = best = logits.argmax(-1)
-        if checks is not None and self.leniency > 0:
+        if checks is not None:
             chosen = self._lenient(logits, best, checks)
         # Not by topk, which may order equal scores otherwise than argmax.
         next_best = logits.scatter(1, best[:, None], -torch.inf).topk(others, -1) if others else None

@@ -104,14 +104,20 @@ def test_right_drafts_save_passes():
     assert copying.passes == 2 + math.ceil(34 / 13)
 
 
-def test_every_token_is_read_once_as_a_clean_one(monkeypatch):
+def counted(monkeypatch, inputs) -> list[int]:
+    """A list that takes ``inputs(plan)`` of each plan of every pass from now on."""
     read: list[int] = []
 
     def counting_pass(model, plans, cache):
-        read.extend(len(plan.tokens) - len(plan.read) + 1 for plan in plans)
+        read.extend(map(inputs, plans))
         return run_pass(model, plans, cache)
 
     monkeypatch.setattr(loop, "run_pass", counting_pass)
+    return read
+
+
+def test_every_token_is_read_once_as_a_clean_one(monkeypatch):
+    read = counted(monkeypatch, lambda plan: len(plan.tokens) - len(plan.read) + 1)
     for method in ("ar", "self_verified"):
         read.clear()
         (one,) = generate(make_model(2.0), [prompt(7)], method=method, new_tokens=25, candidates=1)
@@ -120,13 +126,7 @@ def test_every_token_is_read_once_as_a_clean_one(monkeypatch):
 
 
 def test_another_candidate_is_read_again_as_a_clean_token(monkeypatch):
-    read: list[int] = []
-
-    def counting_pass(model, plans, cache):
-        read.extend(len(plan.tokens) - len(plan.read) + 1 for plan in plans)
-        return run_pass(model, plans, cache)
-
-    monkeypatch.setattr(loop, "run_pass", counting_pass)
+    read = counted(monkeypatch, lambda plan: len(plan.tokens) - len(plan.read) + 1)
     options = {"method": "self_verified", "new_tokens": 25, "copies": 0, "input_cost": 0.0}
     (plain,) = generate(make_model(2.0), [prompt(7)], candidates=1, **options)
     read.clear()
@@ -137,13 +137,7 @@ def test_another_candidate_is_read_again_as_a_clean_token(monkeypatch):
 
 
 def test_clean_blocks_are_read_once(monkeypatch):
-    read: list[int] = []
-
-    def counting_pass(model, plans, cache):
-        read.extend(len(plan.tokens) for plan in plans)
-        return run_pass(model, plans, cache)
-
-    monkeypatch.setattr(loop, "run_pass", counting_pass)
+    read = counted(monkeypatch, lambda plan: len(plan.tokens))
     generate(make_model(block=4, in_place=True), [prompt(9)], method="bd3lm", new_tokens=7)
     # Two clean blocks of the prompt with the third, of which one token is known; then that block with the fourth.
     assert read == [12, 4, 4, 8, 4, 4, 4]
