@@ -18,12 +18,11 @@ class RMSNorm(nn.Module):
     def __init__(self, hidden: int, sequence_parallel: bool, epsilon: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden))
-        self.sequence_parallel = sequence_parallel
-        self.group = parallel_state.get_tensor_model_parallel_group()
+        self.sharded_over = parallel_state.get_tensor_model_parallel_group() if sequence_parallel else None
         self.epsilon = epsilon
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         weight = self.weight
-        if self.sequence_parallel:
-            weight = copy_to_tensor_model_parallel_region(weight, group=self.group)
+        if self.sharded_over is not None:
+            weight = copy_to_tensor_model_parallel_region(weight, group=self.sharded_over)
         return F.rms_norm(hidden_states, weight.shape, weight, self.epsilon)

@@ -1,5 +1,6 @@
 import io
 import random
+import threading
 
 import pytest
 import sentencepiece
@@ -203,14 +204,29 @@ class TestProgress:
         progress.begin_training()
         assert progress.line() == "tokenizer: training on 2,000 characters in 1 parts for 0 s"
 
-    def test_it_is_said_while_the_library_is_silent(self, monkeypatch, texts):
+    def test_reading_and_training_are_told(self, monkeypatch, texts):
         monkeypatch.setattr(waiting, "LONGEST_SECONDS", 0.001)
-        said = list[str]()
+        reading, training = threading.Event(), threading.Event()
+        train = sentencepiece.SentencePieceTrainer.train
+
+        def say(line):
+            if "are taken" in line:
+                reading.set()
+            if line.startswith("tokenizer: training on"):
+                training.set()
+
+        def texts_until_it_is_said():
+            yield from texts
+            assert reading.wait(60)
+
+        def train_until_it_is_said(**settings):
+            train(**settings)
+            assert training.wait(60)
+
+        monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", train_until_it_is_said)
         progress = TrainingProgress(0)
-        with waiting.told(progress.line, said.append, first_seconds=1e-4):
-            train_tokenizer(texts, 400, progress=progress)
-        assert any("are taken" in line for line in said)
-        assert said[-1].startswith("tokenizer: training on")
+        with waiting.told(progress.line, say, first_seconds=1e-4):
+            train_tokenizer(texts_until_it_is_said(), 400, progress=progress)
 
 
 class TestMakeTokenizer:

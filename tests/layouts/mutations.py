@@ -223,7 +223,7 @@ def gathered_weights_outlive_the_update(patch: pytest.MonkeyPatch) -> None:
 
 
 def norm_gradients_stay_on_their_part_of_the_sequence(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(norm, "copy_to_tensor_model_parallel_region", lambda weight: weight)
+    patch.setattr(norm, "copy_to_tensor_model_parallel_region", lambda weight, **_: weight)
 
 
 def dropout_counts_positions_from_the_ranks_own(patch: pytest.MonkeyPatch) -> None:
