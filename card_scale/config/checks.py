@@ -133,6 +133,11 @@ def _check_combinations(config: "Config") -> None:
             f"model.length {model.length} is not divisible by parallel.tensor {parallel.tensor}, "
             "which parallel.sequence needs"
         )
+    if parallel.recompute == "selective" and train.compile is False:
+        raise ConfigurationError(
+            "parallel.recompute is selective but train.compile is false: compiled layers alone recompute selectively. "
+            "Leave train.compile out, or set parallel.recompute to none or full"
+        )
     if train.steps is None and config.data.epochs is None:
         raise ConfigurationError("neither train.steps nor data.epochs is given; set one of the two")
     if train.global_batch % train.micro_batch:

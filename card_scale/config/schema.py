@@ -121,8 +121,9 @@ class ParallelConfig:
     """DeepSpeed ZeRO stage 0-3 (default 3); under fsdp2 sharding is always full and only 3 is accepted."""
     deepspeed: FilePath | None = None
     """DeepSpeed JSON file; "auto" values are filled from this configuration."""
-    recompute: Literal["none", "full"] = "none"
-    """Recompute each layer's activations in the backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What of a layer's activations is recomputed in the backward pass instead of kept: none; all but the outputs of
+    matrix products and attention (selective, in compiled layers); all (full)."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,9 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward pass; the optimizer always holds fp32 weights."""
     compile: bool | None = None
-    """Compile each decoder layer as one graph (torch.compile). By default on a GPU where parallel.tensor is 1: above
-    it a compiled layer gives up Megatron's overlap of collectives, which pays or not by measurement."""
+    """Compile each decoder layer as one graph (torch.compile). By default where parallel.recompute is selective, and on
+    a GPU where parallel.tensor is 1: above it a compiled layer gives up Megatron's overlap of collectives, which pays
+    or not by measurement."""
 
 
 @dataclass(frozen=True)

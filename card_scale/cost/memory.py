@@ -1,5 +1,6 @@
 """Memory of a training step by what it is for, and of a checkpoint, estimated before anything is allocated."""
 
+from types import MappingProxyType
 from typing import NamedTuple
 
 from card_scale.config import Config
@@ -12,6 +13,10 @@ _MASTER_AND_MOMENTS = 12
 
 _AVERAGE = 4
 """Bytes of a weight's moving average."""
+
+_KEPT = MappingProxyType({"none": (10, 4), "selective": (6, 2), "full": (1, 0)})
+"""By ``parallel.recompute``: hidden-sized and ffn-sized tensors that a layer keeps. With ``selective`` its input, the
+queries, keys and values, the attention's output and projection, and the feed-forward network's two first products."""
 
 
 class MemoryByCause(NamedTuple):
@@ -48,8 +53,8 @@ def step_memory(
     and float32 master and moments; each divided by the data-parallel size once ``zero_stage`` shards it. The largest
     layer, gathered for use under full sharding, is left out, as are the libraries and the CUDA context.
 
-    Activations: per position and layer about 10 hidden-sized and 4 ffn-sized tensors (flash attention, no dropout), or
-    the layer's input alone with recomputation; as many micro-batches as there are stages are in flight under 1F1B.
+    Activations: per position and layer what :data:`_KEPT` says (flash attention, no dropout); as many micro-batches as
+    there are stages are in flight under 1F1B.
 
     The dense attention backend holds its mask [positions, positions], boolean and in the compute type, which is what
     torch makes of it in front of its fused kernels (none of them keeps the scores).
@@ -65,7 +70,8 @@ def step_memory(
     wide, positions = kind.wide_layers(model.layers), kind.inputs_per_token * model.length
     # Narrow layers keep the positions that predict alone.
     positions_of_layers = wide * positions + (model.layers - wide) * model.length
-    per_layer = model.hidden if config.parallel.recompute == "full" else 10 * model.hidden + 4 * model.ffn
+    of_hidden, of_ffn = _KEPT[config.parallel.recompute]
+    per_layer = of_hidden * model.hidden + of_ffn * model.ffn
     in_flight = min(dims.pipeline, train.global_batch // (train.micro_batch * dims.data))
     kept = train.micro_batch * positions_of_layers * in_flight * per_layer / dims.pipeline
     return MemoryByCause(

@@ -38,7 +38,7 @@ def build_engine(
                 dims,
                 chunk=chunk,
                 compute_dtype=compute_dtype,
-                recompute=config.parallel.recompute == "full",
+                recompute=config.parallel.recompute,
                 compile_layers=compiles_layers(config, current_device().type),
             )
             for chunk in range(dims.virtual_pipeline)

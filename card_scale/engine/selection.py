@@ -52,10 +52,11 @@ ENGINES: Mapping[str, EngineKind] = MappingProxyType(
 
 
 def compiles_layers(config: Config, device_type: str) -> bool:
-    """Return whether decoder layers are compiled: ``train.compile``, by default on a GPU without tensor parallelism."""
+    """Return whether decoder layers are compiled: ``train.compile``, by default where they recompute selectively, and
+    on a GPU without tensor parallelism."""
     if config.train.compile is not None:
         return config.train.compile
-    return device_type == "cuda" and config.parallel.tensor == 1
+    return config.parallel.recompute == "selective" or (device_type == "cuda" and config.parallel.tensor == 1)
 
 
 def engine_kind(config: Config) -> EngineKind:

@@ -16,6 +16,7 @@ from card_scale.model.dropout import dropout
 from card_scale.model.head import LanguageModelHead
 from card_scale.model.layer import DecoderLayer
 from card_scale.model.query_stream import query_stream
+from card_scale.model.recomputation import Recompute
 from card_scale.model.transformer_config import transformer_config
 from card_scale.model.vocabulary import Vocabulary
 from card_scale.objectives.attention import AttentionKind, StrictBlockCausal
@@ -38,7 +39,7 @@ class GPT(nn.Module):
         *,
         chunk: int = 0,
         compute_dtype: torch.dtype = torch.float32,
-        recompute: bool = False,
+        recompute: Recompute = "none",
         compile_layers: bool = False,
     ):
         """Build a model chunk of this rank's pipeline stage; the process groups of ``dims`` must have formed.
@@ -50,7 +51,7 @@ class GPT(nn.Module):
             dims: the layout, of which this rank holds its share.
             chunk: number of the chunk on this stage, 0 without interleaving.
             compute_dtype: of the activations between stages.
-            recompute: each layer's activations in the backward pass.
+            recompute: what of each layer's activations, in the backward pass; "selective" in compiled layers alone.
             compile_layers: each as one graph.
         """
         super().__init__()

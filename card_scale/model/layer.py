@@ -3,8 +3,9 @@
 Pre-norm, rotary positions, SwiGLU, no biases: the shape of Llama's layers, whatever the objective.
 """
 
+import functools
+
 import torch
-import torch.utils.checkpoint
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from card_scale.model.attention.base import AttentionFunction, CoreAttention
 from card_scale.model.dropout import dropout
 from card_scale.model.norm import RMSNorm
+from card_scale.model.recomputation import Recompute, recomputed, selectively_recomputed
 
 MOST_COMPILED_VERSIONS = 128
 
@@ -72,8 +74,8 @@ class DecoderLayer(nn.Module):
     Where the attention answers the first positions only, those that predict, the layer goes on with them.
     """
 
-    def __init__(self, config: TransformerConfig, index: int, recompute: bool):
-        """Build layer ``index`` (0-based, over the whole model)."""
+    def __init__(self, config: TransformerConfig, index: int, recompute: Recompute):
+        """Build layer ``index`` (0-based, over the whole model); one that recomputes selectively is to be compiled."""
         super().__init__()
         self.index = index
         self.dropout = config.hidden_dropout
@@ -100,18 +102,18 @@ class DecoderLayer(nn.Module):
         torch.compile, which by default gives up at the ninth.
         """
         torch._dynamo.config.recompile_limit = MOST_COMPILED_VERSIONS
-        self._run = torch.compile(self._forward, fullgraph=True)
+        body = (
+            functools.partial(selectively_recomputed, self._forward) if self.recompute == "selective" else self._forward
+        )
+        self._run = torch.compile(body, fullgraph=True)
 
     def forward(
         self, hidden_states: Tensor, rotary: Tensor, attend: AttentionFunction, dropout_keys: Tensor | None
     ) -> Tensor:
         """Return the layer's output, [positions, B, hidden] of the positions that ``attend`` answers."""
         arguments = (hidden_states, rotary, attend, dropout_keys, 2 * self.index + 1)
-        if self.recompute and torch.is_grad_enabled():
-            # Nothing in a layer draws from a generator, so there is no random state to restore.
-            return torch.utils.checkpoint.checkpoint(
-                self._run, *arguments, use_reentrant=False, preserve_rng_state=False
-            )
+        if self.recompute == "full" and torch.is_grad_enabled():
+            return recomputed(self._run, *arguments)
         return self._run(*arguments)
 
     def _forward(

@@ -123,16 +123,17 @@ def _changes(config: Config, ranks: int) -> Iterator[tuple[str, Config, int]]:
         group, _, name = key.partition(".")
         return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{name: value})})
 
-    values = {
-        "train.micro_batch": max(1, config.train.micro_batch // 2),
-        "train.precision": "bf16",
-        "parallel.recompute": "full",
-        "parallel.zero": 3,
-        "model.attention_backend": "auto",
-        "model.loss_backend": "chunked",
-    }
+    values = [
+        ("train.micro_batch", max(1, config.train.micro_batch // 2)),
+        ("train.precision", "bf16"),
+        ("parallel.recompute", "selective"),
+        ("parallel.recompute", "full"),
+        ("parallel.zero", 3),
+        ("model.attention_backend", "auto"),
+        ("model.loss_backend", "chunked"),
+    ]
     now = config.flat()
-    for key, value in values.items():
+    for key, value in values:
         if now[key] != value:
             yield f"{key}={value}", with_key(key, value), ranks
     for key in ("parallel.tensor", "parallel.pipeline"):

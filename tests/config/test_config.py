@@ -161,7 +161,7 @@ def test_every_megatron_alias_names_a_key():
         (["parallel.engine=megatron"], ["parallel.engine is 'megatron'", "deepspeed | fsdp2"]),
         (["train.precision=fp16"], ["train.precision is 'fp16'", "fp32 | bf16"]),
         (["optimizer.schedule=linear"], ["optimizer.schedule is 'linear'", "cosine | wsd | constant"]),
-        (["parallel.recompute=selective"], ["parallel.recompute", "none | full"]),
+        (["parallel.recompute=half"], ["parallel.recompute", "none | selective | full"]),
         # Ranges.
         (["model.layers=0"], ["model.layers is 0", "at least 1"]),
         (["model.length=1"], ["model.length is 1", "at least 2"]),
@@ -211,6 +211,7 @@ def test_every_megatron_alias_names_a_key():
         (["objective.min_noise=0.6", "objective.max_noise=0.5"], ["objective.max_noise is 0.5", "from 0.6 to 1"]),
         (["train.save_every=20", "train.keep_every=50"], ["train.keep_every 50", "train.save_every 20", "multiple"]),
         (["train.steps=null"], ["train.steps", "data.epochs"]),
+        (["parallel.recompute=selective", "train.compile=false"], ["parallel.recompute is selective", "none or full"]),
         (["train.global_batch=10", "train.micro_batch=4"], ["train.global_batch 10", "train.micro_batch 4"]),
     ],
 )
@@ -331,7 +332,7 @@ def configs(draw) -> Config:
             engine=draw(st.sampled_from(["fsdp2", "deepspeed"])),
             zero=draw(st.sampled_from([None, 0, 1, 2, 3])),
             deepspeed=draw(st.none() | PATH),
-            recompute=draw(st.sampled_from(["none", "full"])),
+            recompute=draw(st.sampled_from(["none", "selective", "full"])),
         ),
         optimizer=OptimizerConfig(
             lr=lr,

@@ -11,6 +11,7 @@ from card_scale.distributed import process_groups
 from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.model.gpt import GPT
 from card_scale.model.initialization import initial_weight
+from card_scale.model.recomputation import Recompute
 from card_scale.model.vocabulary import Vocabulary
 from card_scale.model.weights import logical_weights
 from card_scale.objectives.attention import AttentionKind, Causal
@@ -39,10 +40,12 @@ def build(one_rank):  # noqa: ARG001 - the groups must stand
     def build_model(
         attention: AttentionKind = Causal(),  # noqa: B008 - immutable
         vocabulary: Vocabulary = VOCABULARY,
+        recompute: Recompute = "none",
+        compile_layers: bool = False,
         **model,
     ) -> GPT:
         sizes = dataclasses.replace(ModelConfig(layers=2, hidden=24, heads=3, ffn=40, length=12), **model)
-        chunk = GPT(sizes, vocabulary, attention, ONE_RANK)
+        chunk = GPT(sizes, vocabulary, attention, ONE_RANK, recompute=recompute, compile_layers=compile_layers)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter, where in logical_weights([chunk]):
