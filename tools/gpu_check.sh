@@ -11,12 +11,15 @@
 #   1b-long     L 4096, 8192
 #   compiled    compiled layers at L 1024, 124M and 1B, block diffusion among them
 #   engine      124M under FSDP2 at L 1024
+#   recompute   1B at L 1024: layers that keep all, that recompute selectively, that recompute all; speed and memory
 #   largest     124M at L 1024 with each arm's largest micro-batch that the memory holds
 #   decode      124M trained on short runs of masks and by AR, 500 steps each on data/quickstart/tokens; then its decoding,
 #               self-verified and CARD's, against cached AR at batch 1 to 64, and AR against transformers'
+#   official    (not by default) our block diffusion beside the authors' code, 124M, 16 x 1024 tokens, blocks 4 and 16; wants
+#               OFFICIAL=a clone of github.com/kuleshov-group/bd3lms, and what that imports: einops, omegaconf
 set -euo pipefail
 python=${PYTHON:-.venv/bin/python}
-stages=(parity mfu 124m-short 124m-long 1b-short 1b-long compiled engine largest decode)
+stages=(parity mfu 124m-short 124m-long 1b-short 1b-long compiled engine recompute largest decode)
 [[ $# -eq 0 ]] || stages=("$@")
 "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available() and "error: torch sees no GPU")'
 
@@ -100,6 +103,18 @@ for stage in "${stages[@]}"; do
     engine)
       bench "$small" "${fsdp2[@]}" --tokens 16384 --memory-gib 0 --lengths 1024 --arms ar card mdlm bd3lm-flex-b16 \
         --json benchmarks/gpu_latency_fsdp2.json
+      ;;
+    recompute)
+      for recompute in none selective full; do
+        bench "$large" parallel.recompute="$recompute" --tokens 32768 --memory-gib 0 --lengths 1024 --arms card --steps 20 \
+          --json "benchmarks/gpu_recompute_$recompute.json"
+      done
+      ;;
+    official)
+      for block in 4 16; do
+        "$python" tools/bench_official_bd3lm.py "${OFFICIAL:?a clone of github.com/kuleshov-group/bd3lms}" "$small" \
+          objective.block="$block" --tokens 16384 --json "benchmarks/gpu_official_b$block.json" || status=$?
+      done
       ;;
     largest)
       bench "$small" --tokens 16384 --lengths 1024 --arms card bd3lm-flex-b16 bd3lm-dense-b16 \

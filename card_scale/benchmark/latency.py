@@ -28,7 +28,7 @@ from card_scale.distributed.device import current_device
 from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.engine.base import ShardingEngine
 from card_scale.engine.build import build_engine
-from card_scale.engine.selection import engine_kind
+from card_scale.engine.selection import compiles_layers, engine_kind
 from card_scale.errors import ConfigurationError
 from card_scale.model.layer import MOST_COMPILED_VERSIONS
 from card_scale.model.vocabulary import Vocabulary
@@ -161,6 +161,7 @@ def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: Pa
         "model": case.model,
         "layout": layout.describe(),
         "engine": config.parallel.engine,
+        "compiled_layers": compiles_layers(config, device.type),
         "state_bytes_estimate": states,
         "gpu_state": gpu_state(device),
         "gemm_flops_per_second": measured_gemm_flops(device, torch.bfloat16 if bf16 else torch.float32),

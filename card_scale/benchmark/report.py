@@ -12,7 +12,7 @@ def tables(result: dict[str, Any]) -> str:
     """Return one case's result as text of at most 120 columns (arms of long names may need more)."""
     config = result["config"]
     model, train = config["model"], config["train"]
-    compiled = ", compiled layers" if train["compile"] else ""
+    compiled = ", compiled layers" if result["compiled_layers"] else ""
     lines = [
         f"== {result['model']}: {model['layers']} x {model['hidden']}, L {result['length']}, {result['global_batch']} "
         f"sequences a step, {train['precision']}{compiled}; {result['engine']}, {result['layout']} ==",
