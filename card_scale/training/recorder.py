@@ -17,6 +17,7 @@ from card_scale.cost.parameters import parameter_counts
 from card_scale.distributed import process_groups
 from card_scale.distributed.device import current_device
 from card_scale.distributed.parallel_dims import ParallelDims
+from card_scale.engine.selection import compiles_layers
 from card_scale.training.charts import charts
 from card_scale.training.console import evaluation_line, training_line
 from card_scale.training.records import MetricsFile, read_metrics
@@ -50,7 +51,7 @@ class Recorder(ABC):
 
     @abstractmethod
     def advance(self) -> None:
-        """Move the progress bar by one update."""
+        """Move the progress bar by one update. A start's first one is no measure of those to come."""
 
     @abstractmethod
     def restart_clock(self, step: int) -> None:
@@ -138,6 +139,8 @@ class WritingRecorder(Recorder):
             self.wandb = WandbRecorder(
                 config.run.wandb, directory, config=shown, is_bound=self.is_bound, is_new=is_new, say=self._say
             )
+        self.compiles = compiles_layers(config, current_device().type)
+        self._start, self._is_first = start, True
         self._interval_start, self._interval_step, self._logged_step = time.monotonic(), start, start
         self._evaluation_seconds = 0.0
         """Of the last one."""
@@ -209,6 +212,12 @@ class WritingRecorder(Recorder):
 
     def advance(self) -> None:
         self.bar.update()
+        is_first, self._is_first = self._is_first, False
+        if is_first and self._interval_step == self._start:  # its time is in no log line yet
+            if self.compiles:
+                seconds = time.monotonic() - self._interval_start
+                self._say(f"first update: {seconds:.1f} s, with the compilation of the layers")
+            self.restart_clock(self._start + 1)
 
     def restart_clock(self, step: int) -> None:
         self._interval_start, self._interval_step = time.monotonic(), step
