@@ -20,7 +20,7 @@ def _mix(words: Tensor) -> Tensor:
 
 
 def dropout(
-    hidden_states: Tensor, keys: Tensor | None, probability: float, *, site: int, first_position: int
+    hidden_states: Tensor, keys: Tensor | None, probability: float, *, site: int | Tensor, first_position: int
 ) -> Tensor:
     """Zero units with the given probability and scale the others by 1 / (1 - probability).
 
@@ -28,7 +28,8 @@ def dropout(
         hidden_states: [positions, B, hidden]; this rank's share of the sequence.
         keys: int64 [B, 2], two words of at most 32 bits per sample; None (evaluation) drops nothing.
         probability: of a unit being dropped.
-        site: number of the place in the model, another one for every dropout.
+        site: number of the place in the model, another one for every dropout; a tensor, int64 scalar, where one graph
+            serves several.
         first_position: the sequence position of ``hidden_states[0]``.
     """
     if keys is None or probability == 0.0:

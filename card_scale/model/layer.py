@@ -78,6 +78,8 @@ class DecoderLayer(nn.Module):
         """Build layer ``index`` (0-based, over the whole model); one that recomputes selectively is to be compiled."""
         super().__init__()
         self.index = index
+        # Not a number, of which each layer would have a graph of its own.
+        self.dropout_site = torch.tensor(2 * index + 1, device="cpu")
         self.dropout = config.hidden_dropout
         self.recompute = recompute
         self.tensor_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -96,22 +98,24 @@ class DecoderLayer(nn.Module):
         self._run = self._forward
 
     def compile_forward(self) -> None:
-        """Compile the layer as one graph; an error where it cannot be one.
+        """Compile the layer as one graph for each shape; an error where it cannot be one.
 
-        All layers, and every kind of attention that a process measures in turn, are versions of one function for
-        torch.compile, which by default gives up at the ninth.
+        Not one for several shapes: where wide and narrow layers take turns, full recomputation would meet another graph
+        than the forward pass has run, which torch refuses (2.13). All layers, and every kind of attention that a
+        process measures in turn, are versions of one function for torch.compile, which by default gives up at the
+        ninth.
         """
         torch._dynamo.config.recompile_limit = MOST_COMPILED_VERSIONS
         body = (
             functools.partial(selectively_recomputed, self._forward) if self.recompute == "selective" else self._forward
         )
-        self._run = torch.compile(body, fullgraph=True)
+        self._run = torch.compile(body, fullgraph=True, dynamic=False)
 
     def forward(
         self, hidden_states: Tensor, rotary: Tensor, attend: AttentionFunction, dropout_keys: Tensor | None
     ) -> Tensor:
         """Return the layer's output, [positions, B, hidden] of the positions that ``attend`` answers."""
-        arguments = (hidden_states, rotary, attend, dropout_keys, 2 * self.index + 1)
+        arguments = (hidden_states, rotary, attend, dropout_keys, self.dropout_site)
         if self.recompute == "full" and torch.is_grad_enabled():
             return recomputed(self._run, *arguments)
         return self._run(*arguments)
@@ -122,7 +126,7 @@ class DecoderLayer(nn.Module):
         rotary: Tensor,
         attend: AttentionFunction,
         dropout_keys: Tensor | None,
-        dropout_site: int,
+        dropout_site: Tensor,
     ) -> Tensor:
         attended = self.attention(self.attention_norm(hidden_states), attention_mask=attend, rotary_pos_emb=rotary)[0]
         hidden_states = self._first(hidden_states, attended) + self._drop(attended, dropout_keys, dropout_site)
@@ -141,6 +145,6 @@ class DecoderLayer(nn.Module):
         whole = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False, group=group)
         return scatter_to_sequence_parallel_region(whole[: attended.shape[0] * self.tensor_size], group=group)
 
-    def _drop(self, states: Tensor, keys: Tensor | None, site: int) -> Tensor:
+    def _drop(self, states: Tensor, keys: Tensor | None, site: Tensor) -> Tensor:
         first_position = self.tensor_rank * states.shape[0] if self.sequence_parallel else 0
         return dropout(states, keys, self.dropout, site=site, first_position=first_position)

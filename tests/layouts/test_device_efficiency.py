@@ -1,6 +1,8 @@
 """What a GPU would lose time to, shown on a CPU: graph breaks inside a layer, and values read by the host in a step."""
 
 import collections
+import functools
+import math
 import traceback
 from typing import NamedTuple
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from card_scale.config import Config
 from card_scale.engine import optimizer, schedule
 from card_scale.objectives import noise, registry
 from card_scale.training.train_step import TrainStep
@@ -20,7 +23,6 @@ from tests.layouts.trajectory import (
     form_groups,
     rank_batch,
     run,
-    run_variants,
 )
 from tests.objectives.samples import samples_of
 
@@ -59,77 +61,69 @@ MOST_GRAPHS = 4
 ARMD = {"name": "armd", "permuted": 8, "ar_steps": 0, "permute_steps": 0}
 
 
-def run_and_count_graphs(configs) -> list[tuple[Trajectory, int]]:
-    form_groups(configs[0])
-    found = []
-    for config in configs:
+GRAPHS_ALONE = "aot_eager_decomp_partition"
+"""Everything of torch.compile but the writing and building of kernels, which takes most of its time."""
+
+
+class Compiled(NamedTuple):
+    """A run with compiled layers, to be compared with one without."""
+
+    engine: dict
+    objective: dict
+    model: dict
+    sequence: bool = False
+    backend: str = GRAPHS_ALONE
+
+    def config(self, layout, model, *, compiled: bool) -> Config:
+        """Not compiled it keeps all activations."""
+        engine = self.engine if compiled else {**self.engine, "recompute": "none"}
+        sizes, train = {**model, **self.model}, {"compile": compiled}
+        return cell(layout, engine, False, self.sequence, objective=self.objective, model=sizes, train=train)
+
+
+def run_and_count_graphs(cases) -> list[tuple[Trajectory, int]]:
+    """Run (configuration, backend of torch.compile) one after the other; return trajectories and numbers of graphs."""
+    form_groups(cases[0][0])
+    found, compiling = [], torch.compile
+    for config, backend in cases:
         before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        torch.compile = functools.partial(compiling, backend=backend)
         trajectory = run(config)
         found.append((trajectory, torch._dynamo.utils.counters["stats"]["unique_graphs"] - before))
     return found
 
 
-def keeping_all(engine):
-    """The engine without recomputation."""
-    return {**engine, "recompute": "none"}
-
-
-def test_every_layer_compiles_as_one_graph_and_trains_the_same():
+def assert_compiled_parity(layout, model, cases, most_graphs):
     """Compilation is with fullgraph=True, so a graph break is an error."""
-    model = {"layers": 10, "hidden": 16, "heads": 2, "ffn": 24}
-    cases = [
-        ({**ENGINES[2], "recompute": "selective"}, {"name": "mdlm"}, {}),
-        (ENGINES[3], {"name": "bd3lm", "block": 4}, {}),
-        (ENGINES[1], ARMD, {}),
-        ({**ENGINES[4], "recompute": "full"}, {"name": "card"}, {"dropout": 0.1}),
-    ]
-    plain, compiled = (
-        [
-            cell(
-                (1, 1, 1),
-                engine if compiled else keeping_all(engine),
-                objective=objective,
-                model={**model, **more},
-                train={"compile": compiled},
-            )
-            for engine, objective, more in cases
-        ]
-        for compiled in (False, True)
-    )
-    (expected,) = run_ranks(run_variants, 1, plain, deadline=120)
-    (found,) = run_ranks(run_and_count_graphs, 1, compiled, deadline=300)
-    assert_parity((1, 1, 1), compiled, [[trajectory for trajectory, _ in found]], expected)
-    for config, (_, graphs) in zip(compiled, found, strict=True):
-        assert 1 <= graphs <= MOST_GRAPHS, config
-
-
-def test_collectives_of_tensor_parallelism_are_part_of_the_graph():
-    layout, model = (2, 1, 1), {"layers": 7, "hidden": 16, "heads": 2, "ffn": 24}
-    cases = [
-        (ENGINES[1], False, {"name": "card"}, {}),
-        ({**ENGINES[3], "recompute": "selective"}, True, {"name": "bd3lm", "block": 4}, {"dropout": 0.1}),
-        ({**ENGINES[4], "recompute": "full"}, True, ARMD, {}),
-    ]
-    plain, compiled = (
-        [
-            cell(
-                layout,
-                engine if compiled else keeping_all(engine),
-                False,
-                sequence,
-                objective=objective,
-                model={**model, **more},
-                train={"compile": compiled},
-            )
-            for engine, sequence, objective, more in cases
-        ]
-        for compiled in (False, True)
-    )
-    ranks = run_ranks(run_and_count_graphs, 2, compiled, deadline=300)
+    plain, compiled = ([case.config(layout, model, compiled=value) for case in cases] for value in (False, True))
+    backends = [case.backend for case in cases]
+    ranks = run_ranks(run_and_count_graphs, math.prod(layout), list(zip(compiled, backends, strict=True)), deadline=300)
     found = [[trajectory for trajectory, _ in rank] for rank in ranks]
     assert_parity(layout, compiled, found, References().of(plain))
     for config, (_, graphs) in zip(compiled, ranks[0], strict=True):
-        assert 1 <= graphs < model["layers"], config  # the layers share them
+        assert 1 <= graphs <= most_graphs, config  # the layers share them
+
+
+def test_every_layer_compiles_as_one_graph_and_trains_the_same():
+    cases = [
+        Compiled({**ENGINES[2], "recompute": "selective"}, {"name": "mdlm"}, {}, backend="inductor"),
+        Compiled(ENGINES[3], {"name": "bd3lm", "block": 4}, {}),
+        Compiled(ENGINES[1], ARMD, {}),
+        Compiled({**ENGINES[4], "recompute": "full"}, {"name": "card"}, {"dropout": 0.1}),
+    ]
+    model = {"layers": 10, "hidden": 16, "heads": 2, "ffn": 24}
+    assert_compiled_parity((1, 1, 1), model, cases, MOST_GRAPHS)
+
+
+def test_collectives_of_tensor_parallelism_are_part_of_the_graph():
+    bd3lm = {"name": "bd3lm", "block": 4}
+    cases = [
+        Compiled(ENGINES[1], {"name": "card"}, {}, backend="inductor"),
+        Compiled({**ENGINES[3], "recompute": "selective"}, bd3lm, {"dropout": 0.1}, sequence=True),
+        Compiled({**ENGINES[4], "recompute": "full"}, ARMD, {}, sequence=True),
+    ]
+    model = {"layers": 7, "hidden": 16, "heads": 2, "ffn": 24}
+    assert_compiled_parity((2, 1, 1), model, cases, model["layers"] - 1)
 
 
 class Reads(NamedTuple):

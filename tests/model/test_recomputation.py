@@ -14,6 +14,8 @@ LOG_SUMS = HEADS / HIDDEN
 """That attention keeps of its scores, in hidden-sized tensors, as all here."""
 ROTARY = 1 / HEADS / ROWS / LAYERS
 """The angles, which the layers share."""
+SITE = 8 / (LENGTH * ROWS * HIDDEN * 4)
+"""The number of a layer's dropout."""
 
 
 def kept_and_computed(model):
@@ -56,7 +58,7 @@ def compiled(monkeypatch, build):
     [
         ("none", 10 + 2 * FFN / HIDDEN, 10 + 4 * FFN / HIDDEN, 12, 1),
         ("selective", *2 * [6 + 2 * FFN / HIDDEN + LOG_SUMS + ROTARY], 12, 1),
-        ("full", *2 * [1 + ROTARY], 16, 2),
+        ("full", *2 * [1 + ROTARY + SITE], 16, 2),
     ],
 )
 def test_what_is_kept_and_what_is_computed_again(compiled, recompute, least, most, products, attention):
