@@ -31,12 +31,16 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--drafts", nargs="+", type=positive, default=[2, 4, 8], help="K (default: 2 4 8)")
     parser.add_argument(
-        "--candidates", nargs="+", type=positive, default=[2], help="a place, of self_verified (default: 2)"
+        "--candidates",
+        nargs="+",
+        type=positive,
+        default=[None],
+        help="a place, of self_verified (default: 1 on a CPU, else 2)",
     )
     parser.add_argument(
         "--leniency", nargs="+", type=not_negative_number, default=[0.0], help="of self_verified; 0 is lossless"
     )
-    parser.add_argument("--copies", type=not_negative, default=8, help="of self_verified; 0 is none (default: 8)")
+    parser.add_argument("--copies", type=not_negative, default=24, help="of self_verified; 0 is none (default: 24)")
     parser.add_argument(
         "--tau", nargs="+", type=not_negative_number, default=[0.5, 0.7, 0.9], help="of card (default: 0.5 0.7 0.9)"
     )

@@ -57,10 +57,12 @@ def _add_decoding(how: argparse._ArgumentGroup) -> None:
     )
     how.add_argument("--drafts", type=positive, help="K: self_verified: drafts a pass; card: window (default: 4)")
     how.add_argument(
-        "--candidates", type=positive, help="self_verified: tokens to consider for each place (default: 2)"
+        "--candidates",
+        type=positive,
+        help="self_verified: tokens to consider for each place (default: 1 on a CPU, else 2)",
     )
     how.add_argument(
-        "--copies", type=not_negative, help="self_verified: tokens to draft at most by copying (default: 8)"
+        "--copies", type=not_negative, help="self_verified: tokens to draft at most by copying (default: 24)"
     )
     how.add_argument(
         "--leniency",

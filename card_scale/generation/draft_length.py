@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from card_scale.generation.copies import LONGEST, SHORTEST
+from card_scale.generation.pace import Pace
 
 DECAY = 0.98
 """Weight of an old observation after each new one."""
@@ -58,17 +59,29 @@ class DraftLength:
     """Decides which drafts are checked, and how many masks stand behind each number of right ones.
 
     An input is worth its place where the token that it may win is more likely than its cost: ``input_cost`` for itself,
-    and as much for the input that has to check or to go on with it. Sequences of a batch share what is learnt.
+    and as much for the input that has to check or to go on with it; both in tokens that passes win in that time.
+    Sequences of a batch share what is learnt.
 
     Args:
         most: drafts to make at most by masks, at each place.
         copies: drafts to make at most by copying.
         candidates: tokens to consider at most for a place that masks have drafted.
         input_cost: time of a further input of a pass, as a share of a pass with one; 0 makes all drafts, always.
+        pass_cost: time that a pass with further inputs takes beyond theirs, as such a share.
+        sequences: that are decoded together.
     """
 
-    def __init__(self, most: int, copies: int, input_cost: float, candidates: int = 1):
-        self.most, self.copies, self.input_cost, self.candidates = most, copies, input_cost, candidates
+    def __init__(
+        self,
+        most: int,
+        copies: int,
+        input_cost: float,
+        candidates: int = 1,
+        pass_cost: float = 0.0,
+        sequences: int = 1,
+    ):
+        self.most, self.copies, self.candidates = most, copies, candidates
+        self.pace = Pace(input_cost, pass_cost, sequences)
         self._by_place = [Share(UNCHECKED) for _ in range(most)]
         self._by_probability = [Share((bucket + 0.5) / BUCKETS) for bucket in range(BUCKETS)]
         self._by_rank = [[Share(SECOND) for _ in range(candidates - 1)] for _ in range(most)]
@@ -101,10 +114,12 @@ class DraftLength:
 
     def worth_checking(self, drafts: Sequence[Draft]) -> int:
         """Return how many of the drafts, from the first, are worth being checked."""
+        if self.pace.is_resting:
+            return self._worth_a_break(drafts)
         likely = 1.0
         for number, draft in enumerate(drafts):
             likely *= draft.share.value
-            if likely < self.input_cost * (1 if draft.is_copy else 2):
+            if likely < self.pace.input_price * (1 if draft.is_copy else 2):
                 return number
         return len(drafts)
 
@@ -119,7 +134,7 @@ class DraftLength:
             is_another = 0.0
             for token, share in zip(drafts[place].others if shares else (), shares, strict=False):
                 likely = ends_here * share.value
-                if likely >= self.input_cost:
+                if likely >= self.pace.input_price:
                     others.append(Other(place, token, self._worth_drafting(likely)))
                     is_another += share.value
             found.append(self._worth_drafting(ends_here * max(0.0, 1.0 - is_another)))
@@ -128,8 +143,21 @@ class DraftLength:
 
     def _worth_drafting(self, likely: float) -> int:
         """Return how many drafts are worth their masks at a place that is reached with a probability."""
+        if self.pace.is_resting:
+            return 0
         for count, share in enumerate(self._by_place):
             likely *= share.value
-            if likely < 2 * self.input_cost:
+            if likely < 2 * self.pace.input_price:
                 return count
         return self.most
+
+    def _worth_a_break(self, drafts: Sequence[Draft]) -> int:
+        """Return how many drafts are worth being checked though masks are not: all that are likely to be right, where
+        together they win more than the pass costs."""
+        likely, won, count = 1.0, 0.0, 0
+        for draft in drafts:
+            likely *= draft.share.value
+            if likely < self.pace.input_price:
+                break
+            won, count = won + likely, count + 1
+        return count if won > self.pace.price(1 + count) - 1 else 0

@@ -74,6 +74,8 @@ def load(
     model.objective, model.decoders = config.objective.name, config.objective.decoders
     if compiled:
         model.compile_passes()
+    else:
+        model.pack()
     return model
 
 

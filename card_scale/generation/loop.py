@@ -46,8 +46,8 @@ def generate(
     method: str,
     new_tokens: int,
     drafts: int = 4,
-    candidates: int = 2,
-    copies: int = 8,
+    candidates: int | None = None,
+    copies: int = 24,
     leniency: float = 0.0,
     tau: float = 0.9,
     max_passes: int | None = None,
@@ -73,8 +73,8 @@ def generate(
         prompts: token ids, of any lengths; an empty one begins as a document does, behind an end of document.
         method: ``ar``, ``self_verified`` (the same tokens in fewer passes), ``card``, ``bd3lm``, ``mdlm`` or ``armd``.
         new_tokens: to generate.
-        drafts: K: tokens that ``self_verified`` drafts at most, or positions of ``card``'s window.
-        candidates: tokens that ``self_verified`` considers at most for each place that it drafts by masks.
+        drafts: K: tokens that ``self_verified`` drafts at most by masks, or positions of ``card``'s window.
+        candidates: tokens that it considers at most for each such place; by default one on a CPU, elsewhere two.
         copies: tokens that ``self_verified`` drafts at most by copying what followed the last ones before; 0 none.
         leniency: ``self_verified`` takes drafts of (1 - leniency) of the best token's probability too; 0 is lossless.
         tau: ``card`` takes a token whose probability exceeds it.
@@ -84,8 +84,8 @@ def generate(
         strides: S: stretches of the new text that ``armd`` writes at once; a divisor of ``new_tokens``.
         temperature, top_p, top_k, repetition_penalty, seed: see :class:`card_scale.generation.sampling.Sampling`.
         stop_tokens, stop_strings: end a sequence; a string does where the new text contains it.
-        input_cost: of one more input in a pass, as a share of a pass's time, by which ``self_verified`` decides how
-            many drafts to make; 0 always makes ``drafts``, None takes what is usual for the device.
+        input_cost: time of one more input, as a share of a pass's, by which ``self_verified`` decides how many drafts
+            to make, and whether any; 0 always makes ``drafts``, None takes what is usual for the device.
         listener: is told of new tokens as they are decided.
 
     Raises:

@@ -3,7 +3,8 @@
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,8 +25,19 @@ MOST_DRAFTS = 128
 
 MOST_CANDIDATES = 8
 
-INPUT_COST = {"cpu": 0.08}
-"""Time of one more input of a pass, as a share of a pass with one, by device; elsewhere 0: passes wait for memory."""
+
+class Drafting(NamedTuple):
+    """What self-verified decoding reckons with on a device."""
+
+    input_cost: float
+    """Time of one more input of a pass of one sequence, as a share of a pass with one."""
+    pass_cost: float
+    """Time that further inputs take beyond that, as such a share."""
+    candidates: int
+
+
+OF_DEVICE = MappingProxyType({"cpu": Drafting(0.04, 0.3, 1), "cuda": Drafting(0.003, 0.0, 2)})
+"""The CPU's costs are measured (models of 0.5 M to 124 M parameters); a GPU's passes wait for memory."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +50,10 @@ class Options:
     max_passes: int | None
     leftmost: bool
     input_cost: float | None
-    copies: int = 8
+    copies: int = 24
     strides: int = 1
     leniency: float = 0.0
-    candidates: int = 2
+    candidates: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -53,7 +65,7 @@ class Options:
             raise ConfigurationError(f"tau is {self.tau}; valid is a probability {valid}")
         if not 0 <= self.copies <= MOST_DRAFTS:
             raise ConfigurationError(f"copies is {self.copies}; valid is from 0 to {MOST_DRAFTS}")
-        if not 1 <= self.candidates <= MOST_CANDIDATES:
+        if self.candidates is not None and not 1 <= self.candidates <= MOST_CANDIDATES:
             raise ConfigurationError(f"candidates is {self.candidates}; valid is from 1 to {MOST_CANDIDATES}")
         if not 0 <= self.leniency <= 1:
             raise ConfigurationError(f"leniency is {self.leniency}; valid is from 0 (lossless) to 1 (any draft)")
@@ -74,16 +86,28 @@ def create_decoders(
     if options.method == "armd" and new_tokens % options.strides:
         raise ConfigurationError(f"strides (S) {options.strides} does not divide the {new_tokens} new tokens")
     shape, device = model.shape, model.embedding.weight.device
-    create = _creators(options, sampling, device)[options.method]
+    create = _creators(options, sampling, _draft_length(options, device, len(prompts)))[options.method]
     return [
         create(prompt or [shape.start_id], (len(prompt) or 1) + new_tokens, shape, key)
         for prompt, key in zip(prompts, sequence_keys(prompts), strict=True)
     ]
 
 
-def _creators(options: Options, sampling: Sampling, device: torch.device) -> dict[str, Callable[..., SequenceDecoder]]:
-    cost = INPUT_COST.get(device.type, 0.0) if options.input_cost is None else options.input_cost
-    draft_length = DraftLength(options.drafts, options.copies, cost, options.candidates)
+def _draft_length(options: Options, device: torch.device, sequences: int) -> DraftLength:
+    """The policy of the options for so many sequences in a pass; what they leave open is the device's."""
+    usual = OF_DEVICE.get(device.type, Drafting(0.0, 0.0, 2))
+    input_cost, pass_cost = options.input_cost, 0.0
+    if input_cost is None:
+        # What an input more of each sequence takes of a pass that has one of each.
+        one_each = 1.0 + usual.input_cost * (sequences - 1)
+        input_cost, pass_cost = usual.input_cost * sequences / one_each, usual.pass_cost / one_each
+    candidates = options.candidates or usual.candidates
+    return DraftLength(options.drafts, options.copies, input_cost, candidates, pass_cost, sequences)
+
+
+def _creators(
+    options: Options, sampling: Sampling, draft_length: DraftLength
+) -> dict[str, Callable[..., SequenceDecoder]]:
     # A block of the paper that nothing is sure of must end all the same.
     block_passes = options.drafts if options.max_passes is None and not options.leftmost else options.max_passes
     steps, seed = options.max_passes, sampling.seed

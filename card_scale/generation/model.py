@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from card_scale.generation.cache import KeyValueCache, LayerKeys, SequenceCache
+from card_scale.generation.packed import Linear, is_possible, packed, product
 from card_scale.generation.shape import DecoderShape
 
 MOST_COMPILED_SHAPES = 256
@@ -61,8 +62,8 @@ class Attention(nn.Module):
         self.queries_per_group = shape.heads // shape.kv_heads
         # The rows of a group stand together, its queries, its key, its value: whole groups can be split over ranks.
         rows = (self.queries_per_group + 2) * shape.kv_heads * shape.head_size
-        self.linear_qkv = nn.Linear(shape.hidden, rows, bias=False)
-        self.linear_proj = nn.Linear(shape.hidden, shape.hidden, bias=False)
+        self.linear_qkv = Linear(shape.hidden, rows)
+        self.linear_proj = Linear(shape.hidden, shape.hidden)
 
     def forward(self, hidden: Tensor, turn: tuple[Tensor, Tensor], look: "Look", layer: int) -> Tensor:
         rows, inputs = hidden.shape[:2]
@@ -99,9 +100,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, shape: DecoderShape):
         super().__init__()
-        self.gate = nn.Linear(shape.hidden, shape.ffn, bias=False)
-        self.up = nn.Linear(shape.hidden, shape.ffn, bias=False)
-        self.linear_fc2 = nn.Linear(shape.ffn, shape.hidden, bias=False)
+        self.gate = Linear(shape.hidden, shape.ffn)
+        self.up = Linear(shape.hidden, shape.ffn)
+        self.linear_fc2 = Linear(shape.ffn, shape.hidden)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.linear_fc2(F.silu(self.gate(hidden)) * self.up(hidden))
@@ -149,7 +150,9 @@ class InferenceModel(nn.Module):
         self.rotary = Rotary(shape, shape.length + shape.two_streams)
         self.layers = nn.ModuleList(Layer(shape, index) for index in range(shape.layers))
         self.final_norm = nn.RMSNorm(shape.hidden, shape.norm_epsilon)
-        self.head = None if shape.tied else nn.Linear(shape.hidden, shape.rows, bias=False)
+        self.head = None if shape.tied else Linear(shape.hidden, shape.rows)
+        self.laid_out_embedding: Tensor | None = None
+        """Where it is the output matrix too."""
         self.run: Callable[..., Tensor] = self.forward
 
     def compile_passes(self, **options: Any) -> None:
@@ -159,9 +162,31 @@ class InferenceModel(nn.Module):
         """
         if not options and self.embedding.weight.is_cuda:
             options = {"mode": "reduce-overhead"}
+        self.unpack()  # the compiler lays out weights by itself
         torch._dynamo.config.recompile_limit = MOST_COMPILED_SHAPES
         self.run = torch.compile(self.forward, fullgraph=True, dynamic=False, **options)
         self.is_compiled = True
+
+    def pack(self) -> None:
+        """Hold a second copy of the weights, laid out for passes of few inputs: on a CPU, in float32, where there is
+        room. To be called when the weights are what they will be."""
+        linears = [module for module in self.modules() if isinstance(module, Linear)]
+        copied = sum(linear.weight.nbytes for linear in linears) + (
+            self.embedding.weight.nbytes if self.head is None else 0
+        )
+        if not is_possible(self.embedding.weight, copied):
+            return
+        for linear in linears:
+            linear.laid_out = packed(linear.weight)
+        if self.head is None:
+            self.laid_out_embedding = packed(self.embedding.weight)
+
+    def unpack(self) -> None:
+        """Forget what :meth:`pack` has laid out, before the weights change."""
+        self.laid_out_embedding = None
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.laid_out = None
 
     @torch.no_grad()
     def fill(self, read: Callable[[str], Tensor]) -> None:
@@ -215,7 +240,10 @@ class InferenceModel(nn.Module):
     def read_out(self, hidden: Tensor) -> Tensor:
         """The last layer's output [B, R, hidden] → float32 logits [B, R, vocabulary], -inf for [MASK]."""
         hidden = self.final_norm(hidden)
-        logits = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+        if self.head is None:
+            logits = product(hidden, self.embedding.weight, self.laid_out_embedding)
+        else:
+            logits = self.head(hidden)
         logits = logits[..., : self.shape.vocabulary].float()
         logits[..., self.shape.mask_id] = -torch.inf
         return logits

@@ -86,11 +86,7 @@ class Chooser:
         chosen = best = logits.argmax(-1)
         if checks is not None:
             chosen = self._lenient(logits, best, checks)
-        # Not by topk, which may order equal scores otherwise than argmax.
-        next_best = logits.scatter(1, best[:, None], -torch.inf).topk(others, -1) if others else None
-        if next_best is None:
-            return chosen, chosen.new_empty(len(chosen), 0)
-        return chosen, next_best.indices.masked_fill(~next_best.values.isfinite(), -1)
+        return chosen, _next_best(logits, best, others)
 
     def _lenient(self, scores: Tensor, chosen: Tensor, checks: Sequence[int]) -> Tensor:
         """The draft instead of the chosen token where it is near enough."""
@@ -116,6 +112,18 @@ class Chooser:
             self._gumbel |= zip(new, drawn, strict=True)
         self._gumbel = {place: self._gumbel[place] for place in places}
         return torch.stack([self._gumbel[place] for place in places])
+
+
+def _next_best(logits: Tensor, best: Tensor, count: int) -> Tensor:
+    """int64 [N, count]: the best tokens but for ``best``, -1 where no more may be chosen."""
+    if not count:
+        return best.new_empty(len(best), 0)
+    # Not by topk alone, which may order equal scores otherwise than argmax.
+    scores = logits.gather(1, best[:, None])
+    logits.scatter_(1, best[:, None], -torch.inf)
+    values, indices = logits.max(-1, keepdim=True) if count == 1 else logits.topk(count, -1)
+    logits.scatter_(1, best[:, None], scores)
+    return indices.masked_fill(~values.isfinite(), -1)
 
 
 def sequence_keys(prompts: list[list[int]]) -> list[int]:

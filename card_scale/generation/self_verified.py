@@ -50,6 +50,8 @@ class SelfVerified(SequenceDecoder):
         self.wants_others = draft_length.candidates - 1
         self.known = Copies()
         self.drafts: list[Draft] = []
+        self.inputs = 1
+        """Of the current plan, counted from the last token that is sure."""
         self.endings: list[Ending] = []
         """Of the current plan, in the order of their outputs: behind each number of right drafts, then with others."""
 
@@ -76,6 +78,7 @@ class SelfVerified(SequenceDecoder):
             predicts += range(first + 1, first + 1 + ending.masks)
             behind += [path] * ending.masks
         masks = sum(ending.masks for ending in self.endings)
+        self.inputs = len(positions) - len(clean) + 1
         return Plan(
             tokens=clean + tokens + [other for _, other in others] + [self.shape.mask_id] * masks,
             positions=positions,
@@ -98,6 +101,7 @@ class SelfVerified(SequenceDecoder):
         reached = paths.index(instead) if instead in paths else right
         if reached != right:
             decided.append(choices.tokens[reached])
+        self.draft_length.pace.passed(self.inputs, len(decided))
         self.append(decided)
         begin = len(self.endings) + sum(ending.masks for ending in self.endings[:reached])
         made = slice(begin, begin + self.endings[reached].masks)

@@ -28,10 +28,10 @@ class Setting:
     max_passes: int | None = None
     leftmost: bool = True
     batch: int = 1
-    copies: int = 8
+    copies: int = 24
     strides: int = 1
     leniency: float = 0.0
-    candidates: int = 2
+    candidates: int | None = None
 
     @property
     def is_sequential(self) -> bool:
@@ -48,7 +48,7 @@ class Setting:
         parts = [self.method]
         if self.method in ("self_verified", "card"):
             parts.append(f"K {self.drafts}" + ("" if self.copies or self.method == "card" else ", no copies"))
-        if self.method == "self_verified" and self.candidates != 2:
+        if self.method == "self_verified" and self.candidates is not None:
             parts.append(f"candidates {self.candidates}")
         if self.leniency:
             parts.append(f"leniency {self.leniency:g}")
@@ -96,7 +96,7 @@ def grid(
     copies: int = 8,
     strides: Sequence[int] = (1,),
     leniencies: Sequence[float] = (0.0,),
-    candidates: Sequence[int] = (2,),
+    candidates: Sequence[int | None] = (None,),
     baseline: str = "ar",
 ) -> list[Setting]:
     """All combinations that differ: a method is not varied in what it does not look at.

@@ -18,6 +18,7 @@ def parallelize(model: InferenceModel, mesh: DeviceMesh) -> None:
         ConfigurationError: a number of ranks that divides the key and value heads or the feed-forward size not.
     """
     ranks, shape = mesh.size(), model.shape
+    model.unpack()
     for name, size in (("model.kv_heads", shape.kv_heads), ("model.ffn", shape.ffn)):
         if size % ranks:
             raise ConfigurationError(f"{ranks} ranks do not divide {name} {size}")

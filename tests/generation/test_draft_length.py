@@ -103,6 +103,23 @@ def test_candidates_that_are_forbidden_are_none():
     assert with_others(policy, 0.3, 8, -1, -1)[0].others == (8,)
 
 
+def resting(**costs):
+    """A policy whose masks have won nothing."""
+    policy = DraftLength(4, 8, **costs)
+    while not policy.pace.is_resting:
+        policy.pace.passed(9, 1)
+    return policy
+
+
+def test_a_rest_makes_no_masks_and_checks_what_pays_for_the_pass():
+    policy = resting(input_cost=0.05, pass_cost=0.5)
+    assert policy.masks([]) == ([0], [])
+    # Untaught copies are right half of the time: 0.5 + 0.25 + 0.125 for 0.65 of a pass.
+    assert policy.worth_checking(policy.copied([5, 6, 7], 3)) == 3
+    assert policy.worth_checking(policy.copied([5], 3)) == 0
+    assert policy.masks(policy.copied([5, 6, 7], 3)) == ([0, 0, 0, 0], [])
+
+
 def copied_by_search(tokens, context, most):
     """The same by looking at every place."""
     for length in range(min(LONGEST, len(context)), SHORTEST - 1, -1):

@@ -57,7 +57,7 @@ def test_autoregressive_decoding_is_the_loop(scale, temperature):
     drafts=st.integers(1, 7),
     candidates=st.integers(1, 3),
     copies=st.sampled_from([0, 1, 8]),
-    input_cost=st.sampled_from([0.0, 0.03, 1.0]),
+    input_cost=st.sampled_from([None, 0.0, 0.03, 1.0]),
     temperature=st.sampled_from([0.0, 0.5, 1.0]),
     filters=st.sampled_from([{}, {"top_p": 0.8}, {"top_k": 5}, {"repetition_penalty": 1.3}]),
     seed=st.integers(0, 99),

@@ -32,8 +32,8 @@ def test_a_method_is_varied_only_in_what_it_looks_at():
         "ar, batch 1",
         "self_verified, K 4, candidates 1, batch 1",
         "self_verified, K 4, candidates 1, leniency 0.5, batch 1",
-        "self_verified, K 4, batch 1",
-        "self_verified, K 4, leniency 0.5, batch 1",
+        "self_verified, K 4, candidates 2, batch 1",
+        "self_verified, K 4, candidates 2, leniency 0.5, batch 1",
         "card, K 4, tau 0.5, batch 1",
     ]
     strided = grid(["armd"], [2, 4], [0.5, 0.9], [None], [1], [True], strides=[2, 1, 4], baseline="armd")

@@ -80,6 +80,7 @@ class CardForCausalLM(LlamaForCausalLM):
                 model = InferenceModel(shape)
             model = model.to_empty(device=self.device).to(self.dtype)
             model.fill(whole.__getitem__)
+            model.pack()
             model.objective, model.decoders = "card", tuple(config.card_decoders)
             # Not as a submodule: its weights are these.
             object.__setattr__(self, "_inference_model", model)
