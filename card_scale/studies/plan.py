@@ -22,7 +22,7 @@ from card_scale.objectives.evaluation import DRAWS, likelihood_passes
 from card_scale.studies.grid import Grid, Hardware
 from card_scale.studies.spec import RunSpec
 from card_scale.studies.tasks import Task
-from card_scale.studies.units import duration, short
+from card_scale.units import duration, short
 
 _RECORD_BYTES = 2000
 """Per log line or evaluation: a line of metrics.jsonl and the TensorBoard events beside it."""

@@ -7,9 +7,9 @@ from card_scale.studies.endings import Ending, ending
 from card_scale.studies.plan import Cost
 from card_scale.studies.state import Status, StudyDirectory
 from card_scale.studies.tasks import Task
-from card_scale.studies.units import duration
 from card_scale.training.records import evaluations_of, read_metrics
 from card_scale.training.run_directory import RunDirectory
+from card_scale.units import duration
 
 
 class Progress(NamedTuple):

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from card_scale.units import duration
+
 
 def training_line(
     record: Mapping[str, Any],
@@ -50,17 +52,6 @@ def evaluation_line(record: Mapping[str, Any], *, total_steps: int, seconds: flo
     others = {"training samples": "train_nll", "averaged weights": "ema/validation_nll"}
     parts += [_loss(name, record[key], is_bound) for name, key in others.items() if key in record]
     return " | ".join([*parts, f"took {duration(seconds)}"])
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as a person says it, in two units at most."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if hours == 0:
-        return f"{minutes} min {whole % 60:02d} s"
-    return f"{hours} h {minutes % 60:02d} min" if days == 0 else f"{days} d {hours % 24} h"
 
 
 def _step(record: Mapping[str, Any], total_steps: int) -> str:

@@ -13,12 +13,12 @@ from card_scale.distributed.launched_as import rank_variables
 from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.model.vocabulary import Vocabulary
 from card_scale.training import initial_weights, memory_fit, preflight, resume_point, run_data, steps
-from card_scale.training.console import duration
 from card_scale.training.resume_point import ResumePoint
 from card_scale.training.run_data import RunData
 from card_scale.training.run_directory import RunDirectory
 from card_scale.training.run_lock import RunLock
 from card_scale.training.stop import time_limit
+from card_scale.units import duration
 from card_scale.versions import check_versions
 
 

@@ -7,7 +7,7 @@ import time
 from tqdm import tqdm
 
 from card_scale import waiting
-from card_scale.training.console import duration
+from card_scale.units import duration
 
 
 class EvaluationProgress:

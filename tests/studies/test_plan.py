@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from card_scale.errors import ConfigurationError
-from card_scale.studies import plan, units
+from card_scale.studies import plan
 from card_scale.studies.grid import StatedCorpus, load
 from card_scale.studies.spec import specs
 from card_scale.studies.tasks import tasks_of
@@ -167,14 +167,6 @@ def test_the_plan_on_paper(write_grid, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "seconds, text",
-    [(0.2, "0 s"), (31, "31 s"), (89, "89 s"), (92, "1.5 min"), (3600, "60 min"), (9000, "2.5 h"), (7e5, "8.1 days")],
-)
-def test_times_are_readable(seconds, text):
-    assert units.duration(seconds) == text
-
-
-@pytest.mark.parametrize(
     "model, overrides, message",
     [
         (
@@ -199,11 +191,6 @@ def test_what_the_run_would_refuse_the_plan_refuses(write_grid, tmp_path, model,
     )
     with pytest.raises(ConfigurationError, match=message):
         planned(grid, tmp_path)
-
-
-@pytest.mark.parametrize("count, text", [(999.4, "999"), (999_900, "1M"), (1_234, "1.23K"), (999_999_744, "1B")])
-def test_counts_have_three_digits(count, text):
-    assert units.short(count) == text
 
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path):

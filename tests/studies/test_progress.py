@@ -10,6 +10,7 @@ from card_scale.studies.runner import needed
 from card_scale.studies.spec import specs
 from card_scale.studies.state import Outcome, StudyDirectory
 from card_scale.studies.tasks import tasks_of
+from card_scale.units import duration
 from tests.studies.test_results import evaluation, training, write_records
 
 
@@ -36,7 +37,7 @@ def test_each_line_says_how_far(found):
     assert not stopped.task.config.objective.likelihood_is_exact
     assert "20 of 20 steps  validation loss <= 5.0000" in done.line()
     assert "-4ep-" in done.task.id
-    assert "8 of 10 steps  training loss <= 4.5000  about 60 s left" in stopped.line()
+    assert "8 of 10 steps  training loss <= 4.5000  about 1 min 00 s left" in stopped.line()
     assert failed.line().endswith("0 of 20 steps: the loss is nan")
     assert pending.line().endswith("0 of 10 steps")
 
@@ -46,7 +47,7 @@ def test_the_rest_rests_on_the_speed_that_was_seen(found):
     assert pending.seconds_left == pytest.approx(2 * costs[pending.task.id].seconds)
     left = pending.seconds_left + 60.0
     assert summary(found[0]).startswith("1 pending, 1 failed, 1 stopped, 1 done; about ")
-    assert f"{left:.0f} s left" in summary(found[0])
+    assert f"{duration(left)} left" in summary(found[0])
     assert summary([found[0][-1]]) == "1 done"
 
 

@@ -2,9 +2,7 @@
 
 import re
 
-import pytest
-
-from card_scale.training.console import duration, evaluation_line, training_line
+from card_scale.training.console import evaluation_line, training_line
 
 RECORD = {
     "step": 10,
@@ -58,12 +56,3 @@ def test_updates_that_were_not_applied_are_told_of_and_no_loss_is_made_up():
     assert "loss" not in found
     assert found.endswith("| 3 updates not applied, 1 of them not finite")
     assert "not applied" not in line()
-
-
-@pytest.mark.parametrize(
-    "seconds, said",
-    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min")]
-    + [(86399, "23 h 59 min"), (90000, "1 d 1 h"), (-1, "0 s")],
-)
-def test_durations(seconds, said):
-    assert duration(seconds) == said

@@ -10,9 +10,11 @@ def short(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time with two digits in the unit that suits it."""
-    for unit, name in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 1.5 * unit:
-            amount = seconds / unit
-            return f"{amount:.1f} {name}" if amount < 9.95 else f"{amount:,.0f} {name}"
-    return f"{seconds:.0f} s"
+    """Return a duration as a person says it, in two units at most."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if hours == 0:
+        return f"{minutes} min {whole % 60:02d} s"
+    return f"{hours} h {minutes % 60:02d} min" if days == 0 else f"{days} d {hours % 24} h"
