@@ -36,10 +36,18 @@ class OfficialStep:
             attention: its ``attn_backend``: ``flex`` (GPU only) or ``sdpa``, with the whole mask.
             device: to train on.
 
-        Raises ConfigurationError for another objective, and where the clone or a library that it imports is missing.
+        Raises ConfigurationError for another objective or type of numbers, and where the clone or a library that it
+        imports is missing.
         """
         if not isinstance(config.objective, BlockDiffusionObjective):
             raise ConfigurationError(f"objective.name is {config.objective.name}; the official code is of bd3lm")
+        # Theirs is bf16 on a GPU and float32 on a CPU, whatever is asked for.
+        theirs = "bf16" if device.type == "cuda" else "fp32"
+        if config.train.precision != theirs or config.optimizer.ema:
+            raise ConfigurationError(
+                f"the official model trains in {theirs} here, without a moving average; to compare like with like set "
+                f"train.precision={theirs} optimizer.ema=0"
+            )
         self.config, self.objective, self.device = config, config.objective, device
         settings = _settings(config, self.objective.block, attention)
         with torch.device(device):

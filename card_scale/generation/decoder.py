@@ -58,6 +58,8 @@ class SequenceDecoder(ABC):
     wants_others = 0
     """For each output so many tokens beside the chosen one."""
     uses_cache: ClassVar[bool] = True
+    sequences = 1
+    """That share its next pass, itself included."""
 
     def __init__(self, prompt: list[int], limit: int, shape: DecoderShape):
         """``prompt`` has at least one token; ``limit`` is the length at which decoding ends."""

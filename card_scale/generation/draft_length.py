@@ -12,8 +12,8 @@ PRIOR = 4.0
 """Observations that a first estimate is worth."""
 BUCKETS = 8
 """Of the model's own probability of a draft, in which it is counted how often such drafts are right."""
-UNCHECKED = 0.5
-"""First estimate for what has no probability: the drafts at each place, and copies."""
+UNCHECKED = 0.75
+"""First estimate for what has no probability, the drafts at each place and copies: hopeful, or none were ever tried."""
 SECOND = 0.2
 """First estimate of how often another candidate is right where the draft is wrong."""
 
@@ -22,7 +22,12 @@ class Share:
     """An estimate of how often something happens."""
 
     def __init__(self, first: float):
-        self._tried, self._happened = PRIOR, PRIOR * first
+        self._first = first
+        self.forget()
+
+    def forget(self) -> None:
+        """Go back to the first estimate."""
+        self._tried, self._happened = PRIOR, PRIOR * self._first
 
     def observe(self, happened: bool) -> None:
         """It did, or did not, happen once more."""
@@ -58,30 +63,17 @@ class Other(NamedTuple):
 class DraftLength:
     """Decides which drafts are checked, and how many masks stand behind each number of right ones.
 
-    An input is worth its place where the token that it may win is more likely than its cost: ``input_cost`` for itself,
-    and as much for the input that has to check or to go on with it; both in tokens that passes win in that time.
-    Sequences of a batch share what is learnt.
+    An input is worth its place where the token that it may win is more likely than its price, for itself and as much
+    for the input that has to check or to go on with it. Sequences of a batch share what is learnt; each has its pace.
 
     Args:
         most: drafts to make at most by masks, at each place.
         copies: drafts to make at most by copying.
         candidates: tokens to consider at most for a place that masks have drafted.
-        input_cost: time of a further input of a pass, as a share of a pass with one; 0 makes all drafts, always.
-        pass_cost: time that a pass with further inputs takes beyond theirs, as such a share.
-        sequences: that are decoded together.
     """
 
-    def __init__(
-        self,
-        most: int,
-        copies: int,
-        input_cost: float,
-        candidates: int = 1,
-        pass_cost: float = 0.0,
-        sequences: int = 1,
-    ):
+    def __init__(self, most: int, copies: int, candidates: int = 1):
         self.most, self.copies, self.candidates = most, copies, candidates
-        self.pace = Pace(input_cost, pass_cost, sequences)
         self._by_place = [Share(UNCHECKED) for _ in range(most)]
         self._by_probability = [Share((bucket + 0.5) / BUCKETS) for bucket in range(BUCKETS)]
         self._by_rank = [[Share(SECOND) for _ in range(candidates - 1)] for _ in range(most)]
@@ -112,20 +104,28 @@ class DraftLength:
             if number < self.most and not draft.is_copy:
                 self._by_place[number].observe(number < right)
 
-    def worth_checking(self, drafts: Sequence[Draft]) -> int:
+    def try_anew(self) -> None:
+        """Forget what speaks against trying what has no probability: it may have been of another text."""
+        for share in (*self._by_place, *self._by_match.values()):
+            if share.value < UNCHECKED:
+                share.forget()
+
+    def worth_checking(self, drafts: Sequence[Draft], pace: Pace) -> int:
         """Return how many of the drafts, from the first, are worth being checked."""
-        if self.pace.is_resting:
-            return self._worth_a_break(drafts)
+        if pace.is_resting:
+            return self._worth_a_break(drafts, pace)
         likely = 1.0
         for number, draft in enumerate(drafts):
             likely *= draft.share.value
-            if likely < self.pace.input_price * (1 if draft.is_copy else 2):
+            if likely < pace.input_price * (1 if draft.is_copy else 2):
                 return number
         return len(drafts)
 
-    def masks(self, drafts: Sequence[Draft]) -> tuple[list[int], list[Other]]:
+    def masks(self, drafts: Sequence[Draft], pace: Pace) -> tuple[list[int], list[Other]]:
         """Return (how many masks to put behind 0, 1, ... right ones of the checked drafts; the other candidates that
         are worth being checked too)."""
+        if pace.is_resting:
+            return [0] * (len(drafts) + 1), []
         found, others, before = list[int](), list[Other](), 1.0
         for place in range(len(drafts) + 1):
             next_right = drafts[place].share.value if place < len(drafts) else 0.0
@@ -134,30 +134,28 @@ class DraftLength:
             is_another = 0.0
             for token, share in zip(drafts[place].others if shares else (), shares, strict=False):
                 likely = ends_here * share.value
-                if likely >= self.pace.input_price:
-                    others.append(Other(place, token, self._worth_drafting(likely)))
+                if likely >= pace.input_price:
+                    others.append(Other(place, token, self._worth_drafting(likely, pace)))
                     is_another += share.value
-            found.append(self._worth_drafting(ends_here * max(0.0, 1.0 - is_another)))
+            found.append(self._worth_drafting(ends_here * max(0.0, 1.0 - is_another), pace))
             before *= next_right
         return found, others
 
-    def _worth_drafting(self, likely: float) -> int:
+    def _worth_drafting(self, likely: float, pace: Pace) -> int:
         """Return how many drafts are worth their masks at a place that is reached with a probability."""
-        if self.pace.is_resting:
-            return 0
         for count, share in enumerate(self._by_place):
             likely *= share.value
-            if likely < 2 * self.pace.input_price:
+            if likely < 2 * pace.input_price:
                 return count
         return self.most
 
-    def _worth_a_break(self, drafts: Sequence[Draft]) -> int:
+    def _worth_a_break(self, drafts: Sequence[Draft], pace: Pace) -> int:
         """Return how many drafts are worth being checked though masks are not: all that are likely to be right, where
         together they win more than the pass costs."""
         likely, won, count = 1.0, 0.0, 0
         for draft in drafts:
             likely *= draft.share.value
-            if likely < self.pace.input_price:
+            if likely < pace.input_price:
                 break
             won, count = won + likely, count + 1
-        return count if won > self.pace.price(1 + count) - 1 else 0
+        return count if won > pace.price(1 + count) - 1 else 0

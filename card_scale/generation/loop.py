@@ -141,6 +141,8 @@ def _one_pass(
     cache: SequenceCache | None,
 ) -> list[int]:
     """Plan, pass, choose and take; return how many inputs of each sequence enter the cache."""
+    for decoder in running:
+        decoder.sequences = len(running)
     plans = [decoder.plan() for decoder in running]
     logits, reads = run_pass(model, plans, cache)
     contexts: list[Sequence[int]] | None = None

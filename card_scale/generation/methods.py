@@ -15,6 +15,7 @@ from card_scale.generation.decoder import SequenceDecoder
 from card_scale.generation.draft_length import DraftLength
 from card_scale.generation.masked_diffusion import AncestralSampler, BlockDiffusionSampler
 from card_scale.generation.model import InferenceModel
+from card_scale.generation.pace import Pace
 from card_scale.generation.sampling import Sampling, sequence_keys
 from card_scale.generation.self_verified import SelfVerified
 from card_scale.generation.strided import Strided
@@ -86,34 +87,25 @@ def create_decoders(
     if options.method == "armd" and new_tokens % options.strides:
         raise ConfigurationError(f"strides (S) {options.strides} does not divide the {new_tokens} new tokens")
     shape, device = model.shape, model.embedding.weight.device
-    create = _creators(options, sampling, _draft_length(options, device, len(prompts)))[options.method]
+    create = _creators(options, sampling, device)[options.method]
     return [
         create(prompt or [shape.start_id], (len(prompt) or 1) + new_tokens, shape, key)
         for prompt, key in zip(prompts, sequence_keys(prompts), strict=True)
     ]
 
 
-def _draft_length(options: Options, device: torch.device, sequences: int) -> DraftLength:
-    """The policy of the options for so many sequences in a pass; what they leave open is the device's."""
+def _creators(options: Options, sampling: Sampling, device: torch.device) -> dict[str, Callable[..., SequenceDecoder]]:
     usual = OF_DEVICE.get(device.type, Drafting(0.0, 0.0, 2))
-    input_cost, pass_cost = options.input_cost, 0.0
-    if input_cost is None:
-        # What an input more of each sequence takes of a pass that has one of each.
-        one_each = 1.0 + usual.input_cost * (sequences - 1)
-        input_cost, pass_cost = usual.input_cost * sequences / one_each, usual.pass_cost / one_each
-    candidates = options.candidates or usual.candidates
-    return DraftLength(options.drafts, options.copies, input_cost, candidates, pass_cost, sequences)
-
-
-def _creators(
-    options: Options, sampling: Sampling, draft_length: DraftLength
-) -> dict[str, Callable[..., SequenceDecoder]]:
+    costs = (usual.input_cost, usual.pass_cost) if options.input_cost is None else (options.input_cost, 0.0)
+    draft_length = DraftLength(options.drafts, options.copies, options.candidates or usual.candidates)
     # A block of the paper that nothing is sure of must end all the same.
     block_passes = options.drafts if options.max_passes is None and not options.leftmost else options.max_passes
     steps, seed = options.max_passes, sampling.seed
     return {
         "ar": lambda prompt, limit, shape, _key: Autoregressive(prompt, limit, shape),
-        "self_verified": lambda prompt, limit, shape, _key: SelfVerified(prompt, limit, shape, draft_length),
+        "self_verified": lambda prompt, limit, shape, _key: SelfVerified(
+            prompt, limit, shape, draft_length, Pace(*costs)
+        ),
         "card": lambda prompt, limit, shape, _key: BlockDecoding(
             prompt,
             limit,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from card_scale.generation.cache import KeyValueCache, LayerKeys, SequenceCache
-from card_scale.generation.packed import Linear, is_possible, packed, product
+from card_scale.generation.packed import LaidOut, Linear, is_possible, laid_out, product
 from card_scale.generation.shape import DecoderShape
 
 MOST_COMPILED_SHAPES = 256
@@ -151,7 +151,7 @@ class InferenceModel(nn.Module):
         self.layers = nn.ModuleList(Layer(shape, index) for index in range(shape.layers))
         self.final_norm = nn.RMSNorm(shape.hidden, shape.norm_epsilon)
         self.head = None if shape.tied else Linear(shape.hidden, shape.rows)
-        self.laid_out_embedding: Tensor | None = None
+        self.embedding_copy: LaidOut | None = None
         """Where it is the output matrix too."""
         self.run: Callable[..., Tensor] = self.forward
 
@@ -168,25 +168,23 @@ class InferenceModel(nn.Module):
         self.is_compiled = True
 
     def pack(self) -> None:
-        """Hold a second copy of the weights, laid out for passes of few inputs: on a CPU, in float32, where there is
-        room. To be called when the weights are what they will be."""
+        """Hold a second copy of the larger weights, laid out for passes of few inputs: on a CPU, in float32, where
+        there is room. A copy is left unused once its weight changes."""
         linears = [module for module in self.modules() if isinstance(module, Linear)]
-        copied = sum(linear.weight.nbytes for linear in linears) + (
-            self.embedding.weight.nbytes if self.head is None else 0
-        )
-        if not is_possible(self.embedding.weight, copied):
+        tied = [self.embedding.weight] if self.head is None else []
+        if self.is_compiled or not is_possible([*tied, *(linear.weight for linear in linears)]):
             return
         for linear in linears:
-            linear.laid_out = packed(linear.weight)
-        if self.head is None:
-            self.laid_out_embedding = packed(self.embedding.weight)
+            linear.copy = laid_out(linear.weight)
+        if tied:
+            self.embedding_copy = laid_out(self.embedding.weight)
 
     def unpack(self) -> None:
-        """Forget what :meth:`pack` has laid out, before the weights change."""
-        self.laid_out_embedding = None
+        """Forget what :meth:`pack` has laid out."""
+        self.embedding_copy = None
         for module in self.modules():
             if isinstance(module, Linear):
-                module.laid_out = None
+                module.copy = None
 
     @torch.no_grad()
     def fill(self, read: Callable[[str], Tensor]) -> None:
@@ -240,10 +238,7 @@ class InferenceModel(nn.Module):
     def read_out(self, hidden: Tensor) -> Tensor:
         """The last layer's output [B, R, hidden] → float32 logits [B, R, vocabulary], -inf for [MASK]."""
         hidden = self.final_norm(hidden)
-        if self.head is None:
-            logits = product(hidden, self.embedding.weight, self.laid_out_embedding)
-        else:
-            logits = self.head(hidden)
+        logits = product(hidden, self.embedding.weight, self.embedding_copy) if self.head is None else self.head(hidden)
         logits = logits[..., : self.shape.vocabulary].float()
         logits[..., self.shape.mask_id] = -torch.inf
         return logits

@@ -25,6 +25,7 @@ from torch import Tensor
 from card_scale.generation.copies import LONGEST, Copies
 from card_scale.generation.decoder import Choices, Plan, SequenceDecoder
 from card_scale.generation.draft_length import Draft, DraftLength
+from card_scale.generation.pace import Pace
 from card_scale.generation.shape import DecoderShape
 
 
@@ -40,13 +41,13 @@ class Ending(NamedTuple):
 
 
 class SelfVerified(SequenceDecoder):
-    """``draft_length`` says which drafts are worth their inputs; sequences may share it."""
+    """``draft_length`` says which drafts are worth their inputs; sequences may share it, each has its ``pace``."""
 
     wants_probabilities = True
 
-    def __init__(self, prompt: list[int], limit: int, shape: DecoderShape, draft_length: DraftLength):
+    def __init__(self, prompt: list[int], limit: int, shape: DecoderShape, draft_length: DraftLength, pace: Pace):
         super().__init__(prompt, limit, shape)
-        self.draft_length = draft_length
+        self.draft_length, self.pace = draft_length, pace
         self.wants_others = draft_length.candidates - 1
         self.known = Copies()
         self.drafts: list[Draft] = []
@@ -62,10 +63,11 @@ class SelfVerified(SequenceDecoder):
         return 2 + drafts + others + most * (1 + drafts + others)
 
     def plan(self) -> Plan:
+        self.pace.sequences = self.sequences
         self._copy()
         # A draft for the last place would be one token too many: what is checked wins one more.
         del self.drafts[self.limit - len(self.tokens) - 1 :]
-        del self.drafts[self.draft_length.worth_checking(self.drafts) :]
+        del self.drafts[self.draft_length.worth_checking(self.drafts, self.pace) :]
         clean, end, tokens = self.uncached, len(self.tokens), [draft.token for draft in self.drafts]
         self.endings = self._endings()
         others = [(ending.right, ending.other) for ending in self.endings if ending.other is not None]
@@ -101,7 +103,8 @@ class SelfVerified(SequenceDecoder):
         reached = paths.index(instead) if instead in paths else right
         if reached != right:
             decided.append(choices.tokens[reached])
-        self.draft_length.pace.passed(self.inputs, len(decided))
+        if self.pace.passed(self.inputs, len(decided)):
+            self.draft_length.try_anew()
         self.append(decided)
         begin = len(self.endings) + sum(ending.masks for ending in self.endings[:reached])
         made = slice(begin, begin + self.endings[reached].masks)
@@ -114,7 +117,7 @@ class SelfVerified(SequenceDecoder):
     def _endings(self) -> list[Ending]:
         """Where the drafts may end. A draft pays as long as two places are left behind the tokens that are won."""
         places = self.limit - len(self.tokens) - 2
-        masks, others = self.draft_length.masks(self.drafts)
+        masks, others = self.draft_length.masks(self.drafts, self.pace)
         found = [Ending(right, None, max(0, min(count, places - right))) for right, count in enumerate(masks)]
         return found + [
             Ending(other.place, other.token, max(0, min(other.masks, places - other.place - 1))) for other in others

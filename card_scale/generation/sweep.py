@@ -93,7 +93,7 @@ def grid(
     max_passes: Sequence[int | None],
     batches: Sequence[int],
     leftmost: Sequence[bool],
-    copies: int = 8,
+    copies: int = 24,
     strides: Sequence[int] = (1,),
     leniencies: Sequence[float] = (0.0,),
     candidates: Sequence[int | None] = (None,),

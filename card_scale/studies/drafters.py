@@ -18,6 +18,7 @@ from card_scale.generation.load import load
 from card_scale.generation.loop import Generation, generate
 from card_scale.generation.loop import run as decode
 from card_scale.generation.model import InferenceModel
+from card_scale.generation.pace import Pace
 from card_scale.generation.sampling import Chooser, Sampling
 from card_scale.generation.self_verified import SelfVerified
 from card_scale.generation.shape import DecoderShape
@@ -55,7 +56,7 @@ class _OnText(SelfVerified):
     """Checks drafts by a given text."""
 
     def __init__(self, text: list[int], prompt_tokens: int, shape: DecoderShape, draft_length: DraftLength):
-        super().__init__(text[:prompt_tokens], len(text), shape, draft_length)
+        super().__init__(text[:prompt_tokens], len(text), shape, draft_length, Pace(0.0))
         self.text = [*text, shape.start_id]
 
     def take(self, choices: Choices) -> int:
@@ -110,7 +111,7 @@ def tokens_per_pass_on(
     texts: list[list[int]], model: InferenceModel, prompt_tokens: int, drafts: int, candidates: int
 ) -> float:
     """Tokens a pass with all drafts checked by the texts themselves, behind their first ``prompt_tokens``."""
-    draft_length = DraftLength(drafts, 0, 0.0, candidates)
+    draft_length = DraftLength(drafts, 0, candidates)
     readers: list[SequenceDecoder] = [_OnText(text, prompt_tokens, model.shape, draft_length) for text in texts]
     keys = list(range(len(texts)))
     return _tokens_per_pass(decode(model, readers, keys, Chooser(Sampling()), Stopping((), (), model)))

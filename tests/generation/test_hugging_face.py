@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -91,6 +92,9 @@ def test_the_bundled_class_decodes_in_parallel(folder):
         theirs.generate_parallel(starts, new_tokens=3, method="bd3lm")
     bundled = "".join(path.read_text() for path in folder.glob("*.py"))
     assert not re.search(r"^(from|import) card_scale", bundled, re.MULTILINE)
+    # transformers refuses a folder that imports what is not installed, and whoever loads it has these.
+    imported = set(re.findall(r"^(?:from|import) (\w+)", bundled, re.MULTILINE))
+    assert imported <= {"torch", "transformers", "typing_extensions"} | sys.stdlib_module_names
 
 
 @pytest.fixture(scope="module", params=["bpe", "unigram"])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from card_scale.generation import generate, loop
+from card_scale.generation import generate, loop, methods
 from card_scale.generation.batch_pass import run_pass
 from card_scale.generation.sampling import sequence_keys
 from card_scale.objectives import noise
@@ -102,6 +102,29 @@ def test_right_drafts_save_passes():
     (copying,) = generate(model, [prompt(3)], copies=8, **options)
     assert copying.tokens == one.tokens
     assert copying.passes == 2 + math.ceil(34 / 13)
+
+
+@pytest.mark.parametrize("device, batch, most", [("cpu", 1, 70), ("cpu", 4, 90), ("cpu", 8, 150), ("cuda", 16, 70)])
+def test_drafts_that_are_right_are_not_given_up_in_a_batch(monkeypatch, device, batch, most):
+    """At the costs of a device, which has other things to do here."""
+    monkeypatch.setattr(methods, "OF_DEVICE", {"cpu": methods.OF_DEVICE[device]})
+    model = make_model(0.0, length=310)
+    with torch.no_grad():
+        model.embedding.weight.fill_(1.0)
+        model.head.weight[7] = 1.0
+    prompts = [prompt(3, seed) for seed in range(batch)]
+    found = generate(model, prompts, method="self_verified", new_tokens=300, copies=0)
+    assert max(one.passes for one in found) <= most
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_drafts_that_are_wrong_are_given_up(monkeypatch, batch):
+    read = counted(monkeypatch, lambda plan: len(plan.tokens))
+    model = make_model(1.0, length=310)
+    prompts = [prompt(3, seed) for seed in range(batch)]
+    found = generate(model, prompts, method="self_verified", new_tokens=300, copies=0, temperature=5.0)
+    assert min(one.passes for one in found) > 280
+    assert sum(inputs > 1 for inputs in read) < 0.2 * len(read)
 
 
 def counted(monkeypatch, inputs) -> list[int]:
