@@ -242,7 +242,7 @@ def dropout_counts_layers_from_the_stages_own(patch: pytest.MonkeyPatch) -> None
     def renumbered(self, *arguments, **keywords):
         original(self, *arguments, **keywords)
         for index, decoder_layer in enumerate(self.layers.values()):
-            decoder_layer.index = index
+            decoder_layer.dropout_site = torch.tensor(2 * index + 1, device="cpu")
 
     patch.setattr(gpt.GPT, "__init__", renumbered)
 
