@@ -51,15 +51,20 @@ def shared_positions(positions: torch.Tensor, rows: int) -> torch.Tensor:
     return positions.expand(rows, -1)
 
 
+def next_token_positions(samples: Samples) -> torch.Tensor:
+    """int64 [B, L]: 0 to L - 1 in each row, without copies."""
+    rows, length = samples.tokens.shape[0], samples.tokens.shape[1] - 1
+    return shared_positions(torch.arange(length, dtype=torch.int64, device=samples.tokens.device), rows)
+
+
 def clean_next_token_batch(samples: Samples) -> Batch:
     """Next-token prediction on uncorrupted tokens: inputs the first L, targets the last L, every weight 1."""
     tokens = samples.tokens
     inputs = tokens[:, :-1]
-    positions = torch.arange(inputs.shape[1], dtype=torch.int64, device=tokens.device)
     return Batch(
         samples=samples,
         inputs=inputs,
-        positions=shared_positions(positions, len(inputs)),
+        positions=next_token_positions(samples),
         targets=tokens[:, 1:],
         weights=torch.ones_like(inputs, dtype=torch.float32),
         masked=torch.zeros_like(inputs, dtype=torch.bool),

@@ -27,7 +27,7 @@ from card_scale.objectives.base import (
     masked_inputs,
     token_losses,
 )
-from card_scale.objectives.batch import Batch, clean_next_token_batch
+from card_scale.objectives.batch import Batch, clean_next_token_batch, next_token_positions
 
 MASKINGS = ("soft_tail", "uniform", "spans")
 
@@ -45,6 +45,9 @@ SMALLEST_SPAN_RATE = 2.0**-24
 
 LARGEST_WEIGHT = 1e6
 """Above it the clean predictions beside a masked one would drown in float32."""
+
+LONGEST_FUSED = 2**15
+"""Inputs of a sample that one program of a GPU's kernel can corrupt; longer ones are corrupted by tensor operations."""
 
 UNUSED_KEYS = MappingProxyType(
     {
@@ -189,6 +192,8 @@ class CardObjective(Objective):
         other input is left.
         """
         drawn = samples.resampled(self.resample)
+        if noise.is_fused(samples.tokens) and samples.tokens.shape[1] - 1 <= LONGEST_FUSED:
+            return self._fused(samples, drawn, seed)
         if self.masking == "spans":
             draws = self._mask_draws(drawn, seed, noise.Stream.MASK)
             masked = _with_clean_first(span_mask(draws, self.span_rate, self.span_length))
@@ -198,6 +203,27 @@ class CardObjective(Objective):
             noise_level = (self.min_noise + (self.max_noise - self.min_noise) * draw).to(torch.float32)
             masked = self._masked(drawn, noise_level, seed, noise.Stream.MASK)
         return self._with_masks(samples, masked, noise_level, self._weights(masked))
+
+    def _fused(self, samples: Samples, drawn: Samples, seed: int) -> Batch:
+        """:meth:`corrupt` in one launch; ``drawn`` are the samples that it is a function of."""
+        # Imported only here: a machine without a GPU need not have Triton.
+        from card_scale.objectives import fused_card
+
+        self.check(samples.tokens.shape[1] - 1)
+        level_key, mask_key = (
+            noise.stream_key(seed, stream) for stream in (noise.Stream.NOISE_LEVEL, noise.Stream.MASK)
+        )
+        rule = fused_card.Rule(**{key: getattr(self, key) for key in fused_card.Rule._fields})
+        made = fused_card.corrupted(drawn, level_key, mask_key, self.mask_id, rule)
+        return Batch(
+            samples=samples,
+            inputs=made.inputs,
+            positions=next_token_positions(samples),
+            targets=samples.tokens[:, 1:],
+            weights=made.weights,
+            masked=made.masked,
+            noise_level=made.noise_level[:, None],
+        )
 
     def likelihood(self, samples: Samples, seed: int) -> Batch:  # noqa: ARG002 - nothing is drawn
         """The samples without masks and with weight 1: the exact likelihood, left to right."""

@@ -43,7 +43,10 @@ def uniforms(key: tuple[int, int], sample_ids: torch.Tensor, epochs: torch.Tenso
     numbers = torch.empty(len(sample_ids), length, dtype=torch.float32, device=sample_ids.device)
     if numbers.numel():
         grid = (len(sample_ids), triton.cdiv(length, 4 * COUNTERS))
-        # As signed words, so that every key has the same type and none compiles a kernel of its own.
-        signed = [word - 2**32 if word >= 2**31 else word for word in key]
-        _uniforms[grid](sample_ids.contiguous(), epochs.contiguous(), numbers, length, *signed, COUNTERS)
+        _uniforms[grid](sample_ids.contiguous(), epochs.contiguous(), numbers, length, *signed_words(key), COUNTERS)
     return numbers
+
+
+def signed_words(key: tuple[int, int]) -> list[int]:
+    """A key's words as signed ones, so that every key has the same type and none compiles a kernel of its own."""
+    return [word - 2**32 if word >= 2**31 else word for word in key]

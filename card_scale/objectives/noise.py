@@ -77,6 +77,11 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def is_fused(tensor: torch.Tensor) -> bool:
+    """Return whether noise for a tensor's device is drawn by kernels of its own."""
+    return tensor.is_cuda and has_triton()
+
+
 def uniforms(seed: int, sample_ids: torch.Tensor, epochs: torch.Tensor, length: int, stream: int) -> torch.Tensor:
     """Uniform numbers of 24 bits, one per (sample, position).
 
@@ -90,7 +95,7 @@ def uniforms(seed: int, sample_ids: torch.Tensor, epochs: torch.Tensor, length: 
     if length < 0:
         raise ValueError(f"length must not be negative, got {length}")
     key = stream_key(seed, stream)
-    if sample_ids.is_cuda and has_triton():
+    if is_fused(sample_ids):
         # Imported only here: a machine without a GPU need not have Triton.
         from card_scale.objectives import fused_uniforms
 

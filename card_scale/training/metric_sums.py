@@ -32,13 +32,18 @@ class MetricSums:
         losses = token_losses.detach()
         scored = batch.weights > 0
         first_seen = scored & (batch.samples.epochs == 0)[:, None]
-        sums = [share.detach().double(), *_total(losses, scored), *_total(losses, first_seen)]
+        values, overs = [losses, losses], [scored, first_seen]
         for metric in self.metrics:
             over = metric.over(batch)
             if batch.samples.valid is not None:
                 over = over & batch.samples.valid[:, None]
-            sums += _total(metric.value(batch, losses), over)
-        return torch.stack(sums)
+            values.append(metric.value(batch, losses))
+            overs.append(over)
+        # All at once: on a GPU each operation is a launch, and a small step waits for them.
+        over = torch.stack(overs)
+        totals = (torch.stack(values) * over).sum((1, 2), dtype=torch.float64)
+        positions = over.sum((1, 2), dtype=torch.float64)
+        return torch.cat((share.detach().double()[None], torch.stack((totals, positions), dim=1).flatten()))
 
     def read(self, local: Tensor) -> dict[str, float]:
         """Return the sums over the global batch by name, on every rank. Collective, and waits for the device."""
@@ -68,7 +73,3 @@ def global_sums(local: Tensor) -> Tensor:
 
 def _parts(metric: Metric) -> tuple[str, str]:
     return f"{metric.name} total", f"{metric.name} positions"
-
-
-def _total(values: Tensor, over: Tensor) -> list[Tensor]:
-    return [(values * over).sum(dtype=torch.float64), over.sum().double()]
