@@ -39,7 +39,7 @@ def built(tmp_path_factory, corpus):
 @pytest.mark.parametrize("name, arguments", [
     ("tokenizer", []), ("data", []), ("data", ["build"]), ("data", ["verify"]), ("data", ["inspect"]),
     ("data", ["decontaminate"]), ("data", ["report"]), ("data", ["ledger"]),
-    ("bench_data", []), ("bench_data", ["build"]), ("bench_data", ["loader"]),
+    ("package_sources", []), ("bench_data", []), ("bench_data", ["build"]), ("bench_data", ["loader"]),
 ])  # fmt: skip
 def test_help_imports_nothing_heavy(name, arguments):
     script = f"""
