@@ -15,11 +15,12 @@
 #   largest     124M at L 1024 with each arm's largest micro-batch that the memory holds
 #   decode      124M trained on short runs of masks and by AR, 500 steps each on data/quickstart/tokens; then its decoding,
 #               self-verified and CARD's, against cached AR at batch 1 to 64, and AR against transformers'
+#   claim       draws docs/latency.svg of what the stages above have measured; needs no GPU
 #   official    (not by default) our block diffusion beside the authors' code, 124M, 16 x 1024 tokens, blocks 4 and 16; wants
 #               OFFICIAL=a clone of github.com/kuleshov-group/bd3lms, and what that imports: einops, omegaconf
 set -euo pipefail
 python=${PYTHON:-.venv/bin/python}
-stages=(parity mfu 124m-short 124m-long 1b-short 1b-long compiled engine recompute largest decode)
+stages=(parity mfu 124m-short 124m-long 1b-short 1b-long compiled engine recompute largest decode claim)
 [[ $# -eq 0 ]] || stages=("$@")
 "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available() and "error: torch sees no GPU")'
 
@@ -121,6 +122,10 @@ for stage in "${stages[@]}"; do
         --json benchmarks/gpu_latency_largest.json
       ;;
     decode) decode ;;
+    claim)
+      "$python" tools/latency_claim.py "$small" "$large" launchers/configs/card-3b.yaml --results benchmarks/gpu_latency_{124m,1b}-*.json \
+        --plot docs/latency.svg
+      ;;
     *) echo "error: unknown stage $stage; see the head of $0" >&2; exit 2 ;;
   esac
 done

@@ -14,6 +14,11 @@ from card_scale.model.vocabulary import Vocabulary
 from card_scale.objectives.attention import AttentionKind
 
 
+def compute_dtype(config: Config) -> torch.dtype:
+    """Return the type of a run's activations."""
+    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+
+
 def build_engine(
     config: Config, dims: ParallelDims, vocabulary: Vocabulary, attention_kind: AttentionKind
 ) -> ShardingEngine:
@@ -28,7 +33,7 @@ def build_engine(
         raise ValueError(
             f"the objective masks with id {config.objective.mask_id}, the vocabulary has {vocabulary.mask_id}"
         )
-    compute_dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    dtype = compute_dtype(config)
     with torch.device("meta"):
         chunks = [
             GPT(
@@ -37,13 +42,13 @@ def build_engine(
                 attention_kind,
                 dims,
                 chunk=chunk,
-                compute_dtype=compute_dtype,
+                compute_dtype=dtype,
                 recompute=config.parallel.recompute,
                 compile_layers=compiles_layers(config, current_device().type),
             )
             for chunk in range(dims.virtual_pipeline)
         ]
-    engine = engine_kind(config).load()(chunks, config, compute_dtype)
+    engine = engine_kind(config).load()(chunks, config, dtype)
     for parameter, logical in engine.weights():
         whole = initial_weight(logical.name, logical.global_shape, config.run.seed, config.model.layers)
         engine.set_full_state(parameter, WEIGHT, logical.select(whole))

@@ -17,6 +17,7 @@ from card_scale.model.head import LanguageModelHead
 from card_scale.model.layer import DecoderLayer
 from card_scale.model.query_stream import query_stream
 from card_scale.model.recomputation import Recompute
+from card_scale.model.rotary import rotation
 from card_scale.model.transformer_config import transformer_config
 from card_scale.model.vocabulary import Vocabulary
 from card_scale.objectives.attention import AttentionKind, StrictBlockCausal
@@ -120,12 +121,13 @@ class GPT(nn.Module):
         hidden_states = (
             self._embed(input_ids, angles, attention.kind, dropout_keys) if self.is_first else self.stage_input
         )
-        rows, rotary = len(hidden_states), torch.cat((angles, angles), dim=-1).unsqueeze(2)
+        rows, turn = len(hidden_states), rotation(angles)
         for layer in self.layers.values():
             if not attention.is_wide(layer.index):
                 hidden_states = hidden_states[: attention.kind.predictions(rows)]
-                rotary = rotary[: attention.kind.predictions(positions.shape[1])]
-            hidden_states = layer(hidden_states, rotary, attention.of(layer.index), dropout_keys)
+                cosines, sines = (part[: attention.kind.predictions(positions.shape[1])] for part in turn)
+                turn = cosines, sines
+            hidden_states = layer(hidden_states, turn, attention.of(layer.index), dropout_keys)
         if not self.is_last:
             # Every stage expects all positions of the one before.
             missing = rows - len(hidden_states)

@@ -24,6 +24,7 @@ from card_scale.model.attention.base import AttentionFunction, CoreAttention
 from card_scale.model.dropout import dropout
 from card_scale.model.norm import RMSNorm
 from card_scale.model.recomputation import Recompute, recomputed, selectively_recomputed
+from card_scale.model.rotary import Rotation
 
 MOST_COMPILED_VERSIONS = 128
 
@@ -112,10 +113,10 @@ class DecoderLayer(nn.Module):
         self._run = torch.compile(body, fullgraph=True, dynamic=False)
 
     def forward(
-        self, hidden_states: Tensor, rotary: Tensor, attend: AttentionFunction, dropout_keys: Tensor | None
+        self, hidden_states: Tensor, turn: Rotation, attend: AttentionFunction, dropout_keys: Tensor | None
     ) -> Tensor:
         """Return the layer's output, [positions, B, hidden] of the positions that ``attend`` answers."""
-        arguments = (hidden_states, rotary, attend, dropout_keys, self.dropout_site)
+        arguments = (hidden_states, turn, attend, dropout_keys, self.dropout_site)
         if self.recompute == "full" and torch.is_grad_enabled():
             return recomputed(self._run, *arguments)
         return self._run(*arguments)
@@ -123,12 +124,12 @@ class DecoderLayer(nn.Module):
     def _forward(
         self,
         hidden_states: Tensor,
-        rotary: Tensor,
+        turn: Rotation,
         attend: AttentionFunction,
         dropout_keys: Tensor | None,
         dropout_site: Tensor,
     ) -> Tensor:
-        attended = self.attention(self.attention_norm(hidden_states), attention_mask=attend, rotary_pos_emb=rotary)[0]
+        attended = self.attention(self.attention_norm(hidden_states), attention_mask=(attend, turn))[0]
         hidden_states = self._first(hidden_states, attended) + self._drop(attended, dropout_keys, dropout_site)
         transformed = self.mlp(self.mlp_norm(hidden_states))[0]
         return hidden_states + self._drop(transformed, dropout_keys, dropout_site + 1)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from card_scale.model.rotary import Rotation, rotated
 from card_scale.objectives.attention import AttentionKind
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -53,11 +54,15 @@ class Attention(ABC):
 
 
 class CoreAttention(nn.Module):
-    """The core-attention slot of Megatron's SelfAttention; its attention mask is here the attention itself."""
+    """The core-attention slot of Megatron's SelfAttention; its attention mask is here the attention itself, and the
+    rotation of queries and keys before it."""
 
     def __init__(self, **megatron_arguments):  # noqa: ARG002 - Megatron passes config, layer number, ...
         super().__init__()
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention: AttentionFunction, **_) -> Tensor:
-        """Return ``attention(query, key, value)``."""
-        return attention(query, key, value)
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention: tuple[AttentionFunction, Rotation], **_
+    ) -> Tensor:
+        """Return the attention of the turned queries to the turned keys."""
+        attend, turn = attention
+        return attend(rotated(query, turn), rotated(key, turn), value)
