@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a GPU can show, from the repository's directory: the same run on GPU and CPU, the step-latency benchmark and
-# the model FLOPs utilisation at 124M and 1B. Results: benchmarks/gpu_*. About 25 minutes on one H200, each stage less
+# the model FLOPs utilisation at 124M and 1B. Results: benchmarks/gpu_*. About 50 minutes on one H200, each stage less
 # than 10; a stage's file is written anew after each of its lengths, so one that is cut short leaves what it has.
 # Usage: tools/gpu_check.sh [STAGE ...]     (default: all, in this order; PYTHON=... another interpreter than .venv's)
 #   parity      20 steps of the quickstart model, GPU against CPU (needs data/quickstart/tokens: make quickstart)
@@ -15,12 +15,15 @@
 #   largest     124M at L 1024 with each arm's largest micro-batch that the memory holds
 #   decode      124M trained on short runs of masks and by AR, 500 steps each on data/quickstart/tokens; then its decoding,
 #               self-verified and CARD's, against cached AR at batch 1 to 64, and AR against transformers'
+#   3b          8 minutes of the 3B preset (2.7B at this vocabulary) on 2.5 million tokens of data/quickstart/tokens, repeated
+#   model-deepspeed, model-fsdp2  most layers of the 3B preset's widths that train on this GPU, beside the estimate
 #   claim       draws docs/latency.svg of what the stages above have measured; needs no GPU
+#   half-hour   (not by default) the study launchers/studies/gpu-half-hour.yaml, whose head makes its data; cut short, it goes on
 #   official    (not by default) our block diffusion beside the authors' code, 124M, 16 x 1024 tokens, blocks 4 and 16; wants
 #               OFFICIAL=a clone of github.com/kuleshov-group/bd3lms, and what that imports: einops, omegaconf
 set -euo pipefail
 python=${PYTHON:-.venv/bin/python}
-stages=(parity mfu 124m-short 124m-long 1b-short 1b-long compiled engine recompute largest decode claim)
+stages=(parity mfu 124m-short 124m-long 1b-short 1b-long compiled engine recompute largest decode 3b model-deepspeed model-fsdp2 claim)
 [[ $# -eq 0 ]] || stages=("$@")
 "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available() and "error: torch sees no GPU")'
 
@@ -75,6 +78,24 @@ decode() {
   rm -rf "$scratch"
 }
 
+three_billion() {
+  local scratch
+  [[ -d data/quickstart/tokens ]] || { echo "error: data/quickstart/tokens is missing; run make quickstart first" >&2; exit 4; }
+  scratch=$(mktemp -d)
+  # Killed, since its checkpoint of 45 GiB says nothing here; a constant learning rate, since nobody knows how far it comes.
+  timeout --signal=KILL 480 "$python" -m card_scale.train launchers/configs/card-3b.yaml "${fsdp2[@]}" parallel.recompute=selective \
+    run.dir="$scratch/run" data.path=data/quickstart/tokens data.unique_tokens=2500000 data.validation_samples=32 train.global_batch=32 \
+    train.steps=100000 train.eval_every=50 train.save_every=0 optimizer.schedule=constant optimizer.warmup_steps=20 || [[ $? == 137 ]] || status=$?
+  cp "$scratch/run/metrics.jsonl" benchmarks/gpu_3b_metrics.jsonl
+  cp "$scratch/run/environment.json" benchmarks/gpu_3b_environment.json
+  rm -rf "$scratch"
+}
+
+largest_model() { # ENGINE OVERRIDE...
+  "$python" tools/largest_model.py launchers/configs/card-3b.yaml "${@:2}" train.micro_batch=1 parallel.recompute=full \
+    --json "benchmarks/gpu_largest_model_$1.json" || status=$?
+}
+
 sweep() { # NAME CONFIG TOKENS FLEX_BLOCKS... -- LENGTH...
   local name=$1 config=$2 tokens=$3 flex=()
   shift 3
@@ -122,6 +143,10 @@ for stage in "${stages[@]}"; do
         --json benchmarks/gpu_latency_largest.json
       ;;
     decode) decode ;;
+    3b) three_billion ;;
+    model-deepspeed) largest_model deepspeed parallel.deepspeed=null parallel.zero=1 ;;
+    model-fsdp2) largest_model fsdp2 "${fsdp2[@]}" ;;
+    half-hour) "$python" tools/study.py run launchers/studies/gpu-half-hour.yaml ;;
     claim)
       "$python" tools/latency_claim.py "$small" "$large" launchers/configs/card-3b.yaml --results benchmarks/gpu_latency_{124m,1b}-*.json \
         --plot docs/latency.svg

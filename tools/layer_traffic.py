@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument(
         "--layers", type=positive, metavar="N", default=1, help="compiled as one graph (default: 1, as training does)"
     )
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     from card_scale import config as configs
     from card_scale import known_warnings
 

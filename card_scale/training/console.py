@@ -33,6 +33,8 @@ def training_line(
         parts.append(f"{record['tflops_per_device']:.1f} TFLOP/s/GPU")
     if "mfu_causal" in record:
         parts.append(f"MFU {record['mfu_causal']:.1%}")
+    if "memory/peak_gib" in record:
+        parts.append(f"{record['memory/peak_gib']:.1f} GiB")
     parts.append(f"epoch {record['epoch']:.3f}")
     if "grad_norm" in record:
         parts.append(f"grad norm {record['grad_norm']:.3f}")

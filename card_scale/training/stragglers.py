@@ -1,4 +1,5 @@
-"""Ranks that make the others wait without hanging: late with their batch, or on a device slower than the others'."""
+"""Ranks that make the others wait without hanging: late with their batch, or on a device slower than the others'; and
+which takes the most memory."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -45,17 +46,18 @@ class Stragglers:
         self._updates += 1
 
     def compare(self) -> Delays:
-        """Return what is to be said about the updates since the last call; nothing for one rank."""
-        world_size = dist.get_world_size()
+        """Return what is to be said about the updates since the last call; for one rank its memory alone."""
+        world_size, peak = dist.get_world_size(), _peak_bytes()
         if world_size == 1:
-            return Delays({}, [])
+            return Delays(memory_fields([peak]), [])
         step_seconds = (self._clock() - self._compared) / max(1, self._updates)
-        mine = torch.tensor([self._late / max(1, self._updates), _probe_seconds()], dtype=torch.float64)
+        mine = torch.tensor([self._late / max(1, self._updates), _probe_seconds(), peak], dtype=torch.float64)
         self._late, self._updates = 0.0, 0
         gathered = [torch.empty_like(mine) for _ in range(world_size)]
         dist.all_gather(gathered, mine)
-        lates, probes = torch.stack(gathered).T.tolist()
-        return described(lates, probes, step_seconds)
+        lates, probes, peaks = torch.stack(gathered).T.tolist()
+        delays = described(lates, probes, step_seconds)
+        return delays._replace(fields=delays.fields | memory_fields(peaks))
 
 
 def described(lates: Sequence[float], probes: Sequence[float], step_seconds: float) -> Delays:
@@ -75,6 +77,12 @@ def described(lates: Sequence[float], probes: Sequence[float], step_seconds: flo
     return Delays(fields, warnings)
 
 
+def memory_fields(peak_bytes: Sequence[float]) -> dict[str, float]:
+    """Return the memory of the rank that has taken most; nothing on a CPU, where all are 0."""
+    most = max(peak_bytes)
+    return {"memory/peak_gib": most / 2**30} if most else {}
+
+
 class _Spread(NamedTuple):
     rank: int
     largest: float
@@ -85,6 +93,12 @@ class _Spread(NamedTuple):
         largest = max(seconds)
         # The lower median: of two ranks the other one.
         return cls(list(seconds).index(largest), largest, sorted(seconds)[(len(seconds) - 1) // 2])
+
+
+def _peak_bytes() -> int:
+    """Return the most that this rank's GPU has held in tensors since the start; 0 on a CPU."""
+    device = current_device()
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _probe_seconds() -> float:

@@ -33,6 +33,7 @@ def test_a_line_says_the_mean_loss_and_how_long_it_takes():
 def test_a_gpu_adds_its_speed():
     found = line(RECORD | {"tflops_per_device": 412.34, "mfu_causal": 0.4167, "mfu_full": 0.5})
     assert "| 16,596 tokens/s | 412.3 TFLOP/s/GPU | MFU 41.7% | epoch" in found
+    assert "tokens/s | 61.2 GiB | epoch" in line(RECORD | {"memory/peak_gib": 61.23})
 
 
 def test_bounds_are_marked_and_exact_losses_are_not():

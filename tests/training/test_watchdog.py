@@ -7,7 +7,7 @@ import time
 import pytest
 
 from card_scale.config import WatchdogConfig
-from card_scale.training.stragglers import described
+from card_scale.training.stragglers import described, memory_fields
 from card_scale.training.watchdog import Peer, Watchdog
 
 LIMITS = WatchdogConfig(start=30, data=1, step=2, evaluation=30, save=30)
@@ -138,3 +138,8 @@ def test_stragglers(lates, probes, batch_ms, ratio, words):
     assert fields.get("stragglers/device_ratio") == (None if ratio is None else pytest.approx(ratio))
     assert len(warnings) == len(words)
     assert all(warning.startswith(word) for warning, word in zip(warnings, words, strict=True))
+
+
+def test_the_memory_of_the_rank_that_takes_most_is_recorded():
+    assert memory_fields([2.0**30, 3 * 2.0**29, 0.0]) == {"memory/peak_gib": 1.5}
+    assert memory_fields([0.0, 0.0]) == {}  # CPUs
