@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#5c6570", "#d5dbe1", "#fefefe"
 
@@ -22,6 +22,9 @@ _MOST_TICKS = 5
 _NEAREST_TICKS = 0.085
 """Share of an axis between two labelled ticks."""
 _LABEL_POINTS = 7.5
+
+
+Point = TypeVar("Point")
 
 
 class End(NamedTuple):
@@ -168,6 +171,15 @@ def name_ends(axis: Any, ends: Sequence[End]) -> None:
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.5, "alpha": 0.6, "shrinkB": 3},
         )
+
+
+def front(points: Sequence[Point], costs: Callable[[Point], tuple[float, float]]) -> list[Point]:
+    """Return the points that no other beats in both costs, by ascending first cost; of equal ones the first."""
+    best: list[Point] = []
+    for one in sorted(points, key=costs):
+        if not best or costs(one)[1] < costs(best[-1])[1]:
+            best.append(one)
+    return best
 
 
 def spread(wanted: Sequence[float], distance: float) -> list[float]:

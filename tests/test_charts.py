@@ -63,3 +63,9 @@ def test_epochs_read_as_numbers_and_powers_as_powers():
     ]
     charts.log_ticks(axis.yaxis)
     assert math.isclose(axis.get_yticks()[0], 1.0)
+
+
+def test_the_front_is_what_no_other_beats():
+    points = [(0.3, 1.5, "a"), (0.0, 1.2, "b"), (0.1, 1.1, "c"), (0.3, 1.6, "d"), (0.4, 1.6, "e"), (0.5, 1.9, "f")]
+    assert [name for _, _, name in charts.front(points, lambda point: (point[0], -point[1]))] == ["b", "d", "f"]
+    assert charts.front([], lambda point: point) == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from card_scale.argument_types import fraction, not_negative, positive, positive_share
 from card_scale.cli import run_tool
-from card_scale.corpus.arguments import add_input_arguments, available_cores
+from card_scale.corpus.arguments import add_input_arguments, add_workers
 
 TOKENIZER = "model file of tools/tokenizer.py, any sentencepiece model, or a Hugging Face tokenizer.json"
 
@@ -47,17 +47,9 @@ def _add_build(commands: argparse._SubParsersAction) -> None:
         "and ends with the same bytes, whatever --workers is.",
     )
     add_input_arguments(parser)
-    parser.add_argument("--output", required=True, type=Path, help="dataset directory")
-    parser.add_argument("--tokenizer", required=True, type=Path, help=TOKENIZER)
-    parser.add_argument(
-        "--validation-fraction",
-        type=fraction,
-        default=0.01,
-        help="share of documents held out, chosen by a hash of their text (default: 0.01)",
-    )
-    parser.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
+    _add_dataset_arguments(parser, tokenizer=TOKENIZER, hashed="text")
+    add_workers(parser)
     parser.add_argument("--unit-bytes", type=positive, help="input of one unit of work (default: by the corpus's size)")
-    parser.add_argument("--shard-bytes", type=positive, default=1 << 29, help="largest shard (default: 536870912)")
     parser.add_argument(
         "--decontaminate",
         action="store_true",
@@ -73,13 +65,18 @@ def _add_import_megatron(commands: argparse._SubParsersAction) -> None:
         "not name their tokenizer, so it is given; ids that it does not have are refused.",
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="PREFIX", help="PREFIX of PREFIX.bin and PREFIX.idx")
+    _add_dataset_arguments(parser, tokenizer=f"that made the tokens: {TOKENIZER}", hashed="tokens")
+
+
+def _add_dataset_arguments(parser: argparse.ArgumentParser, *, tokenizer: str, hashed: str) -> None:
+    """What makes a dataset: where, by which tokenizer, and how it is divided."""
     parser.add_argument("--output", required=True, type=Path, help="dataset directory")
-    parser.add_argument("--tokenizer", required=True, type=Path, help=f"that made the tokens: {TOKENIZER}")
+    parser.add_argument("--tokenizer", required=True, type=Path, help=tokenizer)
     parser.add_argument(
         "--validation-fraction",
         type=fraction,
         default=0.01,
-        help="share of documents held out, chosen by a hash of their tokens (default: 0.01)",
+        help=f"share of documents held out, chosen by a hash of their {hashed} (default: 0.01)",
     )
     parser.add_argument("--shard-bytes", type=positive, default=1 << 29, help="largest shard (default: 536870912)")
 
@@ -91,7 +88,7 @@ def _add_verify(commands: argparse._SubParsersAction) -> None:
         description="Check every byte of a dataset; all problems are listed.",
     )
     parser.add_argument("dataset", type=Path, help="dataset directory")
-    parser.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
+    add_workers(parser)
 
 
 def _add_decontaminate(commands: argparse._SubParsersAction) -> None:
@@ -117,7 +114,7 @@ def _add_decontaminate(commands: argparse._SubParsersAction) -> None:
         default=0.5,
         help="share of a document's n-grams in train from which it is excluded (default: 0.5)",
     )
-    parser.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
+    add_workers(parser)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
@@ -139,7 +136,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--sample", type=positive, default=20_000, help="documents of a split asked about, at most (default: 20000)"
     )
-    parser.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
+    add_workers(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
 
 

@@ -52,6 +52,11 @@ def add_input_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """How many processes share the work."""
+    parser.add_argument("--workers", type=positive, default=available_cores(), help="processes (default: all cores)")
+
+
 def available_cores() -> int:
     """Cores that this process may use, which under a scheduler are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

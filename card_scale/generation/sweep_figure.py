@@ -20,11 +20,7 @@ MARKERS = {"ar": "s", "self_verified": "o", "card": "^", "bd3lm": "D", "mdlm": "
 
 def front(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Those that no other beats in speed and quality at once, the slowest first."""
-    found: list[Outcome] = []
-    for one in sorted(outcomes, key=lambda outcome: (-outcome.speedup, cost(outcome))):
-        if not found or cost(one) < cost(found[-1]):
-            found.append(one)
-    return found[::-1]
+    return charts.front(outcomes, lambda outcome: (cost(outcome), -outcome.speedup))
 
 
 def cost(outcome: Outcome) -> float:

@@ -175,18 +175,9 @@ def draw(drafters: Sequence[Drafter], path: Path) -> None:
             if len(mine) > 1:
                 axes.scatter(*zip(*mine, strict=True), s=8, alpha=0.5, **style)
             axes.scatter(*mean, s=40, **style, label=name)
-        best = front(means)
+        best = charts.front(means, lambda mean: (mean[0], -mean[1]))
         axes.plot([one[0] for one in best], [one[1] for one in best], color=charts.MUTED, linewidth=1, zorder=0)
         axes.set(title=size, xlabel="clean loss over AR, nats per token", ylabel="tokens a pass on held-out text")
     handles = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
     charts.save(figure, path)
-
-
-def front(means: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-    """Those of (loss, tokens a pass, name) that no other beats in both, the lowest loss first."""
-    best: list[tuple[float, float, str]] = []
-    for one in sorted(means, key=lambda mean: (mean[0], -mean[1])):
-        if not best or one[1] > best[-1][1]:
-            best.append(one)
-    return best

@@ -13,7 +13,6 @@ from card_scale.objectives import registry
 from card_scale.studies.drafters import (
     Drafter,
     draw,
-    front,
     label,
     measure,
     over_autoregressive,
@@ -71,11 +70,6 @@ def test_on_its_own_greedy_text_a_drafter_is_as_good_as_in_decoding(candidates):
 def test_a_run_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         measure(tmp_path, [[1]], 1, 1, 1)
-
-
-def test_the_front_is_what_no_other_beats():
-    means = [(0.3, 1.5, "a"), (0.0, 1.2, "b"), (0.1, 1.1, "c"), (0.3, 1.6, "d"), (0.4, 1.6, "e"), (0.5, 1.9, "f")]
-    assert [name for _, _, name in front(means)] == ["b", "d", "f"]
 
 
 def test_a_label_has_the_keys_that_differ():
