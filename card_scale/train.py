@@ -55,7 +55,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
         CardScaleError: whatever ended the run early; nothing that was saved is lost.
     """
     from card_scale.distributed import process_groups
-    from card_scale.engine.build import build_engine
+    from card_scale.engine.build import build_engine, compute_dtype
     from card_scale.training import memory_fit, preflight, run_data
     from card_scale.training.agreement import agree_on_lock, all_peers, begin_anew
     from card_scale.training.damaged_samples import DamagedSamples
@@ -120,6 +120,8 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
         if process_groups.is_main_rank():
             directory.start(config)
             print(f"{start.opening}\nlayout: {dims.describe()}; {config.parallel.engine}; {steps} steps")
+            attention = engine.chunks[0].attention
+            print(f"attention: {attention.describe(config.model, dims.tensor, compute_dtype(config))}")
             for line in warnings(config, steps, data.train.sample_count):
                 print(line)
             print(data.describe_validation(config.data.validation_samples))

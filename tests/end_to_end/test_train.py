@@ -256,6 +256,7 @@ def test_tasks_of_srun_are_ranks_of_one_run(tmp_path, config_file):
     printed = [rank.communicate(timeout=120)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], printed
     assert "layout: tensor 2" in printed[0]
+    assert "attention: split, " in printed[0]
     assert printed[1] == "", "the main rank speaks"
     assert not [line for line in printed[0].splitlines() if "warn" in line.lower()]
     assert len(records(tmp_path / "run")[0]) == 1

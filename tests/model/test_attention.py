@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from card_scale.config import ModelConfig
 from card_scale.errors import ConfigurationError
 from card_scale.model.attention.base import Attention
+from card_scale.model.attention.by_layer import LayerAttention
 from card_scale.model.attention.dense import DenseAttention
 from card_scale.model.attention.flex import FlexAttention
 from card_scale.model.attention.selection import create_attention, resolve_backend
@@ -380,3 +382,16 @@ def test_a_kind_is_told_by_its_class_and_not_by_its_name():
     torch.testing.assert_close(attention.everywhere(query, key, value), value.flatten(2))
     with pytest.raises(ConfigurationError, match="sdpa"):
         create_attention(kind, "sdpa", CPU)
+
+
+def test_a_run_says_which_kernel_computes_its_attention():
+    sizes = ModelConfig(layers=4, hidden=32, heads=4, kv_heads=2, ffn=40, length=12)
+
+    def said(kind, backend="auto", tensor_parallel=1):
+        return LayerAttention(kind, sizes.layers, backend, CPU).describe(sizes, tensor_parallel, torch.float32)
+
+    assert said(Causal()) == "sdpa (flash attention), 4 heads of 8 a rank"
+    assert said(Bidirectional(), tensor_parallel=2) == "sdpa (flash attention), 2 heads of 8 a rank"
+    assert said(BlockDiffusion(4)) == "split, 4 heads of 8 a rank"
+    assert said(BlockDiffusion(4), "dense") == "dense, 4 heads of 8 a rank"
+    assert said(StrictBlockCausal(4)).startswith("split, behind the wide layers split, 4 heads")

@@ -45,6 +45,10 @@ class Attention(ABC):
         query, whose positions are the first: all, or those that predict. Each key-value head serves as many consecutive
         query heads as their numbers' quotient."""
 
+    def describe(self, query: Tensor, key: Tensor) -> str:  # noqa: ARG002 - most backends have one kernel
+        """Name what computes the attention of tensors like these, as :meth:`attend` takes them."""
+        return self.backend
+
     def _attend_everywhere(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key, value = (states.permute(1, 2, 0, 3) for states in (query, key, value))
         return self.attend(query, key, value).permute(2, 0, 1, 3).flatten(2)

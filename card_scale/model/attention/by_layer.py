@@ -2,6 +2,7 @@
 
 import torch
 
+from card_scale.config import ModelConfig
 from card_scale.model.attention.base import Attention, AttentionFunction
 from card_scale.model.attention.selection import create_attention, usable_backend
 from card_scale.objectives.attention import AttentionKind
@@ -38,6 +39,18 @@ class LayerAttention:
             backend = usable_backend(kind, self.backend, self.device)
             self._others[kind] = LayerAttention(kind, self.layers, backend, self.device)
         return self._others[kind]
+
+    def describe(self, model: ModelConfig, tensor_parallel: int, dtype: torch.dtype) -> str:
+        """Name the kernels that compute a rank's heads: torch chooses by head size, type and device."""
+        heads, shared = model.heads // tensor_parallel, model.key_value_heads // tensor_parallel
+        named = []
+        for kernel in self.kernels:
+            query, key = (
+                torch.empty(1, count, model.length, model.head_size, dtype=dtype, device=self.device)
+                for count in (heads, shared)
+            )
+            named.append(kernel.describe(query.requires_grad_(), key.requires_grad_()))
+        return f"{', behind the wide layers '.join(named)}, {heads} heads of {model.head_size} a rank"
 
     @property
     def kernels(self) -> list[Attention]:
