@@ -63,12 +63,12 @@ class Absent:
 def launch_all() -> None:
     """Launch each kernel as its users do, in every form that they have."""
     noise.is_fused = lambda _: True
-    samples = samples_of(torch.ones(2, 1025, dtype=torch.int64))
-    noise.uniforms(7, samples.sample_ids, samples.epochs, 1024, noise.Stream.MASK)
+    samples = samples_of(torch.ones(2, card.LONGEST_FUSED + 1, dtype=torch.int64))
+    noise.uniforms(7, samples.sample_ids, samples.epochs, card.LONGEST_FUSED, noise.Stream.MASK)
     for masking in card.MASKINGS:
         card.CardObjective(masking=masking).corrupt(samples, 7)
-    card.CardObjective(masking="spans", reweight=False, masked_weight=3).corrupt(samples, 7)
-    card.CardObjective().corrupt(samples_of(torch.ones(2, 8193, dtype=torch.int64)), 7)
+    few = samples_of(torch.ones(2, 65, dtype=torch.int64))
+    card.CardObjective(masking="spans", reweight=False, masked_weight=3).corrupt(few, 7)
     targets, forbidden = torch.ones(3, dtype=torch.int64), torch.zeros(8192, dtype=torch.bool)
     for dtype in (torch.float32, torch.bfloat16):
         logits = torch.zeros(3, 8192, dtype=dtype, requires_grad=True)

@@ -72,14 +72,14 @@ def main() -> None:
     from card_scale.benchmark import arms, latency
     from card_scale.benchmark.curves import write_curves
     from card_scale.benchmark.decomposition import check_adds_up
-    from card_scale.benchmark.plot import draw
+    from card_scale.benchmark.plot import draw, read_results
     from card_scale.benchmark.report import parts_over_whole, tables, to_json
     from card_scale.cost.flops import FORMULA
     from card_scale.distributed import process_groups
     from card_scale.environment import environment
-    from card_scale.files import read_json, write_atomically
+    from card_scale.files import write_atomically
 
-    earlier = [result for path in arguments.earlier for result in read_json(path)["results"]]
+    earlier = [result for path in arguments.earlier for result in read_results(path)]
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     cases = latency.cases(models, arguments.lengths, arguments.tokens, world_size)
     settings = latency.Settings(

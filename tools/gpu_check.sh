@@ -17,7 +17,7 @@
 #               self-verified and CARD's, against cached AR at batch 1 to 64, and AR against transformers'
 #   3b          8 minutes of the 3B preset (2.7B at this vocabulary) on 2.5 million tokens of data/quickstart/tokens, repeated
 #   model-deepspeed, model-fsdp2  most layers of the 3B preset's widths that train on this GPU, beside the estimate
-#   claim       draws docs/latency.svg of what the stages above have measured; needs no GPU
+#   claim       draws docs/latency.svg of what the stages above have measured; alone it needs no GPU
 #   half-hour   (not by default) the study launchers/studies/gpu-half-hour.yaml, whose head makes its data; cut short, it goes on
 #   official    (not by default) our block diffusion beside the authors' code, 124M, 16 x 1024 tokens, blocks 4 and 16; wants
 #               OFFICIAL=a clone of github.com/kuleshov-group/bd3lms, and what that imports: einops, omegaconf
@@ -25,7 +25,7 @@ set -euo pipefail
 python=${PYTHON:-.venv/bin/python}
 stages=(parity mfu 124m-short 124m-long 1b-short 1b-long compiled engine recompute largest decode 3b model-deepspeed model-fsdp2 claim)
 [[ $# -eq 0 ]] || stages=("$@")
-"$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available() and "error: torch sees no GPU")'
+[[ ${stages[*]} == claim ]] || "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available() and "error: torch sees no GPU")'
 
 small=launchers/configs/card-124m.yaml
 large=launchers/configs/card-1b.yaml
@@ -91,6 +91,16 @@ three_billion() {
   rm -rf "$scratch"
 }
 
+claim() {
+  local found=(benchmarks/gpu_latency_*.json)
+  if [[ ! -e ${found[0]} ]]; then
+    echo "error: no benchmarks/gpu_latency_*.json; run the stages that measure them first" >&2
+    status=4
+    return
+  fi
+  "$python" tools/latency_claim.py "$small" "$large" launchers/configs/card-3b.yaml --results "${found[@]}" --plot docs/latency.svg || status=$?
+}
+
 largest_model() { # ENGINE OVERRIDE...
   "$python" tools/largest_model.py launchers/configs/card-3b.yaml "${@:2}" train.micro_batch=1 parallel.recompute=full \
     --json "benchmarks/gpu_largest_model_$1.json" || status=$?
@@ -147,10 +157,7 @@ for stage in "${stages[@]}"; do
     model-deepspeed) largest_model deepspeed parallel.deepspeed=null parallel.zero=1 ;;
     model-fsdp2) largest_model fsdp2 "${fsdp2[@]}" ;;
     half-hour) "$python" tools/study.py run launchers/studies/gpu-half-hour.yaml ;;
-    claim)
-      "$python" tools/latency_claim.py "$small" "$large" launchers/configs/card-3b.yaml --results benchmarks/gpu_latency_{124m,1b}-*.json \
-        --plot docs/latency.svg
-      ;;
+    claim) claim ;;
     *) echo "error: unknown stage $stage; see the head of $0" >&2; exit 2 ;;
   esac
 done

@@ -1,14 +1,15 @@
 """What operations say of the claim that CARD trains three times faster than block diffusion, beside measurements."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from card_scale import charts
-from card_scale.benchmark.plot import Point, lines
+from card_scale.benchmark.plot import Point, measured
 from card_scale.config import ModelConfig
 from card_scale.cost.flops import training_work
+from card_scale.errors import DataError
 from card_scale.objectives.attention import BlockDiffusion, Causal
 
 LONGEST = 2**20
@@ -35,7 +36,7 @@ def counted(model: ModelConfig, length: int, block: int, vocabulary_rows: int) -
 
 
 def first_length(model: ModelConfig, ratio: float, block: int, vocabulary_rows: int) -> int | None:
-    """Return the least multiple of ``block`` at which the whole square costs ``ratio``; None if below LONGEST none."""
+    """Return the least multiple of ``block`` at which the whole square costs ``ratio``; None if it is above LONGEST."""
     low, high = 0, LONGEST // block
     if counted(model, high * block, block, vocabulary_rows).whole < ratio:
         return None
@@ -60,13 +61,24 @@ def table(
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def measured(results: Sequence[dict[str, Any]], block: int) -> dict[str, dict[str, list[Point]]]:
-    """Return measured ratios by model and then "backend, engine"."""
+def by_model(
+    results: Sequence[dict[str, Any]], block: int, models: Collection[str]
+) -> dict[str, dict[str, list[Point]]]:
+    """Return measured ratios of these models by model, and by backend, engine and whether layers are compiled.
+
+    Raises DataError where there are results, but none of these models and this block.
+    """
     found: dict[str, dict[str, list[Point]]] = {}
-    for (panel, of_block), by_backend in lines(results).items():
-        if of_block == block:
-            model, engine = panel.split(", ")
-            found.setdefault(model, {}).update({f"{name}, {engine}": points for name, points in by_backend.items()})
+    for one in measured(results):
+        if one.block == block and one.result["model"] in models:
+            compiled = ", compiled" if one.result.get("compiled_layers") else ""
+            label = f"{one.backend}, {one.result['engine']}{compiled}"
+            found.setdefault(one.result["model"], {}).setdefault(label, []).append(one.point)
+    if results and not found:
+        held = sorted({f"{one.result['model']} with block {one.block}" for one in measured(results)})
+        raise DataError(
+            f"no result is of {', '.join(models)} with block {block}; there are: {', '.join(held) or 'none'}"
+        )
     return found
 
 
@@ -82,14 +94,14 @@ def draw(
 ) -> None:
     """Write the figure: a panel a model, operations as lines and measurements as points with their intervals."""
     figure, panels = charts.new_axes(len(models))
-    by_model = measured(results, block)
+    points_of = by_model(results, block, models)
     for axis, (name, model) in zip(panels, models.items(), strict=True):
         ratios = [counted(model, length, block, vocabulary_rows) for length in lengths]
         axis.axhline(ratio, color=charts.MUTED, linewidth=0.8, linestyle=":")
         kinds = {"operations, what the mask shows": "visible", "operations, whole square of 2L x 2L": "whole"}
         for number, (label, kind) in enumerate(kinds.items()):
             axis.plot(lengths, [getattr(both, kind) for both in ratios], color=charts.colour(number), label=label)
-        for number, (label, points) in enumerate(by_model.get(name, {}).items(), start=2):
+        for number, (label, points) in enumerate(points_of.get(name, {}).items(), start=2):
             bars = [[p.median - p.low for p in points], [p.high - p.median for p in points]]
             style = {"color": charts.colour(number), "marker": charts.marker(number), "linestyle": "none"}
             xs, ys = [p.length for p in points], [p.median for p in points]

@@ -19,6 +19,7 @@ from card_scale.config import Config
 from card_scale.distributed.device import current_device
 from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.engine.build import compute_dtype
+from card_scale.errors import ConfigurationError
 from card_scale.model.gpt import GPT
 from card_scale.model.rotary import rotation
 from card_scale.model.vocabulary import Vocabulary
@@ -43,7 +44,22 @@ def layer_traffic(config: Config, dims: ParallelDims, rows: int, layers: int = 1
 
     The process groups must have formed. More than one layer are compiled as one graph: what is saved so over as many
     graphs is what compiling a whole chunk would save.
+
+    Raises ConfigurationError for what would not be counted as it is trained: layers that differ from each other, a
+    graph of several that recompute, tensor parallelism.
     """
+    if config.objective.attention.inputs_per_token > 1:
+        raise ConfigurationError(
+            f"objective.name is {config.objective.name}, whose layers are not all alike; valid are objectives with one "
+            "input a token"
+        )
+    if layers > 1 and config.parallel.recompute != "none":
+        raise ConfigurationError(
+            f"parallel.recompute is {config.parallel.recompute}, which is of each layer; several as one graph are "
+            "counted with none"
+        )
+    if config.parallel.tensor > 1:
+        raise ConfigurationError(f"parallel.tensor is {config.parallel.tensor}; one rank is counted, with 1")
     sizes = dataclasses.replace(config.model, layers=layers)
     kind, device = config.objective.attention, current_device()
     recompute, dtype = config.parallel.recompute, compute_dtype(config)
@@ -56,7 +72,7 @@ def layer_traffic(config: Config, dims: ParallelDims, rows: int, layers: int = 1
     positions = torch.arange(kind.inputs_per_token * sizes.length, device=device).expand(rows, -1)
     attention = model.attention.of_kind(None)
     attention.prepare(positions.shape[1], device)
-    turn = rotation(model._rotary_angles(positions))
+    turn = rotation(model._rotary_angles(positions), dtype)
 
     def forward(hidden_states: Tensor) -> Tensor:
         for layer in model.layers.values():
@@ -85,7 +101,7 @@ def _counted(step: Callable[[], None]) -> Traffic:
         inductor_metrics_log.removeFilter(_nothing)
         inductor_metrics_log.setLevel(level)
     # In numbers of four bytes, whatever their type.
-    sizes = [(node.is_extern(), 4 * numbers) for node, numbers in metrics.nodes_num_elem]
+    sizes = [(node.is_extern() or node.is_template(), 4 * numbers) for node, numbers in metrics.nodes_num_elem]
     element_wise, others = (sum(size for extern, size in sizes if extern is which) for which in (False, True))
     return Traffic(element_wise, metrics.generated_kernel_count, others)
 

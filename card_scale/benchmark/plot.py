@@ -1,10 +1,11 @@
 """The figure of the benchmark: block diffusion's step over CARD's, by length, block and backend."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from card_scale.errors import ConfigurationError
+from card_scale.errors import ConfigurationError, DataError
+from card_scale.files import read_json
 
 BASE = "card"
 """The arm in the denominator, with its best kernel."""
@@ -22,17 +23,48 @@ class Point(NamedTuple):
     """The ratio of floating-point operations."""
 
 
-def lines(results: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[Point]]]:
-    """Return the points of block diffusion over CARD, in order of length, by (model and engine, block) and backend."""
-    found: dict[tuple[str, int], dict[str, list[Point]]] = {}
+class Measured(NamedTuple):
+    """A point and what it is of."""
+
+    point: Point
+    block: int
+    backend: str
+    result: dict[str, Any]
+    """That it stands in."""
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Return the results of a file that ``tools/bench_step_latency.py`` has written.
+
+    Raises DataError, naming the file, for one of another kind; OSError where it cannot be read.
+    """
+    record = read_json(path)
+    results = record.get("results") if isinstance(record, dict) else None
+    kinds = {"model": str, "engine": str, "length": int, "arms": dict, "comparisons": list}
+    if not isinstance(results, list) or not all(
+        isinstance(result, dict) and all(isinstance(result.get(key), kind) for key, kind in kinds.items())
+        for result in results
+    ):
+        raise DataError(f"{path}: no results of tools/bench_step_latency.py, whose keys are {', '.join(kinds)}")
+    return results
+
+
+def measured(results: Sequence[dict[str, Any]]) -> Iterator[Measured]:
+    """Yield the ratios of block diffusion over CARD, in order of length."""
     for result in sorted(results, key=lambda result: result["length"]):
         for pair in result["comparisons"]:
             arm = result["arms"][pair["arm"]]
-            if arm["objective"] != "bd3lm" or pair["base"] != BASE:
-                continue
-            panel = found.setdefault((f"{result['model']}, {result['engine']}", arm["block"]), {})
-            point = Point(result["length"], **pair["paired_ratio"], by_flops=pair["flops_ratio"])
-            panel.setdefault(arm["attention_backend"], []).append(point)
+            if arm["objective"] == "bd3lm" and pair["base"] == BASE:
+                point = Point(result["length"], **pair["paired_ratio"], by_flops=pair["flops_ratio"])
+                yield Measured(point, arm["block"], arm["attention_backend"], result)
+
+
+def lines(results: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, list[Point]]]:
+    """Return the points of block diffusion over CARD, in order of length, by (model and engine, block) and backend."""
+    found: dict[tuple[str, int], dict[str, list[Point]]] = {}
+    for one in measured(results):
+        panel = found.setdefault((f"{one.result['model']}, {one.result['engine']}", one.block), {})
+        panel.setdefault(one.backend, []).append(one.point)
     return found
 
 

@@ -146,6 +146,6 @@ def _members(wheel: Path, shortest: int, longest: int, left_out: Counter[str]) -
                     left_out[f"files above {longest} bytes"] += 1
                 else:
                     members.append((info.filename, archive.read(info)))
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise DataError(f"{wheel}: damaged wheel, no sound zip file ({error})") from error
     return members

@@ -121,7 +121,7 @@ class GPT(nn.Module):
         hidden_states = (
             self._embed(input_ids, angles, attention.kind, dropout_keys) if self.is_first else self.stage_input
         )
-        rows, turn = len(hidden_states), rotation(angles)
+        rows, turn = len(hidden_states), rotation(angles, hidden_states.dtype)
         for layer in self.layers.values():
             if not attention.is_wide(layer.index):
                 hidden_states = hidden_states[: attention.kind.predictions(rows)]

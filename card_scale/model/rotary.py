@@ -8,20 +8,23 @@ import torch
 from torch import Tensor
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines, float32 [M, B or 1, 1, 1, head size / 2], and sines, [M, B or 1, 1, 2, head size / 2], negative for the
-first half of a head. B is 1 where all samples share one row."""
+"""Cosines, [M, B or 1, 1, 1, head size / 2], and sines, [M, B or 1, 1, 2, head size / 2], negative for the first half
+of a head. B is 1 where all samples share one row."""
 
 
-def rotation(angles: Tensor) -> Rotation:
-    """Return what turns heads by ``angles``, float32 [M, B or 1, head size / 2]; all layers share it."""
-    sines = angles.sin()
-    return angles.cos()[:, :, None, None], torch.stack((-sines, sines), dim=2)[:, :, None]
+def rotation(angles: Tensor, dtype: torch.dtype) -> Rotation:
+    """Return what turns heads by ``angles``, float32 [M, B or 1, head size / 2]; all layers share it.
+
+    ``dtype`` is that of the activations: in a wider one every operation that is not compiled would be as wide.
+    """
+    cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
+    return cosines[:, :, None, None], torch.stack((-sines, sines), dim=2)[:, :, None]
 
 
 def rotated(states: Tensor, by: Rotation) -> Tensor:
-    """Return queries or keys, [M, B, heads, head size], turned; computed in float32."""
+    """Return queries or keys, [M, B, heads, head size], turned."""
     cosines, sines = by
     # As two halves side by side that change places: none is copied, and one kernel reads and writes each number once.
     # (Not unflatten: as a method it is Python that dynamo does not trace below a torch-function mode, torch 2.13.)
     halves = states.view(*states.shape[:-1], 2, cosines.shape[-1])
-    return (halves * cosines + halves.flip(-2) * sines).flatten(-2).to(states.dtype)
+    return (halves * cosines + halves.flip(-2) * sines).flatten(-2)

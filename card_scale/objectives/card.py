@@ -46,8 +46,8 @@ SMALLEST_SPAN_RATE = 2.0**-24
 LARGEST_WEIGHT = 1e6
 """Above it the clean predictions beside a masked one would drown in float32."""
 
-LONGEST_FUSED = 2**15
-"""Inputs of a sample that one program of a GPU's kernel can corrupt; longer ones are corrupted by tensor operations."""
+LONGEST_FUSED = 2**13
+"""Inputs of a sample that the registers of a program of the GPU's kernel hold; longer ones take tensor operations."""
 
 UNUSED_KEYS = MappingProxyType(
     {

@@ -87,7 +87,9 @@ def _in_runs(place, draws, rate: tl.constexpr, longest: tl.constexpr):
     """Whether ``place`` lies in a run of masks that starts there or before."""
     numbers = draws.to(tl.float64) * STEP
     starts = (place >= 0) & (numbers < rate)
-    ends = tl.where(starts, place + 1 + tl.floor(numbers / rate * longest).to(tl.int32), 0)
+    # A run that is longer than any row may be longer than an int32.
+    more = tl.minimum(tl.floor(numbers / rate * longest), OUTSIDE).to(tl.int32)
+    ends = tl.where(starts, place + 1 + more, 0)
     return (place >= 0) & (place < tl.associative_scan(ends, 0, _larger))
 
 
@@ -148,10 +150,11 @@ def _corrupt(
             tl.where(inside, drawn, OUTSIDE), tl.where(inside_before, drawn_before, OUTSIDE), count.to(tl.int32)
         )
     if reweight:
-        ambiguity = masked.to(tl.float32) * (1.0 + masked_before.to(tl.float32))
-        keeps = tl.full((block,), keep, tl.float32)
+        # In float64: with a slow decay it is a sum over the whole row, of which float32 would lose digits.
+        ambiguity = masked.to(tl.float64) * (1.0 + masked_before.to(tl.float64))
+        keeps = tl.full((block,), keep, tl.float64)
         _, ambiguity = tl.associative_scan((keeps, ambiguity), 0, _then)
-        weight = tl.div_rn(tl.full((block,), 1.0, tl.float32), ambiguity + beta)
+        weight = tl.div_rn(tl.full((block,), 1.0, tl.float32), (ambiguity + beta).to(tl.float32))
     else:
         weight = tl.where(masked, masked_weight, 1.0).to(tl.float32)
     within = position < length

@@ -49,6 +49,32 @@ def test_the_page_says_what_the_tool_counts():
     assert done.stdout in (TOOL.parents[1] / "docs/latency.md").read_text(encoding="utf-8")
 
 
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, TOOL, "launchers/configs/card-124m.yaml", *map(str, arguments)]
+    return subprocess.run(command, cwd=TOOL.parents[1], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_what_cannot_end_well_is_refused_in_a_line(tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text('{"results": [{"model": "a"}]}')
+    figure = tmp_path / "figure.svg"
+    refused = {
+        ("--lengths", 100): (2, "--lengths 100 is not a multiple of --block 16"),
+        ("launchers/configs/card-124m.yaml",): (2, "two configurations have one name"),
+        ("--results", other): (2, "give --plot too"),
+        ("--results", other, "--plot", figure): (4, f"{other}: no results of tools/bench_step_latency.py"),
+        ("--results", "benchmarks/step_latency_cpu.json", "--plot", figure): (
+            4,
+            "there are: quickstart with block 128",
+        ),
+    }
+    for arguments, (code, words) in refused.items():
+        done = run(*arguments)
+        assert (done.returncode, words in done.stderr) == (code, True), done.stderr
+        assert "Traceback" not in done.stderr
+    assert not figure.exists()
+
+
 def test_measurements_stand_beside_their_model(tmp_path, monkeypatch):
     def result(length: int, engine: str, ratio: float) -> dict:
         arms = {"bd3lm-flex-b4": {"objective": "bd3lm", "block": 4, "attention_backend": "flex"}}
@@ -60,7 +86,7 @@ def test_measurements_stand_beside_their_model(tmp_path, monkeypatch):
         return {"length": length, "model": "small", "engine": engine, "arms": arms, "comparisons": pairs}
 
     results = [result(32, "fsdp2", 1.7), result(16, "fsdp2", 1.6), result(16, "deepspeed", 1.5)]
-    found = claim.measured(results, 4)
+    found = claim.by_model(results, 4, ["small"])
     assert {label: [(p.length, p.median) for p in points] for label, points in found["small"].items()} == {
         "flex, fsdp2": [(16, 1.6), (32, 1.7)],
         "flex, deepspeed": [(16, 1.5)],

@@ -110,6 +110,8 @@ def longer_than_the_file(content: bytes) -> bytes:
         (lambda content: with_bytes(content, {MEMBER + 4: content[MEMBER + 4] ^ 0x55}), "Bad CRC-32"),
         (lambda content: with_bytes(content, {MEMBER: 0x07}), "invalid block type"),
         (longer_than_the_file, ""),
+        (lambda content: with_bytes(content, {6: 1, content.index(b"PK\1\2") + 8: 1}), "encrypted"),
+        (lambda content: with_bytes(content, {8: 99, content.index(b"PK\1\2") + 10: 99}), "not supported"),
     ],
 )
 def test_a_wheel_that_is_damaged_as_it_was_published_is_named(tmp_path, damage, reason):

