@@ -5,9 +5,8 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-from card_scale.argument_types import positive
+from card_scale.argument_types import output_file, positive
 from card_scale.cli import run_tool
 from card_scale.data.tokenizer import MASK_ID
 from card_scale.errors import ConfigurationError, ExitCode, OutOfMemory
@@ -26,7 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("config", help="YAML file, e.g. launchers/configs/card-3b.yaml")
     parser.add_argument("overrides", nargs="*", metavar="group.key=value")
     parser.add_argument("--vocabulary", type=positive, metavar="N", default=50_368, help="pieces (default: 50368)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the trials and the environment")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the trials and the environment")
     parser.add_argument("--trial", type=positive, metavar="LAYERS", help="make this trial alone, in this process")
     return parser.parse_intermixed_args()
 
@@ -83,17 +82,19 @@ def main() -> None:
 def peak_of_a_trial(options: argparse.Namespace, layers: int) -> float | None:
     """Make a trial in a process of its own; return its peak in GiB, None where memory did not do.
 
-    Raises ConfigurationError, with its last line, where it failed otherwise.
+    Raises ConfigurationError, with its error, where it failed otherwise.
     """
     command = [sys.executable, __file__, options.config, *options.overrides]
     command += ["--vocabulary", str(options.vocabulary), "--trial", str(layers)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])[PEAK]
-    last = (done.stderr.strip() or "nothing was said").splitlines()[-1]
-    if done.returncode == ExitCode.CONFIGURATION and "out of memory" in last.lower():
+    said = done.stderr.splitlines() or ["nothing was said"]
+    # Libraries may have a word of their own to say behind it, when the process ends.
+    error = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
+    if done.returncode == ExitCode.CONFIGURATION and "out of memory" in error.lower():
         return None
-    raise ConfigurationError(f"the trial with {layers} layers ended with code {done.returncode}: {last}")
+    raise ConfigurationError(f"the trial with {layers} layers ended with code {done.returncode}: {error}")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ from card_scale.benchmark.runner import ArmRunner, random_batches
 from card_scale.config import Config
 from card_scale.cost.parameters import parameter_counts
 from card_scale.data.tokenizer import MASK_ID
-from card_scale.distributed import process_groups
+from card_scale.distributed import parallel_dims, process_groups
 from card_scale.distributed.device import current_device
-from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.engine.build import build_engine
 from card_scale.model.vocabulary import Vocabulary
 from card_scale.training.memory_fit import Memory, needed_bytes
@@ -74,9 +73,9 @@ def step_peak_gib(config: Config, vocabulary: int) -> float:
     """Train for some steps of two micro-batches on random tokens, on this rank alone; return the memory that the last
     one took at its peak.
 
-    Raises torch.OutOfMemoryError.
+    Raises torch.OutOfMemoryError, and ConfigurationError for a layout of more ranks.
     """
-    dims, micro_batch = ParallelDims(1, 1, 1), config.train.micro_batch
+    dims, micro_batch = parallel_dims.plan(config, 1), config.train.micro_batch
     config = with_sizes(config, length=config.model.length, micro_batch=micro_batch, global_batch=2 * micro_batch)
     process_groups.initialize(dims, config.run.timeout_seconds)
     engine = build_engine(config, dims, Vocabulary(vocabulary, MASK_ID), config.objective.attention)

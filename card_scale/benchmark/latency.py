@@ -27,7 +27,7 @@ from card_scale.distributed import parallel_dims
 from card_scale.distributed.device import current_device
 from card_scale.distributed.parallel_dims import ParallelDims
 from card_scale.engine.base import ShardingEngine
-from card_scale.engine.build import build_engine
+from card_scale.engine.build import build_engine, compute_dtype
 from card_scale.engine.selection import compiles_layers, engine_kind
 from card_scale.errors import ConfigurationError
 from card_scale.model.layer import MOST_COMPILED_VERSIONS
@@ -164,7 +164,7 @@ def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: Pa
         "compiled_layers": compiles_layers(config, device.type),
         "state_bytes_estimate": states,
         "gpu_state": gpu_state(device),
-        "gemm_flops_per_second": measured_gemm_flops(device, torch.bfloat16 if bf16 else torch.float32),
+        "gemm_flops_per_second": measured_gemm_flops(device, compute_dtype(config)),
         "peak_flops_per_second": peak_flops(torch.cuda.get_device_name(device)) if bf16 and is_gpu else None,
         "peak_memory_is": MEANINGS[device.type],
         "config": yaml.safe_load(config.to_yaml()),

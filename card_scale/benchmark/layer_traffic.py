@@ -69,9 +69,9 @@ def layer_traffic(config: Config, dims: ParallelDims, rows: int, layers: int = 1
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    positions = torch.arange(kind.inputs_per_token * sizes.length, device=device).expand(rows, -1)
+    positions = torch.arange(sizes.length, device=device).expand(rows, -1)
     attention = model.attention.of_kind(None)
-    attention.prepare(positions.shape[1], device)
+    attention.prepare(sizes.length, device)
     turn = rotation(model._rotary_angles(positions), dtype)
 
     def forward(hidden_states: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def layer_traffic(config: Config, dims: ParallelDims, rows: int, layers: int = 1
         return hidden_states
 
     run = forward if layers == 1 else torch.compile(forward, fullgraph=True, dynamic=False)
-    states = torch.zeros(positions.shape[1], rows, sizes.hidden, dtype=dtype, device=device, requires_grad=True)
+    states = torch.zeros(sizes.length, rows, sizes.hidden, dtype=dtype, device=device, requires_grad=True)
     counted = _counted(lambda: run(states).sum().backward())
     unit = layers * states.numel() * states.element_size()
     return Traffic(counted.element_wise / unit, counted.kernels // layers, counted.others / unit)

@@ -1,15 +1,19 @@
 """The search for the largest model, and one of its trials."""
 
+import argparse
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from card_scale.benchmark.largest_model import last_that, most_by_estimate, with_layers
 from card_scale.config import load
+from card_scale.errors import ConfigurationError
 from card_scale.training.memory_fit import Memory, needed_bytes
 
 TOOL = Path(__file__).resolve().parents[2] / "tools/largest_model.py"
@@ -54,3 +58,26 @@ def test_a_trial_says_its_peak_and_without_a_gpu_nothing_is_searched():
     done = run()
     assert done.returncode == 3
     assert "error: torch sees no GPU" in done.stderr
+    done = run("parallel.tensor=2", "--trial", "2")
+    assert done.returncode == 3, done.stderr
+
+
+def test_a_trial_without_memory_is_told_from_one_that_failed(monkeypatch):
+    spec = importlib.util.spec_from_file_location("largest_model", TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    options = argparse.Namespace(config="a.yaml", overrides=[], vocabulary=300)
+
+    def ends(code: int, said: str, printed: str = "") -> None:
+        monkeypatch.setattr(
+            tool.subprocess, "run", lambda *_, **__: argparse.Namespace(returncode=code, stderr=said, stdout=printed)
+        )
+
+    ends(0, "", 'building\n{"peak_gib": 61.5}\n')
+    assert tool.peak_of_a_trial(options, 3) == 61.5
+    ends(3, "error: CUDA out of memory. Tried to allocate 2 GiB.\n[rank0] destroy_process_group() was not called\n")
+    assert tool.peak_of_a_trial(options, 3) is None
+    for code, said in ((3, "error: model.heads is 5\n"), (1, "RuntimeError: out of memory\n"), (-9, "")):
+        ends(code, said)
+        with pytest.raises(ConfigurationError, match=f"3 layers ended with code {code}"):
+            tool.peak_of_a_trial(options, 3)
