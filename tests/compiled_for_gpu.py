@@ -18,6 +18,8 @@ from triton.runtime import driver
 
 from card_scale.model.cross_entropy.fused import vocabulary_parallel_cross_entropy
 from card_scale.objectives import card, noise
+from card_scale.objectives.block_diffusion import BlockDiffusionObjective
+from card_scale.objectives.mdlm import MdlmObjective
 from tests.objectives.samples import samples_of
 
 RESOURCES = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -69,6 +71,8 @@ def launch_all() -> None:
         card.CardObjective(masking=masking).corrupt(samples, 7)
     few = samples_of(torch.ones(2, 65, dtype=torch.int64))
     card.CardObjective(masking="spans", reweight=False, masked_weight=3).corrupt(few, 7)
+    BlockDiffusionObjective().corrupt(samples, 7)
+    MdlmObjective().corrupt(few, 7)
     targets, forbidden = torch.ones(3, dtype=torch.int64), torch.zeros(8192, dtype=torch.bool)
     for dtype in (torch.float32, torch.bfloat16):
         logits = torch.zeros(3, 8192, dtype=dtype, requires_grad=True)

@@ -99,32 +99,23 @@ class BlockDiffusionObjective(Objective):
         if self.block == 1:
             return self._fully_masked(samples)
         drawn = samples.resampled(self.resample)
+        if self._mask_counts() == (0, self.block):
+            return self._independent(samples, drawn, seed, masked_diffusion.TRAINING)
+        blocks, length = self._blocks(samples), samples.tokens.shape[1] - 1
         levels = masked_diffusion.stratified_uniforms(
-            drawn, self._blocks(samples), seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA
+            drawn, blocks, seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA
         )
         rates = masked_diffusion.mask_rates(levels, self.min_mask, self.max_mask)
-        draws = self._draws(drawn, seed, noise.Stream.MASK)
-        if self._mask_counts() == (0, self.block):
-            masked = masked_diffusion.independent_masks(rates, draws)
-        else:
-            counts = noise.uniforms(seed, drawn.sample_ids, drawn.epochs, rates.shape[1], noise.Stream.MASK_COUNT)
-            masked = truncated_masks(rates, draws, counts, *self._mask_counts())
+        draws = noise.uniforms(seed, drawn.sample_ids, drawn.epochs, length, noise.Stream.MASK)
+        counts = noise.uniforms(seed, drawn.sample_ids, drawn.epochs, blocks, noise.Stream.MASK_COUNT)
+        masked = truncated_masks(rates, draws, counts, *self._mask_counts())
         return self._beside_clean(samples, masked, rates, weighted=self.min_mask <= HIGHEST_WEIGHTED_RATE)
 
     def likelihood(self, samples: Samples, seed: int) -> Batch:
         """One draw of the NELBO's estimator, mask rates in [0.001, 1]; exact with blocks of one token."""
         if self.block == 1:
             return self._fully_masked(samples)
-        levels = masked_diffusion.stratified_uniforms(
-            samples,
-            self._blocks(samples),
-            seed,
-            noise.Stream.EVALUATION_NOISE_LEVEL,
-            noise.Stream.EVALUATION_STRATA,
-        )
-        rates = masked_diffusion.mask_rates(levels, 0.0, 1.0)
-        masked = masked_diffusion.independent_masks(rates, self._draws(samples, seed, noise.Stream.EVALUATION))
-        return self._beside_clean(samples, masked, rates, weighted=True)
+        return self._independent(samples, samples, seed, masked_diffusion.EVALUATION)
 
     def scored(self, length: int) -> int:
         """All but the first token."""
@@ -177,8 +168,9 @@ class BlockDiffusionObjective(Objective):
         self.check(length)
         return length // self.block
 
-    def _draws(self, samples: Samples, seed: int, stream: noise.Stream) -> torch.Tensor:
-        return noise.uniforms(seed, samples.sample_ids, samples.epochs, samples.tokens.shape[1] - 1, stream)
+    def _independent(self, samples: Samples, drawn: Samples, seed: int, streams: masked_diffusion.Streams) -> Batch:
+        blocks = self._blocks(samples)
+        return _with_clean_half(masked_diffusion.independent_batch(samples, drawn, blocks, self.mask_id, seed, streams))
 
     def _fully_masked(self, samples: Samples) -> Batch:
         clean = samples.tokens[:, :-1]
@@ -186,12 +178,17 @@ class BlockDiffusionObjective(Objective):
         return self._beside_clean(samples, torch.ones_like(clean, dtype=torch.bool), rates, weighted=False)
 
     def _beside_clean(self, samples: Samples, masked: torch.Tensor, rates: torch.Tensor, *, weighted: bool) -> Batch:
-        """The in-place batch with the clean sample after the noisy one."""
-        batch = masked_diffusion.in_place_batch(samples, masked, rates, self.mask_id, weighted=weighted)
-        return batch._replace(
-            inputs=torch.cat((batch.inputs, batch.targets), dim=1),
-            positions=shared_positions(batch.positions[0].repeat(2), len(masked)),
+        return _with_clean_half(
+            masked_diffusion.in_place_batch(samples, masked, rates, self.mask_id, weighted=weighted)
         )
+
+
+def _with_clean_half(noisy: Batch) -> Batch:
+    """The in-place batch with the clean sample after the noisy one."""
+    return noisy._replace(
+        inputs=torch.cat((noisy.inputs, noisy.targets), dim=1),
+        positions=shared_positions(noisy.positions[0].repeat(2), len(noisy.inputs)),
+    )
 
 
 def truncated_masks(

@@ -15,12 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from card_scale.data.samples import Samples
-from card_scale.objectives.fused_uniforms import signed_words
+from card_scale.objectives.fused_uniforms import STEP, draw_at, signed_words
 
 BITS = tl.constexpr(24)
 """Of a drawn number."""
-
-STEP = tl.constexpr(2.0**-24)
 
 OUTSIDE = tl.constexpr(2**24)
 """More than any drawn number: never among the smallest."""
@@ -52,23 +50,6 @@ class Corrupted(NamedTuple):
     """float32 [B]; under spans the share of masks."""
     weights: Tensor
     """float32 [B, L]"""
-
-
-@triton.jit
-def _draws(place, sample, epoch, key0, key1):
-    """The numbers of a stream at ``place`` (not negative), int32 of 24 bits."""
-    zero = tl.zeros_like(place).to(tl.uint32)
-    first, second, third, fourth = tl.philox_impl(
-        (place // 4).to(tl.uint32),
-        zero + sample.to(tl.uint32),
-        zero + (sample >> 32).to(tl.uint32),
-        zero + epoch.to(tl.uint32),
-        zero + key0.to(tl.uint32),
-        zero + key1.to(tl.uint32),
-    )
-    word = place % 4
-    chosen = tl.where(word < 2, tl.where(word == 0, first, second), tl.where(word == 2, third, fourth))
-    return (chosen >> 8).to(tl.int32)
 
 
 @triton.jit
@@ -129,14 +110,14 @@ def _corrupt(
     # The first input is never masked, so the draws are those of the inputs after it.
     place = position - 1
     maskable = length - 1
-    drawn = _draws(tl.maximum(place, 0), sample, epoch, mask_key0, mask_key1)
-    drawn_before = _draws(tl.maximum(place - 1, 0), sample, epoch, mask_key0, mask_key1)
+    drawn = draw_at(tl.maximum(place, 0), sample, epoch, mask_key0, mask_key1)
+    drawn_before = draw_at(tl.maximum(place - 1, 0), sample, epoch, mask_key0, mask_key1)
     if in_spans:
         masked = _in_runs(place, drawn, rate, longest) & (place < maskable)
         masked_before = _in_runs(place - 1, drawn_before, rate, longest)
         level = tl.div_rn(tl.sum(masked.to(tl.float32), 0), length.to(tl.float32))
     else:
-        number = tl.max(_draws(tl.zeros_like(position), sample, epoch, level_key0, level_key1), 0)
+        number = tl.max(draw_at(tl.zeros_like(position), sample, epoch, level_key0, level_key1), 0)
         level = (min_noise + noise_range * (number.to(tl.float64) * STEP)).to(tl.float32)
         most = maskable.to(tl.float64)
         count = tl.minimum(tl.maximum(tl.floor(most * level.to(tl.float64)), 1.0), most)

@@ -1,4 +1,4 @@
-"""The same numbers as :func:`card_scale.objectives.noise.uniforms` in one Triton kernel, for a GPU.
+"""The same numbers as :func:`card_scale.objectives.noise.uniforms` in one Triton kernel, or within another, for a GPU.
 
 As tensor operations the ten rounds are over a hundred launches, during which the device waits at every small step.
 
@@ -36,6 +36,23 @@ def _uniforms(sample_ids, epochs, numbers, length, key0, key1, counters: tl.cons
     tl.store(places + 1, (second >> 8).to(tl.float32) * STEP, mask=left > 1)
     tl.store(places + 2, (third >> 8).to(tl.float32) * STEP, mask=left > 2)
     tl.store(places + 3, (fourth >> 8).to(tl.float32) * STEP, mask=left > 3)
+
+
+@triton.jit
+def draw_at(place, sample, epoch, key0, key1):
+    """The numbers of a stream at ``place`` (not negative), int32 of 24 bits: uniforms times 2**24, in registers."""
+    zero = tl.zeros_like(place).to(tl.uint32)
+    first, second, third, fourth = tl.philox_impl(
+        (place // 4).to(tl.uint32),
+        zero + sample.to(tl.uint32),
+        zero + (sample >> 32).to(tl.uint32),
+        zero + epoch.to(tl.uint32),
+        zero + key0.to(tl.uint32),
+        zero + key1.to(tl.uint32),
+    )
+    word = place % 4
+    chosen = tl.where(word < 2, tl.where(word == 0, first, second), tl.where(word == 2, third, fourth))
+    return (chosen >> 8).to(tl.int32)
 
 
 def uniforms(key: tuple[int, int], sample_ids: torch.Tensor, epochs: torch.Tensor, length: int) -> torch.Tensor:

@@ -5,17 +5,31 @@ weight 1 / m, that of any other none. With m uniform this estimates, without bia
 log-likelihood (the continuous-time NELBO under the linear schedule). MDLM has one block per sample.
 """
 
+from typing import NamedTuple
+
 import torch
 
 from card_scale.data.samples import Samples
 from card_scale.errors import ConfigurationError
 from card_scale.objectives import noise
 from card_scale.objectives.base import Metric, everywhere, masked_inputs, token_losses
-from card_scale.objectives.batch import Batch, shared_positions
+from card_scale.objectives.batch import Batch, next_token_positions, shared_positions
 
 SMALLEST_MASK_RATE = 1e-3
 """Mask rates are drawn above this (as by the baselines' authors): the weight 1 / m has infinite variance without. The
 mean over [0.001, 1] in place of [0, 1] raises the bound by at most a thousandth of what context is worth."""
+
+
+class Streams(NamedTuple):
+    """Which sequences a corruption draws from."""
+
+    levels: noise.Stream
+    strata: noise.Stream
+    masks: noise.Stream
+
+
+TRAINING = Streams(noise.Stream.NOISE_LEVEL, noise.Stream.STRATA, noise.Stream.MASK)
+EVALUATION = Streams(noise.Stream.EVALUATION_NOISE_LEVEL, noise.Stream.EVALUATION_STRATA, noise.Stream.EVALUATION)
 
 
 def stratified_uniforms(
@@ -58,6 +72,50 @@ def check_length(length: int) -> None:
     """Raise ConfigurationError where no token is left to mask: the first one never is."""
     if length < 2:
         raise ConfigurationError(f"model.length is {length}; masked diffusion needs at least 2")
+
+
+def independent_batch(
+    samples: Samples, drawn: Samples, blocks: int, mask_id: int, seed: int, streams: Streams
+) -> Batch:
+    """Prediction in place of independently masked tokens, each block's mask rate in [SMALLEST_MASK_RATE, 1], weighted.
+
+    Args:
+        samples: the first L tokens of each are used.
+        drawn: the samples that the noise is a function of.
+        blocks: of a sample, a divisor of L.
+        mask_id: token id of [MASK].
+        seed: the run's.
+        streams: of training or of evaluation.
+
+    Raises ConfigurationError if L is 1.
+    """
+    length = samples.tokens.shape[1] - 1
+    check_length(length)
+    if noise.is_fused(samples.tokens):
+        return _fused(samples, drawn, blocks, mask_id, seed, streams)
+    rates = mask_rates(stratified_uniforms(drawn, blocks, seed, streams.levels, streams.strata), 0.0, 1.0)
+    masked = independent_masks(rates, noise.uniforms(seed, drawn.sample_ids, drawn.epochs, length, streams.masks))
+    return in_place_batch(samples, masked, rates, mask_id, weighted=True)
+
+
+def _fused(samples: Samples, drawn: Samples, blocks: int, mask_id: int, seed: int, streams: Streams) -> Batch:
+    """:func:`independent_batch` in one launch."""
+    # Imported only here: a machine without a GPU need not have Triton.
+    from card_scale.objectives import fused_masked_diffusion
+
+    keys = tuple(noise.stream_key(seed, stream) for stream in streams)
+    made = fused_masked_diffusion.independently_masked(
+        drawn._replace(tokens=samples.tokens), blocks, keys, mask_id, SMALLEST_MASK_RATE
+    )
+    return Batch(
+        samples=samples,
+        inputs=made.inputs,
+        positions=next_token_positions(samples),
+        targets=samples.tokens[:, :-1],
+        weights=made.weights,
+        masked=made.masked,
+        noise_level=made.rates,
+    )
 
 
 def in_place_batch(

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from card_scale.data.samples import Samples
-from card_scale.objectives import masked_diffusion, noise
+from card_scale.objectives import masked_diffusion
 from card_scale.objectives.attention import AttentionKind, Bidirectional
 from card_scale.objectives.base import Metric, Objective
 from card_scale.objectives.batch import Batch
@@ -39,15 +39,11 @@ class MdlmObjective(Objective):
     def corrupt(self, samples: Samples, seed: int) -> Batch:
         """The training batch. The first input is never masked. Raises ConfigurationError if L is 1."""
         drawn = samples.resampled(self.resample)
-        levels = masked_diffusion.stratified_uniforms(drawn, 1, seed, noise.Stream.NOISE_LEVEL, noise.Stream.STRATA)
-        return self._masked(drawn, levels, seed, noise.Stream.MASK)._replace(samples=samples)
+        return masked_diffusion.independent_batch(samples, drawn, 1, self.mask_id, seed, masked_diffusion.TRAINING)
 
     def likelihood(self, samples: Samples, seed: int) -> Batch:
         """One draw of the NELBO's estimator, from the same distribution as in training."""
-        levels = masked_diffusion.stratified_uniforms(
-            samples, 1, seed, noise.Stream.EVALUATION_NOISE_LEVEL, noise.Stream.EVALUATION_STRATA
-        )
-        return self._masked(samples, levels, seed, noise.Stream.EVALUATION)
+        return masked_diffusion.independent_batch(samples, samples, 1, self.mask_id, seed, masked_diffusion.EVALUATION)
 
     def scored(self, length: int) -> int:
         """All but the first token."""
@@ -66,10 +62,3 @@ class MdlmObjective(Objective):
     def charts(self) -> dict[str, list[str]]:
         """Of the metrics."""
         return masked_diffusion.charts(self.name)
-
-    def _masked(self, samples: Samples, levels: torch.Tensor, seed: int, stream: noise.Stream) -> Batch:
-        rates = masked_diffusion.mask_rates(levels, 0.0, 1.0)
-        length = samples.tokens.shape[1] - 1
-        draws = noise.uniforms(seed, samples.sample_ids, samples.epochs, length, stream)
-        masked = masked_diffusion.independent_masks(rates, draws)
-        return masked_diffusion.in_place_batch(samples, masked, rates, self.mask_id, weighted=True)

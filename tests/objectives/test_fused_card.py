@@ -1,6 +1,5 @@
 """CARD's kernel: interpreted on a CPU it makes what the tensor operations make; launches are few; GPUs' code fits."""
 
-import collections
 import dataclasses
 import json
 import os
@@ -12,18 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from card_scale.objectives import noise
 from card_scale.objectives.ar import ArObjective
 from card_scale.objectives.card import CardObjective
+from tests.objectives.fused import both, check_bits, launches
 from tests.objectives.samples import samples_of
 
 pytest.importorskip("triton", reason="make test installs it")
 from card_scale.objectives import fused_card
-
-MOVES_NOTHING = {"view", "expand", "slice", "select", "unsqueeze", "t", "transpose", "detach", "alias", "empty"}
-"""Operations that launch nothing on a GPU."""
 
 shares = st.floats(0, 1)
 weighted = st.fixed_dictionaries({"decay": shares, "beta": st.floats(0.01, 10)})
@@ -37,20 +33,9 @@ in_spans = st.fixed_dictionaries(
 )
 
 
-def both(objective: CardObjective, samples, seed: int):
-    """Return the objective's batch by tensor operations and by the kernel."""
-    defined = objective.corrupt(samples, seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise, "is_fused", lambda _: True)
-        return defined, objective.corrupt(samples, seed)
-
-
 def check_equal(defined, fused) -> None:
     """All bits but those of the weights, whose sum has another order."""
-    for name in ("inputs", "positions", "targets", "masked", "noise_level"):
-        expected, got = getattr(defined, name), getattr(fused, name)
-        assert expected.dtype == got.dtype, name
-        assert torch.equal(expected, got), name
+    check_bits(defined, fused, "inputs", "positions", "targets", "masked", "noise_level")
     torch.testing.assert_close(defined.weights, fused.weights, rtol=2e-6, atol=0)
 
 
@@ -83,8 +68,8 @@ def test_extremes(settings_, length):
 
 def test_ties_go_to_the_lower_place(monkeypatch):
     """Draws of 2 bits alone: nearly all are ties."""
-    draw, uniforms = fused_card._draws, noise.uniforms
-    monkeypatch.setattr(fused_card, "_draws", lambda *arguments: draw(*arguments) // 2**22 * 2**22)
+    draw, uniforms = fused_card.draw_at, noise.uniforms
+    monkeypatch.setattr(fused_card, "draw_at", lambda *arguments: draw(*arguments) // 2**22 * 2**22)
     monkeypatch.setattr(noise, "uniforms", lambda *arguments: (uniforms(*arguments) * 4).floor() / 4)
     for masking in ("soft_tail", "uniform"):
         defined, fused = both(CardObjective(masking=masking), samples_of(torch.ones(16, 41, dtype=torch.int64)), 3)
@@ -106,32 +91,10 @@ def test_what_is_too_long_for_a_program_is_left_to_tensor_operations(monkeypatch
     CardObjective().corrupt(samples_of(torch.ones(2, 18, dtype=torch.int64)), 1)
 
 
-def launches(objective, monkeypatch) -> int:
-    """How many kernels the corruption of a batch launches on a GPU."""
-    counts = collections.Counter()
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
-            name = operation._schema.name.removeprefix("aten::")
-            counts[name] += name.partition(".")[0] not in MOVES_NOTHING
-            return operation(*arguments, **(keywords or {}))
-
-    class Kernel:
-        def __getitem__(self, _grid):
-            return lambda *_, **__: counts.update(kernel=1)
-
-    monkeypatch.setattr(noise, "is_fused", lambda _: True)
-    monkeypatch.setattr(fused_card, "_corrupt", Kernel())
-    samples = samples_of(torch.ones(2, 65, dtype=torch.int64))
-    with Count():
-        objective.corrupt(samples, 1)
-    return counts.total()
-
-
 @pytest.mark.parametrize("masking", ["soft_tail", "uniform", "spans"])
-def test_card_launches_no_more_than_ar(masking, monkeypatch):
-    assert launches(CardObjective(masking=masking), monkeypatch) == 2  # the positions, and the kernel
-    assert launches(ArObjective(), monkeypatch) == 4
+def test_card_launches_no_more_than_ar(masking):
+    assert launches(CardObjective(masking=masking), fused_card, "_corrupt") == 2  # the positions, and the kernel
+    assert launches(ArObjective(), fused_card, "_corrupt") == 4
 
 
 def test_the_rule_is_of_the_objectives_fields():
@@ -145,7 +108,13 @@ def test_every_kernel_of_the_project_compiles_for_gpus_and_hardly_spills():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     taken = json.loads(done.stdout.splitlines()[-1])
-    assert {name.split()[0] for name in taken} == {"_uniforms", "_corrupt", "_statistics", "_gradient_in_place"}
+    assert {name.split()[0] for name in taken} == {
+        "_uniforms",
+        "_corrupt",
+        "_mask_independently",
+        "_statistics",
+        "_gradient_in_place",
+    }
     for name, resources in taken.items():
         spilled = int(re.search(r"STACK:(\d+) .*LOCAL:0 ", resources)[1])
         assert spilled <= 128, f"{name}: {resources}"
