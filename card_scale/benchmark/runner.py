@@ -81,8 +81,9 @@ def random_batches(config: Config, vocabulary: int) -> Callable[[int], Samples]:
         generator = torch.Generator().manual_seed(first)
         tokens = torch.randint(MASK_ID + 1, vocabulary, (rows, config.model.length + 1), generator=generator)
         places = torch.arange(first, first + rows)
-        return Samples(
+        samples = Samples(
             tokens, places, torch.zeros_like(places), places, config.train.global_batch, update=LATE_UPDATE + step
         )
+        return samples.pinned() if current_device().type == "cuda" else samples
 
     return batch

@@ -91,8 +91,7 @@ class DataConfig:
     validation: FilePath | None = None
     """Dataset directory whose validation split is evaluated; by default data.path."""
     validation_samples: int = 0
-    """Validation samples per evaluation, the first in the order of the corpus, which may be those of a few sources; 0
-    takes them all."""
+    """Validation samples per evaluation, evenly spread over the split; 0 takes them all."""
     train_samples: int = 0
     """Training samples, the first of the stream, that are evaluated beside them; 0 takes none."""
     unique_tokens: int | None = None

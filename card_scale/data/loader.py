@@ -32,6 +32,7 @@ class GlobalBatchLoader:
         seed: int,
         reshuffle: bool = True,
         skip_damaged: bool = False,
+        pinned: bool = False,
     ):
         """Prepare to read; nothing is read yet.
 
@@ -44,12 +45,14 @@ class GlobalBatchLoader:
             seed: decides the order of samples.
             reshuffle: a new order every epoch; False repeats that of epoch 0.
             skip_damaged: mark samples that cannot be read as not valid, instead of raising.
+            pinned: batches for a GPU, which copies them without waiting.
 
         Raises:
             ConfigurationError: sizes that do not divide, naming them.
         """
         self._stream = stream
         self._skip_damaged = skip_damaged
+        self._pinned = pinned
         self.problems: dict[int, DataError] = {}
         """What was wrong with samples that are not valid, by their id."""
         self._global_batch = global_batch
@@ -120,7 +123,7 @@ class GlobalBatchLoader:
                 self.problems[int(sample_ids[row])] = problem
         else:
             tokens = self._stream.samples(sample_ids)
-        return Samples(
+        batch = Samples(
             tokens=torch.from_numpy(tokens),
             sample_ids=torch.from_numpy(sample_ids),
             epochs=torch.from_numpy(epochs),
@@ -129,6 +132,7 @@ class GlobalBatchLoader:
             valid=valid,
             update=step,
         )
+        return batch.pinned() if self._pinned else batch
 
     def _order(self, epoch: int) -> np.ndarray:
         key = epoch if self._reshuffle else 0
@@ -140,39 +144,44 @@ class GlobalBatchLoader:
 
 
 class EvaluationBatches:
-    """All samples of a stream once, in stream order, as equally many equal batches on every rank.
+    """Given samples of a stream once, in order, as equally many equal batches on every rank.
 
-    The samples are dealt like a training step's: batch b holds samples [b * global_batch, (b + 1) * global_batch). The
-    last batch is filled up with its first sample, marked as not valid, so that no rank runs out earlier than another.
+    They are dealt like a training step's: batch b holds those at [b * global_batch, (b + 1) * global_batch). The last
+    batch is filled up with its first sample, marked as not valid, so that no rank runs out earlier than another.
     """
 
     def __init__(
         self,
         stream: PackedStream,
+        sample_ids: np.ndarray,
         *,
         global_batch: int,
         micro_batch: int,
         data_parallel_rank: int,
         data_parallel_size: int,
-        samples: int | None = None,
     ):
         """Prepare to read.
 
         Args:
             stream: where samples come from.
+            sample_ids: int64 [N], which of them.
             global_batch: samples in a batch over all ranks.
             micro_batch: samples in one forward pass of a rank.
             data_parallel_rank: this rank, in [0, data_parallel_size).
             data_parallel_size: number of data-parallel ranks.
-            samples: read only the first so many (all, where the stream has fewer).
 
         Raises:
             ConfigurationError: sizes that do not divide, naming them.
         """
         self._stream = stream
+        self._sample_ids = sample_ids
         self._global_batch = global_batch
         self._places = rank_places(global_batch, micro_batch, data_parallel_rank, data_parallel_size)
-        self.sample_count = stream.sample_count if samples is None else min(samples, stream.sample_count)
+
+    @property
+    def sample_count(self) -> int:
+        """Samples that are read, over all ranks."""
+        return len(self._sample_ids)
 
     def __len__(self) -> int:
         """Number of batches, the same on every rank."""
@@ -182,10 +191,12 @@ class EvaluationBatches:
         """The batches, from the first at every call; the whole set counts as one global batch."""
         for batch in range(len(self)):
             first = batch * self._global_batch
-            sample_ids = first + self._places
-            valid = sample_ids < self.sample_count
-            sample_ids = np.where(valid, sample_ids, first)
+            places = first + self._places
+            valid = places < self.sample_count
+            places = np.where(valid, places, first)
+            sample_ids = self._sample_ids[places]
             ids = torch.from_numpy(sample_ids)
             tokens = torch.from_numpy(self._stream.samples(sample_ids))
-            valid_rows = torch.from_numpy(valid)
-            yield Samples(tokens, ids, torch.zeros_like(ids), ids, self.sample_count, valid_rows)
+            yield Samples(
+                tokens, ids, torch.zeros_like(ids), torch.from_numpy(places), self.sample_count, torch.from_numpy(valid)
+            )

@@ -42,6 +42,16 @@ def document_order(seed: int, count: int) -> np.ndarray:
     return _permutation(seed, (_DOCUMENTS,), count)
 
 
+def evenly_spread(count: int, total: int) -> np.ndarray:
+    """The first sample of each of ``count`` equal stretches of ``total`` samples, int64 [count].
+
+    Raises ValueError unless 0 <= count <= total.
+    """
+    if not 0 <= count <= total:
+        raise ValueError(f"count must be from 0 to {total}, got {count}")
+    return np.arange(count, dtype=np.int64) * total // max(count, 1)
+
+
 def locate(positions: np.ndarray, sample_count: int) -> tuple[np.ndarray, np.ndarray]:
     """Epoch and place in the epoch of global positions (samples consumed before them, counted over all ranks).
 

@@ -34,6 +34,10 @@ class Samples(NamedTuple):
         """The same samples on a device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pinned(self) -> "Samples":
+        """The same samples in memory from which :meth:`to` a GPU copies without waiting for it."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
     def rows(self, rows: slice | torch.Tensor) -> "Samples":
         """Some of the rows, by a slice or a mask; they still belong to the whole global batch."""
         return self._each(lambda tensor: tensor[rows])

@@ -46,8 +46,10 @@ class DatasetFacts(NamedTuple):
 
         ``samples`` is ``data.validation_samples``, 0 for all.
         """
-        scored = self.scored_samples(length, samples)
-        return hashlib.sha256(f"{self.validation_split} {length} {scored}".encode()).hexdigest()[:16]
+        scored, available = self.scored_samples(length, samples), self.scored_samples(length, 0)
+        # Runs from before some meant an even spread scored the first ones: theirs is another digest.
+        spread = f" spread over {available}" if scored < available else ""
+        return hashlib.sha256(f"{self.validation_split} {length} {scored}{spread}".encode()).hexdigest()[:16]
 
 
 def read(path: str, stated: StatedCorpus | None) -> DatasetFacts:

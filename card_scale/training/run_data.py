@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import numpy as np
 import torch.distributed as dist
 
 from card_scale.config import Config
+from card_scale.data import order
 from card_scale.data.loader import EvaluationBatches, GlobalBatchLoader
 from card_scale.data.stream import PackedStream
 from card_scale.distributed import process_groups
+from card_scale.distributed.device import current_device
 from card_scale.errors import DataError
 from card_scale.model.vocabulary import Vocabulary
 
@@ -82,25 +85,32 @@ def open_loader(config: Config, data: RunData) -> GlobalBatchLoader:
         seed=config.run.seed,
         reshuffle=config.data.reshuffle,
         skip_damaged=config.data.skip_damaged > 0,
+        pinned=current_device().type == "cuda",
     )
 
 
 def open_validation(config: Config, data: RunData) -> EvaluationBatches:
-    """Return this rank's validation batches."""
-    return _evaluation_batches(config, data.validation, config.data.validation_samples or None)
+    """Return this rank's validation batches, of ``data.validation_samples`` evenly spread over the split."""
+    held = data.validation.sample_count
+    return _evaluation_batches(
+        config, data.validation, order.evenly_spread(min(config.data.validation_samples or held, held), held)
+    )
 
 
 def open_train_samples(config: Config, data: RunData) -> EvaluationBatches:
-    """Return this rank's share of the first ``data.train_samples`` training samples, for evaluation."""
-    return _evaluation_batches(config, data.train, config.data.train_samples)
+    """Return this rank's share of the first ``data.train_samples`` training samples, for evaluation.
+
+    The first, so that runs which repeat more or less of a stream are evaluated on the same ones.
+    """
+    return _evaluation_batches(config, data.train, np.arange(min(config.data.train_samples, data.train.sample_count)))
 
 
-def _evaluation_batches(config: Config, stream: PackedStream, samples: int | None) -> EvaluationBatches:
+def _evaluation_batches(config: Config, stream: PackedStream, sample_ids: np.ndarray) -> EvaluationBatches:
     return EvaluationBatches(
         stream,
+        sample_ids,
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         data_parallel_rank=process_groups.data_rank(),
         data_parallel_size=dist.get_world_size(process_groups.data_group()),
-        samples=samples,
     )

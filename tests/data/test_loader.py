@@ -119,32 +119,35 @@ def test_sizes_that_do_not_divide_are_named(stream):
         loader(stream, micro_batch=5)
 
 
-@pytest.mark.parametrize("samples", [None, 1, 11, 12, 13])
+@pytest.mark.parametrize("count", [None, 1, 11, 12, 13])
 @pytest.mark.parametrize("size, micro_batch", [(1, 12), (2, 3), (4, 1)])
-def test_validation_reads_every_sample_once_in_order(stream, size, micro_batch, samples):
+def test_an_evaluation_reads_every_sample_once_in_order(stream, size, micro_batch, count):
+    total = stream.sample_count
+    expected = np.arange(total) if count is None else 3 + 2 * np.arange(count)
     ranks = [
         EvaluationBatches(
             stream,
+            expected,
             global_batch=12,
             micro_batch=micro_batch,
             data_parallel_rank=rank,
             data_parallel_size=size,
-            samples=samples,
         )
         for rank in range(size)
     ]
-    count = stream.sample_count if samples is None else samples
-    assert {len(rank) for rank in ranks} == {-(-count // 12)}
-    seen = []
+    assert {len(rank) for rank in ranks} == {-(-len(expected) // 12)}
+    places = []
     for number, batches in enumerate(zip(*ranks, strict=True)):
         for batch in batches:
             assert batch.tokens.shape == (12 // size, LENGTH + 1)
-            assert (batch.sample_ids[~batch.valid] == number * 12).all()
+            assert (batch.global_positions[~batch.valid] == number * 12).all()
+            assert (batch.sample_ids.numpy() == expected[batch.global_positions]).all()
             assert (batch.tokens.numpy() == stream.samples(batch.sample_ids.numpy())).all()
             assert not batch.epochs.any()
-            seen += batch.sample_ids[batch.valid].tolist()
-        assert sorted(seen) == list(range(min(count, 12 * (number + 1))))
-    assert len(seen) == count
+            assert batch.batch_size == len(expected)
+            places += batch.global_positions[batch.valid].tolist()
+        assert sorted(places) == list(range(min(len(expected), 12 * (number + 1))))
+    assert len(places) == len(expected)
 
 
 def test_the_digest_tells_batches_apart(stream):

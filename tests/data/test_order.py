@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from card_scale.data.order import document_order, epoch_order, locate, rank_places
+from card_scale.data.order import document_order, epoch_order, evenly_spread, locate, rank_places
 from card_scale.errors import ConfigurationError
 
 SEEDS = st.integers(0, 2**63)
@@ -73,3 +73,20 @@ def test_rank_places_follow_the_definition_and_partition_the_batch(micro_batches
 def test_impossible_sizes_are_named(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         rank_places(*arguments)
+
+
+@given(st.integers(0, 10**12), st.integers(1, 300))
+def test_some_samples_are_spread_over_all(total, count):
+    count = min(count, total)
+    chosen = evenly_spread(count, total).tolist()
+    assert chosen == [number * total // count for number in range(count)]
+    if 0 < count <= total:
+        assert chosen[0] == 0
+        gaps = {after - before for before, after in zip(chosen, [*chosen[1:], total], strict=True)}
+        assert gaps <= {total // count, -(-total // count)}
+
+
+def test_all_samples_are_all_and_more_are_refused():
+    assert evenly_spread(7, 7).tolist() == list(range(7))
+    with pytest.raises(ValueError, match="from 0 to 7, got 8"):
+        evenly_spread(8, 7)

@@ -32,3 +32,11 @@ def test_other_documents_left_out_are_another_validation_set(dataset, tmp_path):
     found += [datasets.read(excluding(dataset, tmp_path / digit, digit * 64), None) for digit in "ab"]
     assert len({facts.validation_split for facts in found}) == 3
     assert len({facts.validation_digest(16, 8) for facts in found}) == 3
+
+
+def test_some_validation_samples_are_other_text_in_a_larger_split(dataset):
+    """They are spread over it."""
+    facts = datasets.read(str(dataset), None)
+    larger = facts._replace(validation_tokens=facts.validation_tokens + 16)
+    assert facts.validation_digest(16, 8) != larger.validation_digest(16, 8)
+    assert facts.validation_digest(16, 0) == facts.validation_digest(16, 10**9) != facts.validation_digest(16, 8)

@@ -6,6 +6,7 @@ import math
 import statistics
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -56,6 +57,7 @@ def evaluate(configs: list[Config], seeds: list[list[int]]) -> list[list[dict]]:
         engine = engine_of(config)
         batches = EvaluationBatches(
             FixedStream(config.model.length),
+            np.arange(SAMPLES),
             global_batch=config.train.global_batch,
             micro_batch=config.train.micro_batch,
             data_parallel_rank=process_groups.data_rank(),

@@ -1,5 +1,6 @@
 """Evaluation against a plain loop over the model's own logits, padding rows and layouts included."""
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -33,6 +34,7 @@ def evaluate(config):
     stream = FixedStream(config.model.length)
     batches = EvaluationBatches(
         stream,
+        np.arange(SAMPLES),
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         data_parallel_rank=process_groups.data_rank(),
