@@ -39,11 +39,13 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """Return the commit of the source tree, with "-dirty" where files differ from it; "unknown" outside git."""
+    """Return the commit of the source tree, with "-dirty" where files differ; "unknown" outside or without git."""
     root = Path(__file__).resolve().parents[1]
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        described = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
     return described.stdout.strip() or "unknown"
 
 

@@ -93,14 +93,14 @@ def main() -> None:
     layout = latency.check(cases, settings, world_size)
     process_groups.initialize(layout, models[0][1].run.timeout_seconds)
     record = {"environment": environment(), "flops_formula": FORMULA, "results": []}
-    for result, profiles in latency.run(cases, settings, layout):
+    for result, make_profiles in latency.run(cases, settings, layout):
         record["results"].append(result)
-        if dist.get_rank() != 0:
-            continue
-        print(tables(result), end="\n\n", flush=True)
-        if arguments.json:
-            write_atomically(arguments.json, to_json(record).encode())
-            for arm, profile in profiles.items():
+        if dist.get_rank() == 0:
+            print(tables(result), end="\n\n", flush=True)
+            if arguments.json:
+                write_atomically(arguments.json, to_json(record).encode())
+        for arm, profile in make_profiles().items():
+            if dist.get_rank() == 0:
                 name = f"{arguments.json.stem}_{result['model']}_L{result['length']}_{arm}_profile.txt"
                 arguments.json.with_name(name).write_text(profile, encoding="utf-8")
     if dist.get_rank() == 0:

@@ -4,7 +4,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +104,20 @@ def main() -> None:
         repetitions=arguments.repetitions,
         judge=judge,
     )
-    outcomes = _printed(measured)
+    outcomes = []
+    for one in _printed(measured):
+        outcomes.append(one)
+        if arguments.output:  # anew after each, since there may be minutes between them
+            _write(arguments, outcomes)
     if arguments.transformers:
         from card_scale.generation.hugging_face.reference_speed import describe, time_over_transformers
 
         ratios = time_over_transformers(arguments.checkpoint, model, prompts, new_tokens, arguments.repetitions)
         print(describe(ratios))
-    safe = safe_zone(outcomes, arguments.tolerance)
-    if arguments.output:
-        _write(arguments, [one.record() | {"safe": is_safe} for one, is_safe in zip(outcomes, safe, strict=True)])
     if arguments.figure:
         from card_scale.generation.sweep_figure import draw
 
-        draw(outcomes, safe, arguments.figure)
+        draw(outcomes, safe_zone(outcomes, arguments.tolerance), arguments.figure)
 
 
 def _settings(arguments: argparse.Namespace, methods: Sequence[str], baseline: str) -> list[Any]:
@@ -149,30 +150,32 @@ def _prompts(arguments: argparse.Namespace, model: Any) -> list[list[int]]:
     return rows[:, : arguments.prompt_tokens or max(1, length // 4)].tolist()
 
 
-def _printed(measured: Iterable[Any]) -> list[Any]:
-    """Print outcomes as they come; return them."""
-    outcomes = []
+def _printed(measured: Iterable[Any]) -> Iterator[Any]:
+    """Print outcomes as they come; yield them."""
     columns = "{:<38} {:>8} {:>8} {:>9} {:>9} {:>8} {:>8} {:>8}"
     print(columns.format("", "tok/pass", "tok/s", "speed-up", "as ar", "judge", "repeated", "entropy"))
     for one in measured:
-        outcomes.append(one)
         judged = "-" if one.judged_nats is None else f"{one.judged_nats:.3f}"
         cells = (f"{one.tokens_per_pass:.2f}", f"{one.tokens_per_second:.0f}", f"{one.speedup:.2f}")
         rates = (f"{one.agreement:.0%}", judged, f"{one.repetition_rate:.0%}", f"{one.entropy:.2f}")
         print(columns.format(one.setting.label, *cells, *rates), flush=True)
-    return outcomes
+        yield one
 
 
-def _write(arguments: argparse.Namespace, records: list[dict[str, Any]]) -> None:
-    """Write all measurements, with what they were made by."""
+def _write(arguments: argparse.Namespace, outcomes: list[Any]) -> None:
+    """Write the measurements so far, with what they were made by."""
     from card_scale.environment import environment
+    from card_scale.files import write_atomically
+    from card_scale.generation.sweep import safe_zone
 
+    safe = safe_zone(outcomes, arguments.tolerance)
+    records = [one.record() | {"safe": is_safe} for one, is_safe in zip(outcomes, safe, strict=True)]
     content = {
         "arguments": {key: str(value) for key, value in vars(arguments).items()},
         "environment": environment(),
         "outcomes": records,
     }
-    arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_atomically(arguments.output, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

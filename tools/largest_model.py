@@ -9,10 +9,13 @@ import sys
 from card_scale.argument_types import output_file, positive
 from card_scale.cli import run_tool
 from card_scale.data.tokenizer import MASK_ID
-from card_scale.errors import ConfigurationError, ExitCode, OutOfMemory
+from card_scale.errors import ConfigurationError, OutOfMemory
 
 PEAK = "peak_gib"
 """Key of what a trial prints."""
+
+NO_MEMORY = ("out of memory", "alloc_failed")
+"""Said by torch, CUDA and NCCL, and by cuBLAS."""
 
 
 def parse() -> argparse.Namespace:
@@ -55,28 +58,29 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise ConfigurationError("torch sees no GPU, whose memory this is about; card_scale.train --dry-run estimates")
     memory, rows = memory_of_a_rank(1, None), Vocabulary(options.vocabulary, MASK_ID).padded
-    trials = []
+    estimated = largest_model.most_by_estimate(config, rows, memory)
+    record = {"environment": environment(), "config": options.config, "overrides": options.overrides}
+    record |= {"memory_gib": memory.bytes / 2**30, "most_by_estimate": estimated, "most": 0, "trials": []}
 
     def fits(layers: int) -> bool:
         sizes = largest_model.Sizes.of(largest_model.with_layers(config, layers), rows, memory)
         peak = peak_of_a_trial(options, layers)
-        trials.append({**sizes._asdict(), "measured_gib": peak})
+        record["trials"].append({**sizes._asdict(), "measured_gib": peak})
         measured = "does not fit" if peak is None else f"{peak:.1f} GiB"
         print(
             f"{layers} layers, {sizes.parameters / 1e9:.2f} B parameters: estimate {sizes.estimated_gib:.1f} GiB, "
             f"measured {measured}",
             flush=True,
         )
+        if peak is not None:
+            record["most"] = max(record["most"], layers)
+        if options.json:  # after each trial, since there are minutes between them
+            write_atomically(options.json, (json.dumps(record, indent=2) + "\n").encode())
         return peak is not None
 
-    estimated = largest_model.most_by_estimate(config, rows, memory)
     print(f"{memory.what}, {memory.bytes / 2**30:.1f} GiB; {estimated} layers by the estimate", flush=True)
     most = largest_model.last_that(fits, estimated)
     print(f"most layers: {most} measured, {estimated} by the estimate")
-    if options.json:
-        found = {"environment": environment(), "config": options.config, "overrides": options.overrides}
-        found |= {"memory_gib": memory.bytes / 2**30, "most_by_estimate": estimated, "most": most, "trials": trials}
-        write_atomically(options.json, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def peak_of_a_trial(options: argparse.Namespace, layers: int) -> float | None:
@@ -89,11 +93,12 @@ def peak_of_a_trial(options: argparse.Namespace, layers: int) -> float | None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])[PEAK]
+    # Where an allocator is at its end, other libraries than torch meet it too, and each says so in its way.
+    if any(sign in done.stderr.lower() for sign in NO_MEMORY):
+        return None
     said = done.stderr.splitlines() or ["nothing was said"]
     # Libraries may have a word of their own to say behind it, when the process ends.
     error = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
-    if done.returncode == ExitCode.CONFIGURATION and "out of memory" in error.lower():
-        return None
     raise ConfigurationError(f"the trial with {layers} layers ended with code {done.returncode}: {error}")
 
 

@@ -1,8 +1,10 @@
 """The step-latency benchmark: arms over models and lengths, one engine per model, results as plain dictionaries."""
 
+import functools
 import gc
 import itertools
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -113,8 +115,10 @@ def check(found: Sequence[Case], settings: Settings, world_size: int) -> Paralle
     return layout
 
 
-def run(found: Sequence[Case], settings: Settings, layout: ParallelDims) -> Iterator[tuple[dict, dict[str, str]]]:
-    """Measure the cases; yield for each its result, ready for JSON, and the profiles by arm. Collective.
+def run(
+    found: Sequence[Case], settings: Settings, layout: ParallelDims
+) -> Iterator[tuple[dict, Callable[[], dict[str, str]]]]:
+    """Measure the cases; yield for each its result, ready for JSON, and what makes the profiles by arm. Collective.
 
     The process groups of ``layout`` must have formed. One engine serves all lengths of a model.
     """
@@ -129,7 +133,7 @@ def run(found: Sequence[Case], settings: Settings, layout: ParallelDims) -> Iter
         engine = build_engine(config, layout, Vocabulary(settings.vocabulary, MASK_ID), attention)
         for case in of_one_model:
             torch.compiler.reset()  # no two cases share a shape, hence no compiled code
-            yield _measured(engine, case, settings, layout), _profiles(engine, case, settings)
+            yield _measured(engine, case, settings, layout), functools.partial(_profiles, engine, case, settings)
         del engine  # before the next model's takes memory
         gc.collect()
         torch.cuda.empty_cache()
@@ -140,23 +144,6 @@ def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: Pa
     bf16, is_gpu = config.train.precision == "bf16", device.type == "cuda"
     times = measure(engine, settings.arms, config, settings.vocabulary, steps=settings.steps, warm_up=settings.warm_up)
     states = step_memory(config, layout, engine_kind(config).zero_stage(config), rows).states
-    best = None
-    if settings.memory_cap is not None:
-        limits = {"states": states, "cap": settings.memory_cap}
-        sizes = best_micro_batches(engine, settings.arms, config, settings.vocabulary, layout, **limits)
-        in_flight = max(sizes.values()) * layout.data * layout.pipeline
-        smallest = min(sizes.values())
-        common = with_sizes(config, length=config.model.length, micro_batch=smallest, global_batch=in_flight)
-        best_times = measure(
-            engine,
-            settings.arms,
-            common,
-            settings.vocabulary,
-            steps=max(1, settings.steps // 5),  # these steps are long: fewer of them say as much
-            warm_up=settings.warm_up,
-            micro_batches=sizes,
-        )
-        best = {"cap_bytes": settings.memory_cap, **_case_result(common, settings, best_times, rows)}
     return {
         "model": case.model,
         "layout": layout.describe(),
@@ -169,8 +156,36 @@ def _measured(engine: ShardingEngine, case: Case, settings: Settings, layout: Pa
         "peak_memory_is": MEANINGS[device.type],
         "config": yaml.safe_load(config.to_yaml()),
         **_case_result(config, settings, times, rows),
-        "best_micro_batch": best,
+        "best_micro_batch": _best(engine, case, settings, layout, states, rows),
     }
+
+
+def _best(
+    engine: ShardingEngine, case: Case, settings: Settings, layout: ParallelDims, states: float, rows: int
+) -> dict[str, Any] | None:
+    """Measure each arm with its largest micro-batch under the cap; None without one, or where it did not do."""
+    if settings.memory_cap is None:
+        return None
+    config, limits = case.config, {"states": states, "cap": settings.memory_cap}
+    sizes = best_micro_batches(engine, settings.arms, config, settings.vocabulary, layout, **limits)
+    in_flight = max(sizes.values()) * layout.data * layout.pipeline
+    smallest = min(sizes.values())
+    common = with_sizes(config, length=config.model.length, micro_batch=smallest, global_batch=in_flight)
+    try:
+        times = measure(
+            engine,
+            settings.arms,
+            common,
+            settings.vocabulary,
+            steps=max(1, settings.steps // 5),  # these steps are long: fewer of them say as much
+            warm_up=settings.warm_up,
+            micro_batches=sizes,
+        )
+    except torch.OutOfMemoryError as error:
+        # What was measured before must not be lost by it.
+        print(f"warning: micro-batches of {sizes} were estimated to fit: {error}", file=sys.stderr)
+        return None
+    return {"cap_bytes": settings.memory_cap, **_case_result(common, settings, times, rows)}
 
 
 def _case_result(config: Config, settings: Settings, times: dict[str, ArmTimes], rows: int) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """Builds this rank's model chunks and puts them under the configured sharding engine."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from card_scale.config import Config
 from card_scale.distributed.device import current_device
@@ -20,9 +23,13 @@ def compute_dtype(config: Config) -> torch.dtype:
 
 
 def build_engine(
-    config: Config, dims: ParallelDims, vocabulary: Vocabulary, attention_kind: AttentionKind
+    config: Config,
+    dims: ParallelDims,
+    vocabulary: Vocabulary,
+    attention_kind: AttentionKind,
+    initial: Callable[[str, tuple[int, ...], int, int], Tensor] = initial_weight,
 ) -> ShardingEngine:
-    """Return the engine with weights at their initial values. The process groups of ``dims`` must have formed.
+    """Return the engine with weights at their ``initial`` values. The process groups of ``dims`` must have formed.
 
     The chunks are made on the meta device: the engine gives memory to this rank's shard alone, and initial values are
     set one parameter at a time.
@@ -50,7 +57,7 @@ def build_engine(
         ]
     engine = engine_kind(config).load()(chunks, config, dtype)
     for parameter, logical in engine.weights():
-        whole = initial_weight(logical.name, logical.global_shape, config.run.seed, config.model.layers)
+        whole = initial(logical.name, logical.global_shape, config.run.seed, config.model.layers)
         engine.set_full_state(parameter, WEIGHT, logical.select(whole))
     engine.publish_weights()
     return engine

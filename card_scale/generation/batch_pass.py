@@ -5,7 +5,7 @@ from torch import Tensor
 
 from card_scale.generation.cache import CacheWriter, KeyValueCache, SequenceCache, behind_cached, filled
 from card_scale.generation.decoder import Plan
-from card_scale.generation.model import InferenceModel, Look, block_visible
+from card_scale.generation.model import InferenceModel, Look, block_visible, power_of_two
 from card_scale.generation.two_stream_pass import run_two_streams
 from card_scale.generation.two_streams import TwoStreamCache, TwoStreamModel
 
@@ -31,13 +31,13 @@ def run_pass(model: InferenceModel, plans: list[Plan], cache: SequenceCache | No
         return run_two_streams(model, plans, cache)
     assert cache is None or isinstance(cache, KeyValueCache)
     inputs, outputs = max(len(plan.tokens) for plan in plans), max(len(plan.read) for plan in plans)
-    span = None
+    span, counts = None, [len(plan.read) for plan in plans]
     if model.is_compiled and cache is not None:
+        plans = plans + plans[:1] * (len(cache.lengths) - len(plans))
         span = min(-(-(max(cache.lengths) + inputs) // SPAN) * SPAN, cache.capacity)
-        inputs, outputs = _power_of_two(inputs), _power_of_two(outputs)
+        inputs, outputs = power_of_two(inputs), power_of_two(outputs)
     tokens = torch.tensor([filled(plan.tokens, inputs) for plan in plans], device=device)
     positions = torch.tensor([filled(plan.positions, inputs) for plan in plans], device=device)
-    counts = [len(plan.read) for plan in plans]
     reads_all = span is None and all(count == inputs for count in counts)
     read = None if reads_all else torch.tensor([filled(plan.read, outputs) for plan in plans], device=device)
     look = Look(None)
@@ -48,14 +48,10 @@ def run_pass(model: InferenceModel, plans: list[Plan], cache: SequenceCache | No
         look.mask, look.is_causal = _seen(model, plans, positions, cache.lengths, span)
         look.writer = CacheWriter(cache, inputs, device, span, sizes)
     logits = model.run(tokens, positions, look, read)
-    if len(plans) == 1:
+    if len(counts) == 1:
         return logits[0, : counts[0]], counts
     rows = [row * outputs + number for row, count in enumerate(counts) for number in range(count)]
     return logits.flatten(0, 1)[torch.tensor(rows, device=device)], counts
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 def _seen(

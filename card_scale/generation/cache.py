@@ -17,7 +17,7 @@ class SequenceCache(Protocol):
         """Keep the first ``counts[row]`` positions that the last pass wrote."""
 
     def keep(self, rows: list[int]) -> None:
-        """Drop all other sequences."""
+        """Drop all other sequences, of which some are left."""
 
 
 class LayerKeys(Protocol):
@@ -32,9 +32,21 @@ class KeyValueCache:
 
     Of each sequence the first ``lengths[row]`` positions are clean tokens that later passes see. What a pass writes
     behind them counts only once :meth:`commit` says so; the next pass writes over the rest.
+
+    Where the buffers are static, their rows stay as many when sequences are dropped: those behind the last sequence
+    only fill up, and do as the first.
     """
 
-    def __init__(self, layers: range, rows: int, kv_heads: int, capacity: int, head_size: int, like: Tensor):
+    def __init__(
+        self,
+        layers: range,
+        rows: int,
+        kv_heads: int,
+        capacity: int,
+        head_size: int,
+        like: Tensor,
+        is_static: bool = False,
+    ):
         """For ``layers`` of the model; ``like`` gives type and device."""
         # One position more than are ever read: where the keys go of inputs that only fill up a pass.
         size = (rows, kv_heads, capacity + 1, head_size)
@@ -43,17 +55,32 @@ class KeyValueCache:
         self.values = [like.new_zeros(size) for _ in layers]
         self.capacity = capacity
         self.lengths = [0] * rows
+        self.is_static = is_static
+
+    def clear(self) -> None:
+        """Begin anew, in the same buffers."""
+        for buffer in (*self.keys, *self.values):
+            buffer.zero_()
+        self.lengths = [0] * len(self.lengths)
 
     def commit(self, counts: list[int]) -> None:
         """Keep the first ``counts[row]`` positions that the last pass wrote."""
+        counts = self._with_filling(counts)
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def keep(self, rows: list[int]) -> None:
-        """Drop all other sequences."""
+        """Drop all other sequences, of which some are left."""
+        rows = self._with_filling(rows)
         index = torch.tensor(rows, device=self.keys[0].device)
-        self.keys = [keys.index_select(0, index) for keys in self.keys]
-        self.values = [values.index_select(0, index) for values in self.values]
+        for buffers in (self.keys, self.values):
+            for number, buffer in enumerate(buffers):
+                kept = buffer.index_select(0, index)
+                buffers[number] = buffer.copy_(kept) if self.is_static else kept
         self.lengths = [self.lengths[row] for row in rows]
+
+    def _with_filling(self, of_sequences: list[int]) -> list[int]:
+        missing = len(self.lengths) - len(of_sequences) if self.is_static else 0
+        return of_sequences + of_sequences[:1] * missing
 
 
 class CacheWriter:

@@ -16,7 +16,15 @@ from card_scale.generation.packed import LaidOut, Linear, is_possible, laid_out,
 from card_scale.generation.shape import DecoderShape
 
 MOST_COMPILED_SHAPES = 256
-"""Of passes: powers of two of inputs and outputs, times parts of the cache, times batch sizes."""
+"""Of passes: powers of two of inputs, outputs and sequences, times parts of the cache."""
+
+CAPACITIES = 512
+"""Caches of a compiled model hold whole multiples of this."""
+
+
+def power_of_two(count: int) -> int:
+    """Return the least one that is not below ``count``, at least 1."""
+    return 1 << (count - 1).bit_length()
 
 
 class Rotary(nn.Module):
@@ -154,6 +162,8 @@ class InferenceModel(nn.Module):
         self.embedding_copy: LaidOut | None = None
         """Where it is the output matrix too."""
         self.run: Callable[..., Tensor] = self.forward
+        self.static_caches: dict[tuple[int, int], KeyValueCache] = {}
+        """Of a compiled model, by rows and capacity."""
 
     def compile_passes(self, **options: Any) -> None:
         """Compile a pass as one graph; passes then have few shapes. ``options`` are torch.compile's.
@@ -205,15 +215,23 @@ class InferenceModel(nn.Module):
         self.rotary.float().fill()
 
     def new_cache(self, rows: int, capacity: int) -> SequenceCache:
-        """An empty cache for ``rows`` sequences."""
-        shape = self.shape
-        like = self.embedding.weight
-        cache = KeyValueCache(range(shape.layers), rows, self.kv_heads, capacity, shape.head_size, like)
-        if self.is_compiled:
+        """An empty cache for ``rows`` sequences. A compiled model has one of each size, for one user at a time."""
+        if not self.is_compiled:
+            return self._empty_cache(rows, capacity, is_static=False)
+        rows, capacity = power_of_two(rows), -(-capacity // CAPACITIES) * CAPACITIES
+        if (rows, capacity) not in self.static_caches:
+            cache = self._empty_cache(rows, capacity, is_static=True)
             for buffer in (*cache.keys, *cache.values):
-                # A CUDA graph may write to it in place.
+                # A CUDA graph may write to it in place, and is of its address.
                 torch._dynamo.mark_static_address(buffer)
-        return cache
+            self.static_caches[rows, capacity] = cache
+        self.static_caches[rows, capacity].clear()
+        return self.static_caches[rows, capacity]
+
+    def _empty_cache(self, rows: int, capacity: int, *, is_static: bool) -> KeyValueCache:
+        shape, like = self.shape, self.embedding.weight
+        layers = range(shape.layers)
+        return KeyValueCache(layers, rows, self.kv_heads, capacity, shape.head_size, like, is_static=is_static)
 
     def forward(self, tokens: Tensor, positions: Tensor, look: Look, read: Tensor | None = None) -> Tensor:
         """Run one pass.

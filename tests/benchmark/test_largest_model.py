@@ -77,7 +77,9 @@ def test_a_trial_without_memory_is_told_from_one_that_failed(monkeypatch):
     assert tool.peak_of_a_trial(options, 3) == 61.5
     ends(3, "error: CUDA out of memory. Tried to allocate 2 GiB.\n[rank0] destroy_process_group() was not called\n")
     assert tool.peak_of_a_trial(options, 3) is None
-    for code, said in ((3, "error: model.heads is 5\n"), (1, "RuntimeError: out of memory\n"), (-9, "")):
+    ends(1, "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)\n")
+    assert tool.peak_of_a_trial(options, 3) is None
+    for code, said in ((3, "error: model.heads is 5\n"), (1, "RuntimeError: no kernel\n"), (-9, "")):
         ends(code, said)
         with pytest.raises(ConfigurationError, match=f"3 layers ended with code {code}"):
             tool.peak_of_a_trial(options, 3)

@@ -47,7 +47,7 @@ def test_every_output_equals_a_full_recomputation(monkeypatch, name, compiled):
     checked = []
 
     def checking_pass(model, plans, cache):
-        lengths = [0] * len(plans) if cache is None else cache.lengths
+        lengths = [0] * len(plans) if cache is None else cache.lengths[: len(plans)]
         before = [row[:length] for row, length in zip(known, lengths, strict=True)]
         logits, counts = run_pass(model, plans, cache)
         expected = [
@@ -91,5 +91,26 @@ def test_a_compiled_pass_is_one_graph_and_its_shapes_are_few():
     options = {"method": "self_verified", "new_tokens": 30, "input_cost": 0.0, "drafts": 3}
     found = loop.generate(model, prompts, **options)
     assert [one.tokens for one in found] == [one.tokens for one in loop.generate(plain, prompts, **options)]
-    # The prompts, then 4 to 16 inputs with two rows, then with one.
+    # The prompts, then 4 to 16 inputs.
     assert len(graphs) <= 8 < found[0].passes
+
+
+def test_batches_of_a_compiled_model_have_few_shapes_and_its_caches_one_place():
+    """Whatever ends first, and however many there are: sequences that have ended are filled up to a power of two."""
+    graphs = []
+    model, plain = make_model(scale=2.0), make_model(scale=2.0)
+    model.compile_passes(backend=lambda graph, _inputs: graphs.append(graph) or graph.forward)
+    options = {"method": "self_verified", "new_tokens": 30, "input_cost": 0.0, "drafts": 3}
+    for count in (5, 6, 8):
+        prompts = [prompt(5 + number, number) for number in range(count)]
+        found = loop.generate(model, prompts, **options)
+        expected = loop.generate(plain, prompts, **options)
+        assert [one.tokens for one in found] == [one.tokens for one in expected]
+        assert [one.passes for one in found] == [one.passes for one in expected]
+        if count == 5:
+            first, places = len(graphs), [buffer.data_ptr() for buffer in model.static_caches[8, 512].keys]
+            assert len({one.passes for one in found}) > 1  # they end one by one
+    assert first <= 10
+    assert len(graphs) <= first + 3
+    assert list(model.static_caches) == [(8, 512)]
+    assert [buffer.data_ptr() for buffer in model.static_caches[8, 512].keys] == places

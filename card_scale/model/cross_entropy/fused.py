@@ -69,7 +69,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, targets, shard_start, forbidden, group):
         columns = logits.shape[-1]
-        flat, flat_targets = logits.reshape(-1, columns), targets.reshape(-1)
+        # The kernels count places from the rows' begin.
+        flat, flat_targets = logits.reshape(-1, columns).contiguous(), targets.reshape(-1).contiguous()
         flags = forbidden.view(torch.uint8)
         largest, total, target = (flat.new_empty(len(flat), dtype=torch.float32) for _ in range(3))
         _statistics[(len(flat),)](
