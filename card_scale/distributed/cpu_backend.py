@@ -1,15 +1,26 @@
 """Makes Megatron-core run on CPU with gloo.
 
-Megatron-core (seen in 0.16.1) names ``device="cuda"`` in tensor factories (schedules, p2p) and asks
-``torch.cuda.current_device()`` for the device of its communication buffers. :func:`install` answers that question with
-"cpu" where no GPU is present; :func:`factories_on_cpu` redirects the factories while a schedule runs.
+Megatron-core (seen in 0.16.1) asks ``torch.cuda.current_device()`` for the device of its communication buffers, and its
+schedules count tokens in a tensor on "cuda", whatever there is. :func:`install` answers both with the CPU where no GPU
+is present.
 """
 
-import contextlib
 import sys
+from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from megatron.core.pipeline_parallel import schedules
+from torch import Tensor
+
+
+class _TorchWithoutCuda:
+    """What the schedules call ``torch``. Only their own count of tokens names "cuda"; what they call is untouched."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def zeros(self, *size: Any, **keywords: Any) -> Tensor:
+        return torch.zeros(*size, **keywords | {"device": "cpu"})
 
 
 def install() -> None:
@@ -22,17 +33,4 @@ def install() -> None:
     tracing = sys.modules.get("torch._dynamo.variables.torch")
     if tracing is not None:
         tracing.constant_fold_functions[torch.cuda.current_device] = None
-
-
-class _CudaFactoriesOnCpu(TorchFunctionMode):
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        named = kwargs.get("device")
-        if named is not None and torch.device(named).type == "cuda":
-            kwargs = {**kwargs, "device": "cpu"}
-        return function(*args, **kwargs)
-
-
-def factories_on_cpu() -> contextlib.AbstractContextManager:
-    """Return a context in which factories that name "cuda" make CPU tensors; on a GPU machine it does nothing."""
-    return contextlib.nullcontext() if torch.cuda.is_available() else _CudaFactoriesOnCpu()
+    schedules.torch = _TorchWithoutCuda()

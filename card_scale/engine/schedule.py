@@ -8,7 +8,6 @@ from megatron.core.pipeline_parallel import schedules
 from torch import Tensor
 
 from card_scale import faults
-from card_scale.distributed import cpu_backend
 from card_scale.engine.base import ShardingEngine
 from card_scale.objectives.batch import Batch
 
@@ -57,7 +56,7 @@ def run(
     iterators = [iter(micro_batches) for _ in engine.stages]
     batch_rows, positions = micro_batches[0].positions.shape
     gradient_context = torch.no_grad() if forward_only else contextlib.nullcontext()
-    with cpu_backend.factories_on_cpu(), _before_each_backward(before_backward), gradient_context:
+    with _before_each_backward(before_backward), gradient_context:
         return schedules.get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=iterators if interleaved else iterators[0],

@@ -22,7 +22,7 @@ from card_scale.training.metric_sums import LOSS
 from card_scale.training.train_step import StepResult, TrainStep
 
 VOCABULARY = Vocabulary(size=250, mask_id=4)
-STEPS = 5
+STEPS = 3
 
 
 class Trajectory(NamedTuple):
