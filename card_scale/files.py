@@ -1,8 +1,10 @@
 """Writing and hashing files so that a kill at any moment leaves the old file or the new one, never half of one."""
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,17 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of the operating system that does not: a full disk says no more than that."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def partial_path(path: Path) -> Path:
     """Where ``path`` is written until :func:`commit` gives it its name."""
     return path.with_name(path.name + PARTIAL)
@@ -49,15 +62,17 @@ def replace(path: Path, content: bytes) -> None:
 
     After a power cut it may be missing or empty: for files that are checked when they are read and can be made again.
     """
-    partial_path(path).write_bytes(content)
-    commit(path)
+    with naming(path):
+        partial_path(path).write_bytes(content)
+        commit(path)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a small file durably; readers see the old content or all of the new."""
-    with partial_path(path).open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    commit(path)
-    sync_directory(path.parent)
+    with naming(path):
+        with partial_path(path).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        commit(path)
+        sync_directory(path.parent)

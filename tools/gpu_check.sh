@@ -7,7 +7,7 @@
 #   STAGE_SECONDS=N        ends a stage after so long (default: never)
 #   PYTHON=INTERPRETER     (default: .venv's, where there is one)
 #   parity      20 steps of the quickstart model, GPU against CPU (needs data/quickstart/tokens: make quickstart)
-#   mfu-124m, mfu-1b       as users get it (compiled, fused loss), AR and CARD, ZeRO-1 and FSDP2, with profiles
+#   mfu-124m, mfu-1b       as users get it (compiled, fused loss), AR and CARD, DeepSpeed and FSDP2, with profiles
 #   compiled    compiled layers at L 1024 and one micro-batch of 16,384 tokens, 124M and 1B, block diffusion among them
 #   accumulated 1B, CARD and AR at 131,072 tokens a step
 #   zero        124M, CARD: ZeRO-1 and ZeRO-3, with one micro-batch and with four
@@ -30,12 +30,13 @@
 set -euo pipefail
 all=(parity mfu-124m mfu-1b compiled accumulated zero 124m-short 124m-long 1b-short 1b-long engine recompute largest 3b
   model-deepspeed model-fsdp2 decode-train decode decode-batches decode-reference claim)
-if [[ $# -ne 1 ]]; then
+seconds=${STAGE_SECONDS:-}
+if [[ $# -ne 1 || -n $seconds ]]; then
   [[ $# -gt 0 ]] || set -- "${all[@]}"
   status=0
   for stage; do
     echo "== $stage =="
-    timeout "${STAGE_SECONDS:-0}" "$0" "$stage" || status=$?
+    STAGE_SECONDS="" timeout "${seconds:-0}" "$0" "$stage" || status=$?
   done
   exit $status
 fi
@@ -68,7 +69,7 @@ needs_quickstart() {
 }
 
 parity() {
-  local scratch one_rank
+  local one_rank
   needs_quickstart
   scratch=$(mktemp -d)
   trap 'rm -rf "$scratch"' EXIT
@@ -87,7 +88,7 @@ PY
 
 mfu() { # NAME CONFIG TOKENS
   local common=(--arms ar card --lengths 1024 --tokens "$3" --steps 20 --memory-gib 0 --profile)
-  bench "$2" "${zero1[@]}" "${common[@]}" --json "$results/gpu_mfu_$1_zero1.json"
+  bench "$2" "${common[@]}" --json "$results/gpu_mfu_$1_deepspeed.json"
   bench "$2" "${fsdp2[@]}" "${common[@]}" --json "$results/gpu_mfu_$1_fsdp2.json"
 }
 
@@ -113,14 +114,13 @@ decode_train() {
 decode() { # NAME OPTION...
   [[ -d $trained/spans/$checkpoint && -d $trained/ar/$checkpoint ]] || { echo "error: run the stage decode-train first" >&2; exit 4; }
   "$python" tools/decode_sweep.py "$trained/spans/$checkpoint" --judge "$trained/ar/$checkpoint" --data data/quickstart/tokens \
-    --prompt-tokens 512 --tokens 128 --repetitions 2 --output "$results/gpu_decode_$1.json" "${@:2}"
+    --prompt-tokens 512 --tokens 128 --repetitions 2 --output "$results/gpu_decode_$1.json" "${@:2}" | tee "$results/gpu_decode_$1.txt"
 }
 
 three_billion() {
-  local scratch
   needs_quickstart
   scratch=$(mktemp -d)
-  trap 'cp "$scratch"/run/{metrics.jsonl,environment.json} "$results" && rm -rf "$scratch"' EXIT
+  trap 'for name in metrics.jsonl environment.json; do cp "$scratch/run/$name" "$results/gpu_3b_$name"; done; rm -rf "$scratch"' EXIT
   # Killed, since its checkpoint of 45 GiB says nothing here; a constant learning rate, since nobody knows how far it comes.
   timeout --signal=KILL 480 "$python" -m card_scale.train launchers/configs/card-3b.yaml "${fsdp2[@]}" parallel.recompute=selective \
     run.dir="$scratch/run" data.path=data/quickstart/tokens data.unique_tokens=2500000 data.validation_samples=32 train.global_batch=32 \

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from card_scale.files import commit, partial_path
+from card_scale.files import commit, naming, partial_path
 
 BLOCK = 512
 END_MARKER = bytes(2 * BLOCK)
@@ -111,7 +111,8 @@ class ShardWriter:
         self._write(b"".join((before, data, bytes(padding(len(header) + len(data))))))
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
+        with naming(self._path):
+            self._file.write(data)
         self._hash.update(data)
         self.bytes += len(data)
 
@@ -123,9 +124,10 @@ class ShardWriter:
         """
         self._write(END_MARKER)
         self._write(bytes(-self.bytes % _RECORD))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         commit(self._path)
         index = np.zeros(len(self._rows), dtype=INDEX_DTYPE)
         if self._rows:

@@ -1,6 +1,5 @@
 """Which kernel computes the loss on the device at hand, and whether of all logits at once."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from card_scale.errors import ConfigurationError
 from card_scale.model.cross_entropy import reference
 from card_scale.model.cross_entropy.parts import PART_ELEMENTS
+from card_scale.objectives import noise
 
 CrossEntropy = Callable[[Tensor, Tensor, int, Tensor, dist.ProcessGroup], Tensor]
 """(logits, targets, shard_start, forbidden, group) to losses; see the reference."""
@@ -55,4 +55,4 @@ def loss_kernel(backend: str, device: torch.device, item_bytes: int) -> LossKern
 
 
 def _has_triton(device_type: str) -> bool:
-    return device_type == "cuda" and importlib.util.find_spec("triton") is not None
+    return device_type == "cuda" and noise.has_triton()
