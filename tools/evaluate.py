@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
         help="dataset of tools/data.py build; may be given several times",
     )
     parser.add_argument("--split", choices=("train", "validation"), default="validation", help="(default: validation)")
-    parser.add_argument("--samples", type=positive, help="of each dataset, the first so many (default: all)")
+    parser.add_argument("--samples", type=positive, help="of each dataset, chosen as in training (default: all)")
     parser.add_argument(
         "--tasks",
         type=lambda names: [name.strip() for name in names.split(",")],

@@ -52,6 +52,16 @@ def evenly_spread(count: int, total: int) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * total // max(count, 1)
 
 
+def evaluated_samples(split: str, count: int | None, total: int) -> np.ndarray:
+    """Which of a split's ``total`` samples an evaluation of ``count`` of them (None: all) reads: int64 [N], ascending.
+
+    Of training samples the first, so that runs which repeat more or less of a stream are evaluated on the same ones; of
+    others an even spread, since they stand in the order of the corpus, whose begin may be of a few sources.
+    """
+    count = total if count is None else min(count, total)
+    return np.arange(count, dtype=np.int64) if split == "train" else evenly_spread(count, total)
+
+
 def locate(positions: np.ndarray, sample_count: int) -> tuple[np.ndarray, np.ndarray]:
     """Epoch and place in the epoch of global positions (samples consumed before them, counted over all ranks).
 

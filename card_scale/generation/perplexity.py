@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
+from card_scale.data import order
 from card_scale.data.stream import PackedStream
 from card_scale.generation.load import TrainedModel
 from card_scale.generation.scoring import Scored, is_exact, score
@@ -44,16 +43,17 @@ def dataset_perplexity(
 ) -> Iterator[Perplexity]:
     """Yield the likelihood of more and more samples, that of all of them last.
 
-    Each sample's first token is its context, so this is ``validation_nll`` of training where the model is exact.
+    Each sample's first token is its context, and ``samples`` are chosen as in training, so this is ``validation_nll``
+    of training with as many of them where the model is exact.
 
     Raises DataError for a dataset of another tokenizer.
     """
     stream = open_stream(model, dataset, split)
-    count = stream.sample_count if samples is None else min(samples, stream.sample_count)
+    sample_ids = order.evaluated_samples(split, samples, stream.sample_count)
     lengths = [len(model.tokenizer.piece_bytes(token)) for token in range(model.shape.vocabulary)]
     nats = tokens = text_bytes = 0.0
-    for begin in range(0, count, ROWS):
-        rows = stream.samples(np.arange(begin, min(begin + ROWS, count))).tolist()
+    for begin in range(0, len(sample_ids), ROWS):
+        rows = stream.samples(sample_ids[begin : begin + ROWS]).tolist()
         # A model that predicts in place reads its length and no token more.
         rows = [row[:-1] for row in rows] if model.shape.in_place else rows
         scores = score(model, [Scored(row[:1], row[1:]) for row in rows], batch=batch, draws=draws)
@@ -61,4 +61,4 @@ def dataset_perplexity(
         tokens += sum(len(row) - 1 for row in rows)
         text_bytes += sum(lengths[token] for row in rows for token in row[1:])
         per_byte = nats / math.log(2) / max(text_bytes, 1)
-        yield Perplexity(min(begin + ROWS, count), int(tokens), nats / tokens, per_byte, not is_exact(model))
+        yield Perplexity(min(begin + ROWS, len(sample_ids)), int(tokens), nats / tokens, per_byte, not is_exact(model))

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import torch.distributed as dist
 
 from card_scale.config import Config
@@ -90,25 +89,19 @@ def open_loader(config: Config, data: RunData) -> GlobalBatchLoader:
 
 
 def open_validation(config: Config, data: RunData) -> EvaluationBatches:
-    """Return this rank's validation batches, of ``data.validation_samples`` evenly spread over the split."""
-    held = data.validation.sample_count
-    return _evaluation_batches(
-        config, data.validation, order.evenly_spread(min(config.data.validation_samples or held, held), held)
-    )
+    """Return this rank's share of ``data.validation_samples`` validation samples."""
+    return _evaluation_batches(config, data.validation, "validation", config.data.validation_samples or None)
 
 
 def open_train_samples(config: Config, data: RunData) -> EvaluationBatches:
-    """Return this rank's share of the first ``data.train_samples`` training samples, for evaluation.
-
-    The first, so that runs which repeat more or less of a stream are evaluated on the same ones.
-    """
-    return _evaluation_batches(config, data.train, np.arange(min(config.data.train_samples, data.train.sample_count)))
+    """Return this rank's share of ``data.train_samples`` training samples, for evaluation."""
+    return _evaluation_batches(config, data.train, "train", config.data.train_samples)
 
 
-def _evaluation_batches(config: Config, stream: PackedStream, sample_ids: np.ndarray) -> EvaluationBatches:
+def _evaluation_batches(config: Config, stream: PackedStream, split: str, samples: int | None) -> EvaluationBatches:
     return EvaluationBatches(
         stream,
-        sample_ids,
+        order.evaluated_samples(split, samples, stream.sample_count),
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         data_parallel_rank=process_groups.data_rank(),
