@@ -103,6 +103,7 @@ def main() -> None:
             if dist.get_rank() == 0:
                 name = f"{arguments.json.stem}_{result['model']}_L{result['length']}_{arm}_profile.txt"
                 arguments.json.with_name(name).write_text(profile, encoding="utf-8")
+        del make_profiles  # it holds the engine, beside which the next model's would take memory
     if dist.get_rank() == 0:
         if arguments.tensorboard:
             write_curves(arguments.tensorboard, record["results"])

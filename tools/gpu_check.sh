@@ -33,10 +33,17 @@ all=(parity mfu-124m mfu-1b compiled accumulated zero 124m-short 124m-long 1b-sh
 seconds=${STAGE_SECONDS:-}
 if [[ $# -ne 1 || -n $seconds ]]; then
   [[ $# -gt 0 ]] || set -- "${all[@]}"
+  for stage; do
+    [[ " ${all[*]} half-hour official " == *" $stage "* ]] || { echo "error: unknown stage $stage; see the head of $0" >&2; exit 2; }
+  done
   status=0
+  trap 'kill "$running"; exit 130' INT TERM
   for stage; do
     echo "== $stage =="
-    STAGE_SECONDS="" timeout "${seconds:-0}" "$0" "$stage" || status=$?
+    # In the background, so that a signal is heard at once; timeout passes it on to all that the stage has started.
+    STAGE_SECONDS="" timeout --kill-after=30 "${seconds:-0}" "$0" "$stage" &
+    running=$!
+    wait "$running" || status=$?
   done
   exit $status
 fi
@@ -122,7 +129,7 @@ three_billion() {
   scratch=$(mktemp -d)
   trap 'for name in metrics.jsonl environment.json; do cp "$scratch/run/$name" "$results/gpu_3b_$name"; done; rm -rf "$scratch"' EXIT
   # Killed, since its checkpoint of 45 GiB says nothing here; a constant learning rate, since nobody knows how far it comes.
-  timeout --signal=KILL 480 "$python" -m card_scale.train launchers/configs/card-3b.yaml "${fsdp2[@]}" parallel.recompute=selective \
+  timeout --foreground --signal=KILL 480 "$python" -m card_scale.train launchers/configs/card-3b.yaml "${fsdp2[@]}" parallel.recompute=selective \
     run.dir="$scratch/run" data.path=data/quickstart/tokens data.unique_tokens=2500000 data.validation_samples=32 train.global_batch=32 \
     train.steps=100000 train.eval_every=50 train.save_every=0 optimizer.schedule=constant optimizer.warmup_steps=20 || [[ $? == 137 ]]
 }

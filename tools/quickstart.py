@@ -85,16 +85,17 @@ def _run(command: list[str]) -> int:
 def closing_screen(seconds: float) -> str:
     """Return what was learnt and where to look, from the run's own records."""
     # numpy and the data layer only now: --help must answer at once.
-    import numpy as np
-
     from card_scale import config as configs
     from card_scale.corpus.entropy import unigram_entropy
+    from card_scale.data.order import evaluated_samples
     from card_scale.data.stream import PackedStream
     from card_scale.training.records import evaluations_of, read_metrics
 
     config = configs.load(RUN / "config.yaml", [])
     held_out = PackedStream(ROOT / config.data.path, "validation", config.run.seed, config.model.length)
-    evaluated = held_out.samples(np.arange(config.data.validation_samples))
+    evaluated = held_out.samples(
+        evaluated_samples("validation", config.data.validation_samples or None, held_out.sample_count)
+    )
     entropy = unigram_entropy(evaluated[:, 1:])
     records = read_metrics(RUN / "metrics.jsonl")
     evaluations = evaluations_of(records)

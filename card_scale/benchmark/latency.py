@@ -182,6 +182,8 @@ def _best(
             micro_batches=sizes,
         )
     except torch.OutOfMemoryError as error:
+        if dist.get_world_size() > 1:
+            raise  # the other ranks wait for this one
         # What was measured before must not be lost by it.
         print(f"warning: micro-batches of {sizes} were estimated to fit: {error}", file=sys.stderr)
         return None

@@ -57,6 +57,12 @@ class KeyValueCache:
         self.lengths = [0] * rows
         self.is_static = is_static
 
+    def has_sizes(self, rows: int, kv_heads: int, capacity: int, like: Tensor) -> bool:
+        """Whether the buffers are of these sizes, and of this type and device."""
+        held = self.keys[0]
+        sizes = (rows, kv_heads, capacity + 1)
+        return held.shape[:3] == sizes and (held.dtype, held.device) == (like.dtype, like.device)
+
     def clear(self) -> None:
         """Begin anew, in the same buffers."""
         for buffer in (*self.keys, *self.values):

@@ -111,11 +111,30 @@ def run(
 ) -> list[Generation]:
     """Decode all sequences to their ends, those that still run in one batch. ``keys`` are those of their noise."""
     found = [Generation() for _ in decoders]
-    active = list(range(len(decoders)))
     cache = None
     if decoders and decoders[0].uses_cache:
         capacity = max(decoder.limit for decoder in decoders) + max(decoder.scratch for decoder in decoders)
         cache = model.new_cache(len(decoders), capacity)
+    try:
+        _decode(model, decoders, keys, chooser, stopping, listener, cache, found)
+    finally:
+        if cache is not None:
+            model.give_back(cache)
+    return found
+
+
+def _decode(
+    model: InferenceModel,
+    decoders: list[SequenceDecoder],
+    keys: list[int],
+    chooser: Chooser,
+    stopping: Stopping,
+    listener: Listener | None,
+    cache: SequenceCache | None,
+    found: list[Generation],
+) -> None:
+    """Pass after pass, until all sequences have ended; ``found`` takes what they generate."""
+    active = list(range(len(decoders)))
     while active:
         running = [decoders[index] for index in active]
         counts = _one_pass(model, running, [keys[index] for index in active], chooser, cache)
@@ -130,7 +149,6 @@ def run(
             active = [active[row] for row in kept]
             if cache is not None and kept:
                 cache.keep(kept)
-    return found
 
 
 def _one_pass(

@@ -162,8 +162,8 @@ class InferenceModel(nn.Module):
         self.embedding_copy: LaidOut | None = None
         """Where it is the output matrix too."""
         self.run: Callable[..., Tensor] = self.forward
-        self.static_caches: dict[tuple[int, int], KeyValueCache] = {}
-        """Of a compiled model, by rows and capacity."""
+        self.spare_cache: KeyValueCache | None = None
+        """Of a compiled model, for its next generation."""
 
     def compile_passes(self, **options: Any) -> None:
         """Compile a pass as one graph; passes then have few shapes. ``options`` are torch.compile's.
@@ -215,18 +215,24 @@ class InferenceModel(nn.Module):
         self.rotary.float().fill()
 
     def new_cache(self, rows: int, capacity: int) -> SequenceCache:
-        """An empty cache for ``rows`` sequences. A compiled model has one of each size, for one user at a time."""
+        """An empty cache for ``rows`` sequences: of a compiled model the last one given back, if it fits."""
         if not self.is_compiled:
             return self._empty_cache(rows, capacity, is_static=False)
         rows, capacity = power_of_two(rows), -(-capacity // CAPACITIES) * CAPACITIES
-        if (rows, capacity) not in self.static_caches:
-            cache = self._empty_cache(rows, capacity, is_static=True)
-            for buffer in (*cache.keys, *cache.values):
-                # A CUDA graph may write to it in place, and is of its address.
-                torch._dynamo.mark_static_address(buffer)
-            self.static_caches[rows, capacity] = cache
-        self.static_caches[rows, capacity].clear()
-        return self.static_caches[rows, capacity]
+        spare, self.spare_cache = self.spare_cache, None
+        if spare is not None and spare.has_sizes(rows, self.kv_heads, capacity, self.embedding.weight):
+            spare.clear()
+            return spare
+        cache = self._empty_cache(rows, capacity, is_static=True)
+        for buffer in (*cache.keys, *cache.values):
+            # A CUDA graph may write to it in place, and is of its address.
+            torch._dynamo.mark_static_address(buffer)
+        return cache
+
+    def give_back(self, cache: SequenceCache) -> None:
+        """Take back a cache that nobody uses any more."""
+        if self.is_compiled and isinstance(cache, KeyValueCache):
+            self.spare_cache = cache
 
     def _empty_cache(self, rows: int, capacity: int, *, is_static: bool) -> KeyValueCache:
         shape, like = self.shape, self.embedding.weight

@@ -25,6 +25,5 @@ def rotated(states: Tensor, by: Rotation) -> Tensor:
     """Return queries or keys, [M, B, heads, head size], turned."""
     cosines, sines = by
     # As two halves side by side that change places: none is copied, and one kernel reads and writes each number once.
-    # (Not unflatten: as a method it is Python that dynamo does not trace below a torch-function mode, torch 2.13.)
     halves = states.view(*states.shape[:-1], 2, cosines.shape[-1])
     return (halves * cosines + halves.flip(-2) * sines).flatten(-2)

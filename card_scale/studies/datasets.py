@@ -47,7 +47,7 @@ class DatasetFacts(NamedTuple):
         ``samples`` is ``data.validation_samples``, 0 for all.
         """
         scored, available = self.scored_samples(length, samples), self.scored_samples(length, 0)
-        # Runs from before some meant an even spread scored the first ones: theirs is another digest.
+        # Tables of when some meant the first ones have other digests.
         spread = f" spread over {available}" if scored < available else ""
         return hashlib.sha256(f"{self.validation_split} {length} {scored}{spread}".encode()).hexdigest()[:16]
 

@@ -108,9 +108,25 @@ def test_batches_of_a_compiled_model_have_few_shapes_and_its_caches_one_place():
         assert [one.tokens for one in found] == [one.tokens for one in expected]
         assert [one.passes for one in found] == [one.passes for one in expected]
         if count == 5:
-            first, places = len(graphs), [buffer.data_ptr() for buffer in model.static_caches[8, 512].keys]
+            first, places = len(graphs), [buffer.data_ptr() for buffer in model.spare_cache.keys]
             assert len({one.passes for one in found}) > 1  # they end one by one
     assert first <= 10
     assert len(graphs) <= first + 3
-    assert list(model.static_caches) == [(8, 512)]
-    assert [buffer.data_ptr() for buffer in model.static_caches[8, 512].keys] == places
+    assert (model.spare_cache.keys[0].shape[0], model.spare_cache.capacity) == (8, 512)
+    assert [buffer.data_ptr() for buffer in model.spare_cache.keys] == places
+
+
+def test_a_generation_within_another_has_a_cache_of_its_own():
+    model, plain = make_model(scale=2.0), make_model(scale=2.0)
+    model.compile_passes(backend=lambda graph, _inputs: graph.forward)
+    options = {"method": "ar", "new_tokens": 6}
+    inner = []
+
+    def listener(*_):
+        inner.append(loop.generate(model, [prompt(7, 2)], **options)[0].tokens)
+
+    outer = loop.generate(model, [prompt(5, 1)], listener=listener, **options)
+    assert outer[0].tokens == loop.generate(plain, [prompt(5, 1)], **options)[0].tokens
+    assert all(tokens == loop.generate(plain, [prompt(7, 2)], **options)[0].tokens for tokens in inner)
+    model.double()
+    assert len(loop.generate(model, [prompt(5, 1)], **options)[0].tokens) == 6

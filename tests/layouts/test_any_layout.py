@@ -186,7 +186,8 @@ class Loaded(NamedTuple):
 def load_at_each_place(root: Path) -> Loaded:
     """At each place load what every place has saved, and save it again.
 
-    Of each pair of places one variant, in turns, so that each place saves and loads both; and those of CONTINUED.
+    Of each pair of places one variant, in turns, so that each place saves and loads both; both where it is the same
+    place, and those of CONTINUED.
     """
     differences: dict[Place, list[str]] = {}
     continued = {}
@@ -195,7 +196,7 @@ def load_at_each_place(root: Path) -> Loaded:
         again = checkpoints.checkpointer.root
         for source in PLACES:
             in_turn = list(VARIANTS)[(PLACES.index(source) + PLACES.index(place)) // 2 % 2]
-            if variant != in_turn and change_of(source, place, variant) is None:
+            if variant != in_turn and source != place and change_of(source, place, variant) is None:
                 continue
             first = saved_at(root, source, variant)
             checkpoints.directory = RunDirectory(first.parent)

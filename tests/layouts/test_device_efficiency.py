@@ -31,7 +31,8 @@ HOST_READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", 
 
 
 MOST_LAUNCHES = {"ar": 4, "card": 50, "mdlm": 35, "bd3lm": 37, "armd": 24}
-"""Of one corruption, the uniform numbers aside, which on a GPU are a kernel each: what a small step waits for."""
+"""Of one corruption by tensor operations, the uniform numbers aside. On a GPU CARD, MDLM and BD3-LM have kernels of
+their own, but for long rows and clipped intervals."""
 
 
 class _Launches(TorchDispatchMode):

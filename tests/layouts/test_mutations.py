@@ -100,7 +100,7 @@ CASES = {
     ],
 }
 MOVING = {"name": "armd", "permuted": 8, "ar_steps": 0, "permute_steps": 0}
-BEGINNING = MOVING | {"ar_steps": 2, "permute_steps": 4}
+BEGINNING = MOVING | {"ar_steps": 0, "permute_steps": 2}
 CASES_OF_ARMD = {
     (1, 1, 2): [
         Case(faults.noise_differs_by_data_rank, [ZERO2], ("losses",), {"objective": MOVING}),

@@ -50,7 +50,7 @@ CONFIGS = {
     "bd3lm clipped below": small_config(objective={"name": "bd3lm", "block": 8, "max_mask": 0.5}),
     "bd3lm without weights": small_config(objective={"name": "bd3lm", "block": 8, "min_mask": 0.55}),
     "armd": small_config(objective=MOVING),
-    "armd, tokens begin to move": small_config(objective=MOVING | {"ar_steps": 2, "permute_steps": 4}),
+    "armd, tokens begin to move": small_config(objective=MOVING | {"ar_steps": 0, "permute_steps": 2}),
     "armd dense": small_config(objective=MOVING, model={"attention_backend": "dense", "length": 20, "layers": 5}),
     "armd in blocks": small_config(objective=MOVING | {"block": 4}),
     "armd in strides": small_config(objective={"name": "armd", "permuted": 0, "max_stride": 4}),
