@@ -49,7 +49,7 @@ def write_config(directory: Path, dataset: Path) -> Path:
     """
     tree = {
         "run": {"dir": str(directory / "run")},
-        "model": {"layers": 4, "hidden": 32, "heads": 4, "ffn": 48, "length": 24},
+        "model": {"layers": 2, "hidden": 32, "heads": 4, "ffn": 48, "length": 24},
         "objective": {"name": "card"},
         "data": {"path": str(dataset), "validation_samples": 5},
         "parallel": {"engine": "deepspeed", "zero": 3},

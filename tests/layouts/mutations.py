@@ -26,11 +26,9 @@ from card_scale.objectives.block_diffusion import BlockDiffusionObjective
 from card_scale.objectives.card import CardObjective
 from card_scale.objectives.mdlm import MdlmObjective
 from card_scale.training import train_step
-from tests.layouts.trajectory import Trajectory, form_groups, run, small_config, train
+from tests.layouts.trajectory import STAGE_LAYERS, Trajectory, form_groups, run, train
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
-
-LAYERS = small_config().model.layers
 
 
 def run_mutated(cells: list[tuple[Mutation | None, Config]]) -> list[Trajectory]:
@@ -334,7 +332,7 @@ def dropout_of_the_last_layer_counts_all_positions(patch: pytest.MonkeyPatch) ->
     original = layer.dropout
 
     def doubled(states, keys, probability, *, site, first_position):
-        last = site > 2 * (LAYERS - 1)
+        last = site > 2 * (STAGE_LAYERS - 1)
         return original(states, keys, probability, site=site, first_position=first_position * (1 + last))
 
     patch.setattr(layer, "dropout", doubled)

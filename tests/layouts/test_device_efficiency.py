@@ -16,14 +16,8 @@ from card_scale.objectives import noise, registry
 from card_scale.training.train_step import TrainStep
 from tests.layouts.parity import References, assert_parity
 from tests.layouts.processes import run_ranks
-from tests.layouts.test_parity import ENGINES, cell
-from tests.layouts.trajectory import (
-    Trajectory,
-    engine_of,
-    form_groups,
-    rank_batch,
-    run,
-)
+from tests.layouts.test_parity import ARMD, BD3LM, ENGINES, MDLM, cell
+from tests.layouts.trajectory import Trajectory, engine_of, form_groups, rank_batch, run
 from tests.objectives.samples import samples_of
 
 HOST_READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
@@ -58,9 +52,6 @@ def test_a_corruption_is_few_launches(monkeypatch, name):
 
 MOST_GRAPHS = 4
 """Layers share their graphs, those of a first and of a last layer apart: far fewer than the ten layers."""
-
-ARMD = {"name": "armd", "permuted": 8, "ar_steps": 0, "permute_steps": 0}
-
 
 GRAPHS_ALONE = "aot_eager_decomp_partition"
 """Everything of torch.compile but the writing and building of kernels, which takes most of its time."""
@@ -107,8 +98,8 @@ def assert_compiled_parity(layout, model, cases, most_graphs):
 
 def test_every_layer_compiles_as_one_graph_and_trains_the_same():
     cases = [
-        Compiled({**ENGINES[2], "recompute": "selective"}, {"name": "mdlm"}, {}, backend="inductor"),
-        Compiled(ENGINES[3], {"name": "bd3lm", "block": 4}, {}),
+        Compiled({**ENGINES[2], "recompute": "selective"}, MDLM, {}, backend="inductor"),
+        Compiled(ENGINES[3], BD3LM, {}),
         Compiled(ENGINES[1], ARMD, {}),
         Compiled({**ENGINES[4], "recompute": "full"}, {"name": "card"}, {"dropout": 0.1}),
     ]
@@ -117,10 +108,9 @@ def test_every_layer_compiles_as_one_graph_and_trains_the_same():
 
 
 def test_collectives_of_tensor_parallelism_are_part_of_the_graph():
-    bd3lm = {"name": "bd3lm", "block": 4}
     cases = [
         Compiled(ENGINES[1], {"name": "card"}, {}, backend="inductor"),
-        Compiled({**ENGINES[3], "recompute": "selective"}, bd3lm, {"dropout": 0.1}, sequence=True),
+        Compiled({**ENGINES[3], "recompute": "selective"}, BD3LM, {"dropout": 0.1}, sequence=True),
         Compiled({**ENGINES[4], "recompute": "full"}, ARMD, {}, sequence=True),
     ]
     model = {"layers": 7, "hidden": 16, "heads": 2, "ffn": 24}
@@ -181,7 +171,7 @@ def test_the_host_reads_nothing_from_the_device(precision):
     cells = [
         cell((1, 1, 1), engine, objective=objective, train={"precision": precision})
         for engine in engines
-        for objective in ({"name": "card"}, {"name": "mdlm"}, {"name": "bd3lm", "block": 4, "min_mask": 0.3}, ARMD)
+        for objective in ({"name": "card"}, MDLM, BD3LM | {"min_mask": 0.3}, ARMD)
     ]
     (found,) = run_ranks(reads_of_an_update, 1, cells, deadline=120)
     for config, reads in zip(cells, found, strict=True):

@@ -13,7 +13,7 @@ from card_scale.distributed.device import current_device
 from card_scale.engine import optimizer
 from card_scale.errors import NumericError
 from card_scale.faults import VARIABLE
-from card_scale.training.guard import Guard, RollBack
+from card_scale.training.guard import STATE, Guard, RollBack
 from card_scale.training.train_step import TrainStep
 from tests.layouts.processes import run_ranks
 from tests.layouts.trajectory import engine_of, form_groups, global_batch, rank_batch, small_config
@@ -27,8 +27,11 @@ ENGINES = {
 }
 LAYOUTS = {"one rank": (1, {}), "dp2": (2, {}), "tp2": (2, dict(tensor=2)), "pp2": (2, dict(pipeline=2))}
 FAULTS = ("loss,action=nan", "gradient,action=infinity", "gradient,action=spike")
-AFTER = 8
-"""Good updates before the bad one: half a window."""
+AFTER = 2
+"""Good updates before the bad one."""
+WINDOW = 16
+ALIKE = [[5.5 + 0.01 * number, 0.5 + 0.01 * number] for number in range(WINDOW // 2 - AFTER)]
+"""(loss, gradient norm) of updates before them, so that the window is half full and a spike can be told."""
 
 
 def states(engine) -> list[Tensor]:
@@ -40,7 +43,8 @@ def check_engine(config) -> str | None:
     not been."""
     rank = dist.get_world_size() - 1  # the last pipeline stage, which knows the loss
     engine, other = engine_of(config), engine_of(config)
-    update, expected = (TrainStep(each, config.objective, config) for each in (engine, other))
+    state = {STATE: {"refused": 0, "row": 0, "filled": len(ALIKE), "window": ALIKE}}
+    update, expected = (TrainStep(each, config.objective, config, state) for each in (engine, other))
     rate = config.optimizer.lr
     for step in range(AFTER):
         update(rank_batch(config, step), rate)
@@ -86,7 +90,7 @@ def test_offloaded_states_are_refused_alike(tmp_path, precision):
         path.write_text(json.dumps({"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}}}))
         parallel = {"deepspeed": str(path)}
         train = {"precision": precision, "steps": 20, "global_batch": 4, "micro_batch": 1}
-        guard = {"policy": "skip", "spike": 20.0, "window": 16}
+        guard = {"policy": "skip", "spike": 20.0, "window": WINDOW}
         configs.append(
             small_config(model={"layers": 2}, parallel=parallel, optimizer={"ema": 0.9}, train=train, guard=guard)
         )
@@ -101,8 +105,8 @@ def test_what_one_rank_spoils_no_rank_applies(layout):
             model=dict(layers=2, tie_embeddings=precision == "bf16"),
             parallel={**parallel, **engine},
             optimizer=dict(ema=0.9),
-            train=dict(precision=precision, steps=20, global_batch=4, micro_batch=1),
-            guard=dict(policy="skip", spike=20.0, window=16),
+            train=dict(precision=precision, steps=20, global_batch=4, micro_batch=1 if layout == "dp2" else 2),
+            guard=dict(policy="skip", spike=20.0, window=WINDOW),
         )
         for precision in ("fp32", "bf16")
         for name, engine in ENGINES.items()
@@ -119,7 +123,7 @@ def test_the_fused_kernel_is_told_of_a_refusal():
             parallel=engine,
             optimizer={"ema": 0.9},
             train={"steps": 20, "global_batch": 4, "micro_batch": 1},
-            guard={"policy": "skip", "spike": 20.0, "window": 16},
+            guard={"policy": "skip", "spike": 20.0, "window": WINDOW},
         )
         for engine in ENGINES.values()
     ]

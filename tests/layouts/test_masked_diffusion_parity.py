@@ -6,7 +6,10 @@ import pytest
 
 from card_scale.config import Config
 from tests.layouts.parity import check_cells
-from tests.layouts.test_parity import ENGINES, LAYOUTS, cell, named, rows
+from tests.layouts.test_parity import ENGINES, cell, named, rows
+from tests.layouts.test_parity import LAYOUTS as UP_TO_TWO_DIMENSIONS
+
+LAYOUTS = [*UP_TO_TWO_DIMENSIONS, (1, 4, 1)]
 
 BLOCK_DIFFUSION = [
     ("auto", {"block": 4}),
@@ -80,7 +83,7 @@ def test_the_design_leaves_no_pair_out():
         for config in cells_of(layout)
     ]
     assert len({row["variant"] for row in found}) == 1 + len(BLOCK_DIFFUSION)
-    impossible = {("layout", "sequence"): 3, ("layout", "small"): 3}  # layouts without tensor or data parallelism
+    impossible = {("layout", "sequence"): 4, ("layout", "small"): 4}  # layouts without tensor or data parallelism
     for one, other in itertools.combinations(("layout", "engine", "objective", *FACTORS), 2):
         pairs = {(row[one], row[other]) for row in found}
         possible = len({row[one] for row in found}) * len({row[other] for row in found})

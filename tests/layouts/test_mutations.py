@@ -11,7 +11,7 @@ from tests.layouts import mutations as faults
 from tests.layouts.mutations import Mutation, run_mutated
 from tests.layouts.parity import deadline, deviations, label
 from tests.layouts.processes import run_ranks
-from tests.layouts.test_parity import BD3LM, CLIP_ABOVE_EVERY_NORM, ENGINES, MDLM, cell, named
+from tests.layouts.test_parity import ARMD, BD3LM, CLIP_ABOVE_EVERY_NORM, ENGINES, MDLM, cell, named
 
 ZERO0, ZERO1, ZERO2, ZERO3, FSDP2 = ENGINES
 
@@ -99,11 +99,10 @@ CASES = {
         ),
     ],
 }
-MOVING = {"name": "armd", "permuted": 8, "ar_steps": 0, "permute_steps": 0}
-BEGINNING = MOVING | {"ar_steps": 0, "permute_steps": 2}
+BEGINNING = ARMD | {"ar_steps": 0, "permute_steps": 2}
 CASES_OF_ARMD = {
     (1, 1, 2): [
-        Case(faults.noise_differs_by_data_rank, [ZERO2], ("losses",), {"objective": MOVING}),
+        Case(faults.noise_differs_by_data_rank, [ZERO2], ("losses",), {"objective": ARMD}),
         Case(armd_mutations.tokens_begin_to_move_at_another_update, [FSDP2], ("losses",), {"objective": BEGINNING}),
     ],
     (1, 2, 1): [
@@ -115,19 +114,19 @@ CASES_OF_ARMD = {
                 {"objective": objective, "model": model},
             )
             for objective, model in (
-                (MOVING, {"attention_backend": "dense"}),
-                (MOVING | {"block": 4}, {"attention_backend": "split"}),
+                (ARMD, {"attention_backend": "dense"}),
+                (ARMD | {"block": 4}, {"attention_backend": "split"}),
             )
         ),
-        Case(armd_mutations.prefix_aggregation_is_off_by_one, [ZERO1], ("losses",), {"objective": MOVING}),
-        Case(armd_mutations.streams_are_swapped_at_a_stage_border, [FSDP2], ("losses",), {"objective": MOVING}),
-        Case(armd_mutations.positions_are_ranks_in_the_order, [ZERO2], ("losses",), {"objective": MOVING}),
-        Case(faults.noise_differs_by_stage, [ZERO0], ("losses",), {"objective": MOVING}),
+        Case(armd_mutations.prefix_aggregation_is_off_by_one, [ZERO1], ("losses",), {"objective": ARMD}),
+        Case(armd_mutations.streams_are_swapped_at_a_stage_border, [FSDP2], ("losses",), {"objective": ARMD}),
+        Case(armd_mutations.positions_are_ranks_in_the_order, [ZERO2], ("losses",), {"objective": ARMD}),
+        Case(faults.noise_differs_by_stage, [ZERO0], ("losses",), {"objective": ARMD}),
     ],
     (2, 1, 1): [
-        Case(faults.noise_differs_by_tensor_rank, [ZERO1], ("losses",), {"objective": MOVING}),
+        Case(faults.noise_differs_by_tensor_rank, [ZERO1], ("losses",), {"objective": ARMD}),
         *(
-            Case(fault, [ZERO1, FSDP2], ("norms",), {"objective": MOVING, "sequence": True})
+            Case(fault, [ZERO1, FSDP2], ("norms",), {"objective": ARMD, "sequence": True})
             for fault in (
                 armd_mutations.the_aggregations_gradient_is_summed_over_equal_copies,
                 faults.the_noisy_halfs_gradient_is_lost,
@@ -137,7 +136,7 @@ CASES_OF_ARMD = {
     # The border lies behind the last layer of two streams only where there are more stages.
     (1, 4, 1): [
         Case(
-            armd_mutations.stages_keep_the_stream_that_the_layers_have_left, [ZERO1], ("losses",), {"objective": MOVING}
+            armd_mutations.stages_keep_the_stream_that_the_layers_have_left, [ZERO1], ("losses",), {"objective": ARMD}
         ),
     ],
 }

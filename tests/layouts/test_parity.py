@@ -12,10 +12,10 @@ from card_scale.model.cross_entropy import selection
 from card_scale.model.head import LanguageModelHead
 from tests.layouts.parity import assert_parity, check_cells, deadline
 from tests.layouts.processes import run_ranks
-from tests.layouts.trajectory import run_variants, small_config
+from tests.layouts.trajectory import STAGE_LAYERS, Trajectory, run_variants, small_config
 
-LAYOUTS = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (2, 2, 1), (2, 1, 2), (2, 2, 2)]
-"""(tensor, pipeline, data) sizes."""
+LAYOUTS = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 2, 2), (2, 2, 1), (2, 1, 2)]
+"""(tensor, pipeline, data) sizes, every pair of them: test_all_dimensions_at_once has the three together."""
 
 ENGINES = [{"zero": 0}, {"zero": 1}, {"zero": 2}, {"zero": 3}, {"engine": "fsdp2"}]
 
@@ -31,7 +31,9 @@ BF16_ENGINE_TOLERANCE = 1e-3
 
 MDLM = {"name": "mdlm"}
 BD3LM = {"name": "bd3lm", "block": 4}
-"""The objectives whose cells stand beside CARD's; their own matrix is test_masked_diffusion_parity.py."""
+ARMD = {"name": "armd", "permuted": 8, "ar_steps": 0, "permute_steps": 0}
+"""The objectives whose cells stand beside CARD's; their own matrices are test_masked_diffusion_parity.py and
+test_armd_parity.py."""
 
 
 LLAMA = {"kv_heads": 2, "rotary_base": 300.0, "norm_epsilon": 1e-3}
@@ -56,7 +58,8 @@ def cell(layout: tuple[int, int, int], engine: dict, tied: bool = False, sequenc
     """Return the configuration of one cell; keywords ``group=dict(key=value)`` change keys."""
     tensor, pipeline, _ = layout
     parallel = {"tensor": tensor, "pipeline": pipeline, "sequence": sequence, **engine, **changes.pop("parallel", {})}
-    model = {"tie_embeddings": tied, **changes.pop("model", {})}
+    layers = STAGE_LAYERS if pipeline == 1 else 4
+    model = {"layers": layers, "tie_embeddings": tied, **changes.pop("model", {})}
     train = {"micro_batch": rows(layout), **changes.pop("train", {})}
     return small_config(parallel=parallel, model=model, train=train, **changes)
 
@@ -70,7 +73,11 @@ def test_every_engine_equals_one_rank(references, layout):
         for number, engine in enumerate(ENGINES)
     ]
     ranks = check_cells(references, layout, cells)
-    # Equality alone would let an engine pass that shards nothing.
+    assert_sharded(layout, cells, ranks)
+
+
+def assert_sharded(layout: tuple[int, int, int], cells: list[Config], ranks: list[list[Trajectory]]) -> None:
+    """Raise AssertionError where ranks hold more than their part: equality lets an engine pass that shards nothing."""
     for index, config in enumerate(cells):
         whole = sum(rank[0].master_elements for rank in ranks)  # zero0, untied
         held = sum(rank[index].master_elements for rank in ranks)
@@ -80,6 +87,24 @@ def test_every_engine_equals_one_rank(references, layout):
             assert held == pytest.approx(whole / layout[2] * copies, rel=0.02), config.parallel
         if config.parallel.zero == 3:
             assert max(rank[index].resident_elements for rank in ranks) < 0.05 * whole / len(ranks)
+
+
+def test_all_dimensions_at_once(references):
+    layout = (2, 2, 2)
+    cells = [cell(layout, engine, number % 2 == 0, number % 3 > 0) for number, engine in enumerate(ENGINES, start=1)]
+    busy = {"model": {"dropout": 0.1}, "parallel": {"recompute": "full"}, "train": {"micro_batch": 1}}
+    cells += [
+        cell(layout, ENGINES[number], tied, not tied, objective=objective, **busy)
+        for number, tied, objective in (
+            (3, True, {"name": "card"}),
+            (2, False, MDLM),
+            (3, False, BD3LM),
+            (4, True, BD3LM),
+            (1, True, ARMD),
+            (4, False, ARMD),
+        )
+    ]
+    assert_sharded(layout, cells, check_cells(references, layout, cells))
 
 
 @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if math.prod(layout) > 2], ids=named)
@@ -178,11 +203,6 @@ def test_interleaved_pipeline(references, layout):
 def test_four_stages(references):
     layout = (1, 4, 1)
     cells = [cell(layout, engine, tied) for engine in ENGINES for tied in (False, True)]
-    cells += [
-        cell(layout, engine, number % 2 == 1, objective=objective, model={"dropout": 0.1})
-        for number, engine in enumerate(ENGINES[2:])
-        for objective in (MDLM, BD3LM)
-    ]
     check_cells(references, layout, [*cells, cell(layout, {"zero": 3}, model={"dropout": 0.1})])
 
 

@@ -24,6 +24,9 @@ from card_scale.training.train_step import StepResult, TrainStep
 VOCABULARY = Vocabulary(size=250, mask_id=4)
 STEPS = 3
 
+STAGE_LAYERS = 2
+"""Layers of a model that is one pipeline stage; those of several stages have four."""
+
 
 class Trajectory(NamedTuple):
     """What a rank saw of STEPS updates."""
