@@ -104,7 +104,8 @@ class Objective(ABC):
     @abstractmethod
     def likelihood(self, samples: Samples, seed: int) -> Batch:
         """The evaluation batch whose weighted losses, summed per sample and divided by :meth:`scored`, are nats per
-        token: exact, or in expectation over the noise an upper bound."""
+        token: exact, or in expectation over the noise an upper bound. A sample's weights sum up to :meth:`scored`, or
+        do so in expectation."""
 
     @abstractmethod
     def scored(self, length: int) -> int:

@@ -83,26 +83,32 @@ class Evaluator:
     ) -> tuple[float, float, dict[str, float]]:
         """Return (mean over samples and draws in nats per token, its standard error, what the observer concludes).
 
+        How much the tokens of a sample weigh in all is random too, most of all at low mask rates, and its mean is
+        known: the number of scored tokens. What a draw's sample weighs beyond it is taken off at the mean loss of a
+        weight in the other draws, so that the estimate stays unbiased.
+
         The standard error is that of the noise: how far other draws over the same samples would lie apart. It is taken
         from the scatter of each sample's draws, which is unbiased for the variance but for what stratifying the noise
-        levels over the samples gains. Rare low mask rates have large weights, so with few samples most single values
-        are too small and a few too large.
+        levels over the samples gains. With few samples most single values are too small and a few too large.
         """
         scored = objective.scored(self.config.model.length)
 
         def summarise(token_losses: Tensor, batch: Batch, valid: Tensor) -> dict[str, Tensor]:
-            per_sample = (token_losses.double() * batch.weights).sum(1) / scored
-            summary = {"per_sample": per_sample * valid, "valid": valid}
+            weights = batch.weights.double()
+            of_sample = torch.stack(((token_losses.double() * weights).sum(1), weights.sum(1))) / scored
+            summary = {"of_sample": of_sample * valid, "valid": valid}
             if observer is not None:
                 summary["observed"] = observer.observe(token_losses, batch, valid)
             return summary
 
         draws = [list(self._reports(corrupt, summarise, draw)) for draw in range(DRAWS)]
         # Pipeline stages before the last have no reports: nothing of theirs enters the sums.
-        nothing = torch.zeros(0, dtype=torch.float64, device=self.device)
-        per_sample = torch.stack([torch.cat([nothing, *(report["per_sample"] for report in draw)]) for draw in draws])
-        count = torch.cat([nothing, *(report["valid"] for report in draws[0])]).sum()
-        local = torch.stack((per_sample.mean(0).sum(), per_sample.var(0).sum() / DRAWS, count))
+        nothing = torch.zeros((2, 0), dtype=torch.float64, device=self.device)
+        of_sample = torch.stack([torch.cat([nothing, *(r["of_sample"] for r in draw)], dim=1) for draw in draws])
+        valid = torch.cat([nothing[0], *(report["valid"] for report in draws[0])])
+        losses, weights = of_sample.unbind(1)
+        per_sample = losses - _of_other_draws(global_sums(of_sample.sum(2)))[:, None] * (weights - valid)
+        local = torch.stack((per_sample.mean(0).sum(), per_sample.var(0).sum() / DRAWS, valid.sum()))
         total, variance, samples = global_sums(local).tolist()
         observed: dict[str, float] = {}
         if observer is not None:
@@ -139,13 +145,20 @@ class Evaluator:
         for read in self.batches:
             samples = read.to(self.device)
             samples = samples._replace(
-                epochs=torch.full_like(samples.sample_ids, draw), global_positions=draw * count + samples.sample_ids
+                epochs=torch.full_like(samples.sample_ids, draw),
+                global_positions=draw * count + samples.global_positions,
             )
             batch = corrupt(samples, self.config.run.seed)
             micro_batches = batch.micro_batches(self.config.train.micro_batch)
             yield from schedule.run(self.engine, micro_batches, report, forward_only=True)
             self.on_batch()
         self.engine.train()
+
+
+def _of_other_draws(sums: Tensor) -> Tensor:
+    """Mean loss of a weight in all draws but one, for each: (loss, weight) [draws, 2] → [draws]."""
+    losses, weights = (sums.sum(0) - sums).unbind(1)
+    return torch.where(weights > 0, losses / weights, 0.0)
 
 
 class _GivenUpError(Exception):

@@ -23,7 +23,7 @@ CASES = {
     "wrong choice": (["objective.name=bert"], 3, ["objective.name", "'bert'", "card, ar"]),
     "out of range": (["objective.tail_factor=0.5"], 3, ["objective.tail_factor", "0.5", "at least 1"]),
     "heads do not divide": (["model.heads=5"], 3, ["model.hidden 32", "model.heads 5"]),
-    "layers do not divide": (["parallel.pipeline=3"], 3, ["model.layers 4", "parallel.pipeline 3"]),
+    "layers do not divide": (["parallel.pipeline=3"], 3, ["model.layers 2", "parallel.pipeline 3"]),
     "world too small": (["parallel.tensor=2"], 3, ["1 ranks", "parallel.tensor 2"]),
     "batch does not divide": (["train.micro_batch=3"], 3, ["train.global_batch 8", "train.micro_batch 3"]),
     "steps against epochs": (["data.epochs=2"], 3, ["train.steps is 6", "data.epochs 2"]),
@@ -155,7 +155,7 @@ def test_a_run_directory_of_another_configuration(config_file, tmp_path, capsys)
     for option in ([], ["--dry-run"]):
         assert main([str(config_file), *option]) == ExitCode.CONFIGURATION
         message = capsys.readouterr().err
-        assert "model.layers is 4, the run there has 8" in message
+        assert "model.layers is 2, the run there has 8" in message
         assert str(run) in message
         assert json.loads((run / "exit.json").read_text())["code"] == 0
 

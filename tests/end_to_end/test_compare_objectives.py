@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_two_objectives_are_trained_read_and_drawn(tmp_path, config_file):
-    command = [sys.executable, str(ROOT / "tools/compare_objectives.py"), str(config_file), "--arms", "ar", "two=armd"]
+    command = [sys.executable, str(ROOT / "tools/compare_objectives.py"), str(config_file), "model.layers=4"]
+    command += ["--arms", "ar", "two=armd"]
     command += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "out"), "--of", "two:objective.block=4"]
     command += ["--of", "two:objective.permuted=3", "--seeds", "7"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)

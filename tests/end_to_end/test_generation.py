@@ -94,7 +94,7 @@ def test_weights_that_do_not_fit_are_refused(trained, checkpoint, other_dataset,
     cases = {
         f"run.init_from={tmp_path / 'nothing'}": (5, "there is no such directory"),
         f"run.init_from={trained[1]}": (5, f"holds checkpoints; give one of them: {checkpoint}"),
-        f"run.init_from={checkpoint} model.layers=2": (5, "model.layers is 4 there, here 2"),
+        f"run.init_from={checkpoint} model.layers=4": (5, "model.layers is 2 there, here 4"),
         f"run.init_from={checkpoint} model.heads=2": (5, "model.heads is 4 there, here 2"),
         f"run.init_from={checkpoint} model.rotary_base=500": (5, "model.rotary_base is 10000.0 there, here 500"),
         f"run.init_from={checkpoint} data.path={other_dataset}": (4, "build the data with the checkpoint's tokenizer"),

@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 import math
 import statistics
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from tests.layouts.processes import run_ranks
 from tests.layouts.test_one_rank import weight_shapes
 from tests.layouts.trajectory import VOCABULARY, engine_of, small_config
 from tests.model import reference_gpt
-from tests.training.test_evaluation import SAMPLES, FixedStream
+from tests.training.test_evaluation import SAMPLE_IDS, SAMPLES, FixedStream
 
 DRAWS = 4
 ALLOWED = [i for i in range(VOCABULARY.size) if i != VOCABULARY.mask_id]
@@ -57,7 +57,7 @@ def evaluate(configs: list[Config], seeds: list[list[int]]) -> list[list[dict]]:
         engine = engine_of(config)
         batches = EvaluationBatches(
             FixedStream(config.model.length),
-            np.arange(SAMPLES),
+            SAMPLE_IDS,
             global_batch=config.train.global_batch,
             micro_batch=config.train.micro_batch,
             data_parallel_rank=process_groups.data_rank(),
@@ -98,14 +98,14 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(logits[..., ALLOWED], -1) - logits.gather(-1, targets[..., None])[..., 0]
 
 
-def draws_by_hand(config: Config) -> tuple[list[list[float]], list[Block]]:
-    """Return (bound of each sample in each draw [draws][samples], every block of all draws)."""
+def draws_by_hand(config: Config) -> tuple[list[list[tuple[float, float]]], list[Block]]:
+    """Return ((weighted loss, weight) per token of each sample in each draw [draws][samples], every block of all)."""
     length, weights = config.model.length, initial_weights(config)
     tokens = torch.from_numpy(FixedStream(length).tokens)
-    ids = torch.arange(SAMPLES)
+    ids, places = torch.from_numpy(SAMPLE_IDS), torch.arange(SAMPLES)
     bounds, blocks = [], []
     for draw in range(DRAWS):
-        batch = Samples(tokens, ids, torch.full_like(ids, draw), draw * SAMPLES + ids, SAMPLES)
+        batch = Samples(tokens, ids, torch.full_like(ids, draw), draw * SAMPLES + places, SAMPLES)
         made = evaluation_batch(config, batch, SAMPLES)
         logits = reference_gpt.logits(
             weights,
@@ -120,7 +120,7 @@ def draws_by_hand(config: Config) -> tuple[list[list[float]], list[Block]]:
         for row, rates in enumerate(made.rates):
             weighted = [w * loss for w, loss in zip(made.weights[row], losses[row], strict=True)]
             # The first token is given.
-            bounds[-1].append(math.fsum(weighted) / (length - 1))
+            bounds[-1].append((math.fsum(weighted) / (length - 1), math.fsum(made.weights[row]) / (length - 1)))
             size = length // len(rates)
             for number, rate in enumerate(rates):
                 own = slice(number * size, (number + 1) * size)
@@ -128,13 +128,21 @@ def draws_by_hand(config: Config) -> tuple[list[list[float]], list[Block]]:
     return bounds, blocks
 
 
+def without_surplus_weight(draws: list[list[tuple[float, float]]]) -> Iterator[list[float]]:
+    """Yield the losses of each draw's samples, less what weights beyond 1 cost in the mean of the other draws."""
+    for number, draw in enumerate(draws):
+        others = [pair for other in (*draws[:number], *draws[number + 1 :]) for pair in other]
+        price = math.fsum(loss for loss, _ in others) / math.fsum(weight for _, weight in others)
+        yield [loss - price * (weight - 1) for loss, weight in draw]
+
+
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "bd3lm, blocks of one"])
 def test_the_bound_and_its_standard_error_are_the_plain_loops(one_rank, name):
     config = small_config(objective=OBJECTIVES[name])
-    bounds, _ = draws_by_hand(config)
-    by_sample = list(zip(*bounds, strict=True))
-    mean = statistics.fmean(statistics.fmean(draws) for draws in by_sample)
-    error = math.sqrt(math.fsum(statistics.variance(draws) / DRAWS for draws in by_sample)) / SAMPLES
+    draws, _ = draws_by_hand(config)
+    by_sample = list(zip(*without_surplus_weight(draws), strict=True))
+    mean = statistics.fmean(statistics.fmean(values) for values in by_sample)
+    error = math.sqrt(math.fsum(statistics.variance(values) / DRAWS for values in by_sample)) / SAMPLES
     results = one_rank[name]
     assert results["validation_nll"] == pytest.approx(mean, rel=1e-5)
     assert results["validation_nll_standard_error"] == pytest.approx(error, rel=1e-5)

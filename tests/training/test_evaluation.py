@@ -12,19 +12,21 @@ from tests.layouts.processes import run_ranks
 from tests.layouts.trajectory import VOCABULARY, engine_of, small_config
 
 SAMPLES = 11  # no multiple of the batch of 8
+SAMPLE_IDS = 3 * np.arange(SAMPLES) + 1
+"""A subset spread over its stream: a sample's id is not its place among those that are evaluated."""
 
 
 class FixedStream:
-    """A validation stream of random tokens."""
+    """A validation stream of random tokens, of which those of SAMPLE_IDS can be read."""
 
-    sample_count = SAMPLES
+    sample_count = 3 * SAMPLES
 
     def __init__(self, length: int):
         generator = torch.Generator().manual_seed(5)
         self.tokens = torch.randint(5, VOCABULARY.size, (SAMPLES, length + 1), generator=generator).numpy()
 
     def samples(self, ids):
-        return self.tokens[ids]
+        return self.tokens[np.searchsorted(SAMPLE_IDS, ids)]
 
 
 def evaluate(config):
@@ -34,7 +36,7 @@ def evaluate(config):
     stream = FixedStream(config.model.length)
     batches = EvaluationBatches(
         stream,
-        np.arange(SAMPLES),
+        SAMPLE_IDS,
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         data_parallel_rank=process_groups.data_rank(),
