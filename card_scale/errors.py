@@ -39,7 +39,11 @@ class ConfigurationError(CardScaleError):
     exit_code = ExitCode.CONFIGURATION
 
 
-class OutOfMemory(ConfigurationError):
+class OwnRankError(ConfigurationError):
+    """A configuration that one rank may meet an obstacle to and another not: the rank says it itself."""
+
+
+class OutOfMemory(OwnRankError):
     """A configuration that the device's memory does not hold."""
 
 

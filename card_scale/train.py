@@ -18,7 +18,15 @@ from card_scale import faults
 from card_scale.cli import run_tool
 from card_scale.config import Config
 from card_scale.distributed.launched_as import is_restart, job_of, rank_variables
-from card_scale.errors import CardScaleError, ExitCode, ForeignRunError, NumericError, StopRequested
+from card_scale.errors import (
+    CardScaleError,
+    ConfigurationError,
+    ExitCode,
+    ForeignRunError,
+    NumericError,
+    OwnRankError,
+    StopRequested,
+)
 from card_scale.training.command_line import parse
 from card_scale.training.exit_record import cause_of_stop, note_for_launcher
 from card_scale.training.stop import StopRequest, time_limit
@@ -126,7 +134,9 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
                 print(line)
             print(data.describe_validation(config.data.validation_samples))
             print(data.describe_held_out(), flush=True)
-        if not start.is_new and start.step >= steps:
+        if not start.is_new and start.step > steps:
+            raise ConfigurationError(f"train.steps is {steps}, but the run has made {start.step} already")
+        if not start.is_new and start.step == steps:
             return f"already done: {start.step} of {steps} steps"
         damaged = DamagedSamples(config.data.skip_damaged, loader.problems)
         job = Job(config, dims, directory, data, loader, damaged, engine, evaluate, checkpoints, watchdog, stop, steps)
@@ -278,12 +288,15 @@ def main(argv: list[str] | None = None) -> int:
             check_versions()
             known_warnings.silence()
             done = train(config, stop, held, from_scratch=options.from_scratch)
-            return finish(config, ExitCode.DONE, done)
+            return finish(config, ExitCode.DONE, done, of_all_ranks=True)
         except (Exception, KeyboardInterrupt) as error:
             code, reason = ending(error)
             # Another run's directory keeps its own record.
             recorded = None if isinstance(error, ForeignRunError) else config
-            finish(recorded, code, reason + what_is_saved(config, error))
+            of_all_ranks = code == ExitCode.STOPPED or (
+                isinstance(error, ConfigurationError) and not isinstance(error, OwnRankError)
+            )
+            finish(recorded, code, reason + what_is_saved(config, error), of_all_ranks=of_all_ranks)
             if code == DEFECT:
                 raise
             return code
@@ -345,19 +358,18 @@ def lost_peer_or_hang(error: RuntimeError) -> ExitCode | None:
 def end_hanging(config: Config, reason: str) -> None:
     """End the process, whatever its other threads do, with the code of a hang."""
     try:
-        finish(config, ExitCode.HANG, reason)
+        finish(config, ExitCode.HANG, reason, of_all_ranks=False)
     finally:
         os._exit(ExitCode.HANG)
 
 
-def finish(config: Config | None, code: ExitCode | int, reason: str) -> int:
-    """Say and record how the command ended; return the exit code."""
+def finish(config: Config | None, code: ExitCode | int, reason: str, *, of_all_ranks: bool) -> int:
+    """Say and record how the command ended, once where every rank ends so; return the exit code."""
     from card_scale.training.run_directory import RunDirectory
 
     named = os.environ.get("RANK", "0")
     rank = int(named) if named.isdecimal() else 0
-    # An error of the configuration is the same on every rank; one met while running may be this rank's alone.
-    if rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED, ExitCode.CONFIGURATION):
+    if rank == 0 or not of_all_ranks:
         prefix = "" if code in (ExitCode.DONE, ExitCode.STOPPED) else "error: "
         print(f"{prefix}{reason}", file=sys.stdout if code == ExitCode.DONE else sys.stderr, flush=True)
     with contextlib.suppress(OSError):  # the launcher's directory is gone, or full: it then knows less

@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, required=True, help="directory of the runs")
     parser.add_argument("--output", type=Path, required=True, help="stem of the results: .json and .png are added")
     parser.add_argument("--title", default="", help="title of the figure")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:

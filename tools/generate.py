@@ -39,6 +39,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", help="(default: a GPU where there is one)")
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights (optimizer.ema)")
     arguments = parser.parse_args()
+    if not arguments.temperature:
+        for name in ("top_p", "top_k", "seed"):
+            if getattr(arguments, name) is not None:
+                parser.error(
+                    f"--{name.replace('_', '-')} says nothing to --temperature 0, which takes the most probable token"
+                )
     if arguments.interactive and (arguments.prompt or arguments.file):
         parser.error("--interactive reads its prompts itself: leave out --prompt and --file")
     return arguments
@@ -89,12 +95,10 @@ def _add_decoding(how: argparse._ArgumentGroup) -> None:
         "--strides", type=positive, help="armd: S stretches of the text at once (default: 1, a token a pass)"
     )
     how.add_argument("--temperature", type=not_negative_number, default=0.0, help="0: the most probable (default)")
-    how.add_argument(
-        "--top-p", type=positive_share, default=1.0, help="keep tokens up to this probability (default: 1)"
-    )
-    how.add_argument("--top-k", type=not_negative, default=0, help="keep so many tokens; 0 all (default)")
+    how.add_argument("--top-p", type=positive_share, help="keep tokens up to this probability (default: 1)")
+    how.add_argument("--top-k", type=not_negative, help="keep so many tokens; 0 all (default)")
     how.add_argument("--repetition-penalty", type=positive_number, default=1.0, help="above 1 discourages (default: 1)")
-    how.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+    how.add_argument("--seed", type=int, help="of sampling (default: 0)")
     how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; several times")
     how.add_argument("--through-end", action="store_true", help="go on behind the end of a document")
 
@@ -175,10 +179,10 @@ def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> 
         new_tokens=arguments.tokens or min(DEFAULT_TOKENS, room),
         **options,
         temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
+        top_p=1.0 if arguments.top_p is None else arguments.top_p,
+        top_k=arguments.top_k or 0,
         repetition_penalty=arguments.repetition_penalty,
-        seed=arguments.seed,
+        seed=arguments.seed or 0,
         stop_tokens=() if arguments.through_end else (model.tokenizer.eos_id,),
         stop_strings=stops,
         listener=(lambda index, new, passes: streams[index].write(new, passes)) if is_streamed else None,

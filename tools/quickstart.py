@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from card_scale.errors import ExitCode
+from card_scale.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "launchers/configs/quickstart.yaml"
@@ -26,7 +27,7 @@ SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 60, 0.7
 def main() -> int:
     """Run the quickstart; return its exit code."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    started = time.monotonic()
+    started, was_done = time.monotonic(), is_done()
     ranks, overrides = ranks_here()
     corpus = sysconfig.get_paths()["stdlib"]
     inputs = [corpus, "--glob", "*.py", "--exclude", "*site-packages*", "--skip-invalid"]
@@ -52,7 +53,7 @@ def main() -> int:
         code = _run(command)
         if code:
             return code
-    print(closing_screen(time.monotonic() - started))
+    print(closing_screen(None if was_done else time.monotonic() - started))
     return ExitCode.DONE
 
 
@@ -72,8 +73,9 @@ def ranks_here() -> tuple[int, list[str]]:
 
 
 def _run(command: list[str]) -> int:
-    """Run a step and return its exit code."""
-    process = subprocess.Popen(command, cwd=ROOT)
+    """Run a step, with this interpreter's programs before all others, and return its exit code."""
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PATH": path, "VIRTUAL_ENV": sys.prefix})
     while True:
         try:
             return process.wait()
@@ -82,8 +84,14 @@ def _run(command: list[str]) -> int:
             continue
 
 
-def closing_screen(seconds: float) -> str:
-    """Return what was learnt and where to look, from the run's own records."""
+def is_done() -> bool:
+    """Whether a quickstart has ended here before."""
+    exit_file = RUN / "exit.json"
+    return exit_file.is_file() and read_json(exit_file)["code"] == ExitCode.DONE
+
+
+def closing_screen(seconds: float | None) -> str:
+    """Return what was learnt and where to look, from the run's own records; ``seconds`` unless it was done before."""
     # numpy and the data layer only now: --help must answer at once.
     from card_scale import config as configs
     from card_scale.corpus.entropy import unigram_entropy
@@ -110,8 +118,9 @@ def closing_screen(seconds: float) -> str:
     masked = ", ".join(f"{value:.2f}" for key, value in last.items() if key.startswith("card/validation_nll_masked_"))
     checkpoint = f"{_relative(RUN / 'checkpoints')}/iter_{training[-1]['step']:07d}"
     written = sample(ROOT / checkpoint).replace("\n", "\n" + " " * 29)
+    took = "" if seconds is None else f"; this took {seconds:.0f} s"
     return f"""
-The model has read {training[-1]["tokens"]:,} tokens in {training[-1]["step"]} steps; this took {seconds:.0f} s.
+The model has read {training[-1]["tokens"]:,} tokens in {training[-1]["step"]} steps{took}.
 
   Held-out files, nats per token
     before training          {first["validation_nll"]:.3f}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from card_scale import known_warnings
 from card_scale.cli import run_tool
-from card_scale.errors import ConfigurationError
+from card_scale.errors import CardScaleError, ConfigurationError
 
 if TYPE_CHECKING:  # --help must answer at once
     from card_scale.studies.grid import Grid
@@ -106,16 +106,20 @@ def main() -> None:
 def show_plan(options: argparse.Namespace) -> None:
     """Print the plan and write it beside the runs."""
     from card_scale.studies import plan
-    from card_scale.studies.runner import at_once_here, this_machine
 
     study = open_study(options)
-    machine = this_machine()
-    # A plan for a GPU or a cluster, made elsewhere, says nothing about this machine.
-    here = study.grid.hardware.device is None or machine.gpus >= max(cost.ranks for cost in study.plan.costs)
-    at_once = options.at_once or (at_once_here(machine, study.plan.costs) if here else 1)
-    print(plan.table(study.plan, at_once))
+    print(plan.table(study.plan, options.at_once or at_once_of(study)))
     plan.write(study.plan, study.directory.path)
     print(f"written: {study.directory.path / 'plan.json'}, plan.csv")
+
+
+def at_once_of(study: Study) -> int:
+    """Return how many runs `run` would make at once: one where the plan is for a machine other than this."""
+    from card_scale.studies.runner import at_once_here, this_machine
+
+    machine, costs = this_machine(), study.plan.costs
+    here = study.grid.hardware.device is None or machine.gpus >= max(cost.ranks for cost in costs)
+    return at_once_here(machine, costs) if here else 1
 
 
 def run(options: argparse.Namespace) -> None:
@@ -151,9 +155,15 @@ def run(options: argparse.Namespace) -> None:
     try:
         with StopRequest() as stop:
             runner.run(stop)
+    except (CardScaleError, KeyboardInterrupt):
+        try:
+            tabulate(study)
+        except CardScaleError as error:  # the end that was asked for is the one to be told
+            print(f"warning: no table: {error}", file=sys.stderr)
+        raise
     finally:
         lock.release()
-        tabulate(study)
+    tabulate(study)
     failed = [outcome for outcome in runner.outcomes.values() if outcome.status == "failed"]
     if failed:
         raise SystemExit(failed[0].code if failed[0].code and failed[0].code > 0 else 1)
@@ -167,7 +177,7 @@ def show_status(options: argparse.Namespace) -> None:
     found = progress(study.directory, study.tasks, {cost.id: cost for cost in study.plan.costs})
     for one in found:
         print(one.line())
-    print(summary(found))
+    print(summary(found, at_once_of(study)))
 
 
 def write_table(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from card_scale.benchmark.arms import Arm, comparisons, config_of, with_sizes
 from card_scale.benchmark.decomposition import explain
 from card_scale.benchmark.device import gpu_state, measured_gemm_flops
 from card_scale.benchmark.measurement import ArmTimes, measure
-from card_scale.benchmark.memory_check import available_bytes, check_fits
+from card_scale.benchmark.memory_check import check_fits, free_memory
 from card_scale.benchmark.micro_batch import best_micro_batches
 from card_scale.benchmark.peak_memory import MEANINGS
 from card_scale.benchmark.profiling import step_profile
@@ -100,7 +100,7 @@ def check(found: Sequence[Case], settings: Settings, world_size: int) -> Paralle
     Raises ConfigurationError: an arm that a case or the device does not have, more memory than there is, models of
     different layouts.
     """
-    available = available_bytes()
+    memory = free_memory()
     layouts = {}
     for case in found:
         layout = parallel_dims.plan(case.config, world_size)
@@ -108,7 +108,7 @@ def check(found: Sequence[Case], settings: Settings, world_size: int) -> Paralle
         for arm in settings.arms:
             preflight.check(config_of(arm, case.config), world_size)
         for arm in settings.arms:
-            check_fits(arm, case.config, layout, Vocabulary(settings.vocabulary, MASK_ID).padded, available)
+            check_fits(arm, case.config, layout, Vocabulary(settings.vocabulary, MASK_ID).padded, memory)
     if len(layouts) > 1:
         listed = "; ".join(f"{model}: {layout.describe()}" for layout, model in layouts.items())
         raise ConfigurationError(f"one process forms one layout, but these models have several ({listed})")

@@ -17,7 +17,7 @@ SAVING_THREAD = "checkpoint"
 
 
 class Checkpointer:
-    """Saves the checkpoints of one run, never two at a time. A context manager: its end waits for one in flight.
+    """Saves the checkpoints of one run, never two at a time; :meth:`wait` ends one in flight.
 
     Args:
         root: the run's ``checkpoints`` directory.

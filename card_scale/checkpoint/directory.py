@@ -83,9 +83,13 @@ def publish(temporary: Path, step: int) -> Path:
         # once the pointer names its successor.
         final.rename(root / f"{final.name}.replaced-{uuid.uuid4().hex[:8]}")
     temporary.rename(final)
-    sync_directory(root)
-    faults.reach("checkpoint.named", step)
-    write_atomically(root / POINTER, f"{step}\n".encode())
+    try:
+        sync_directory(root)
+        faults.reach("checkpoint.named", step)
+        write_atomically(root / POINTER, f"{step}\n".encode())
+    except OSError:
+        final.rename(temporary)  # what the pointer does not name is not published
+        raise
     return final
 
 

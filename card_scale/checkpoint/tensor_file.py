@@ -31,7 +31,11 @@ class TensorFileWriter:
         self._bytes = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = files.partial_path(path).open("wb", buffering=0)
-        self._append(_header(shapes))
+        try:
+            self._append(_header(shapes))
+        except OSError:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> "TensorFileWriter":
         return self

@@ -19,7 +19,7 @@ from card_scale.checkpoint.run_files import RunFiles
 from card_scale.checkpoint.write import Piece, Plan, saving, write
 from card_scale.environment import library_versions
 from card_scale.errors import CheckpointError
-from card_scale.files import sync_directory, write_atomically
+from card_scale.files import removed_on_failure, sync_directory, write_atomically
 
 STEM = "all"
 """Name of the one file of tensors."""
@@ -49,7 +49,7 @@ def write_whole(
     pieces = [Piece(folder, entry_name(WEIGHT, name, 0, len(value)), value) for name, value in weights.items()]
     plan = Plan(0, STEM, {folder: {piece.entry: list(piece.tensor.shape) for piece in pieces}}, tensors)
     temporary = directory.with_name(f"{directory.name}.{directories.temporary_name(0).partition('.')[2]}")
-    with saving(temporary):
+    with saving(temporary), removed_on_failure(temporary):
         temporary.mkdir(parents=True)
         files = run_files.write(temporary) | write(plan, iter(pieces), temporary).files
         manifest = CheckpointManifest(

@@ -45,6 +45,8 @@ def read(path: str | Path, overrides: list[str]) -> Config:
         raise ConfigurationError(f"configuration file {path} does not exist") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigurationError(f"configuration file {path} cannot be read: {error}") from None
+    if content is None:
+        raise ConfigurationError(f"configuration file {path} is empty")
     if not isinstance(content, dict):
         raise ConfigurationError(f"configuration file {path} holds {type(content).__name__}, not groups of keys")
     for group, keys in content.items():

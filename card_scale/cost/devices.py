@@ -32,6 +32,11 @@ def peak_flops(device_name: str) -> float | None:
     return next((peak for pattern, peak in _PEAKS if re.search(rf"\b{pattern}\b", device_name)), None)
 
 
+def devices_with_peaks() -> list[str]:
+    """Return the names that :func:`peak_flops` knows."""
+    return [name for pattern, _ in _PEAKS for name in pattern.strip("()").split("|")]
+
+
 def throughput_fields(
     flops: ModelFlops, *, tokens_per_second: float, devices: int, peak: float | None
 ) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from card_scale.config import Config
 from card_scale.cost.parameters import parameter_counts
 from card_scale.distributed.parallel_dims import ParallelDims
-from card_scale.model.cross_entropy.parts import PART_ELEMENTS
+from card_scale.model.cross_entropy.parts import PART_ELEMENTS, most_at_once
 
 _MASTER_AND_MOMENTS = 12
 """Bytes of a float32 weight and both Adam moments."""
@@ -45,7 +45,7 @@ class MemoryByCause(NamedTuple):
 
 
 def step_memory(
-    config: Config, dims: ParallelDims, zero_stage: int, vocabulary_rows: int, *, on_gpu: bool = False
+    config: Config, dims: ParallelDims, zero_stage: int, vocabulary_rows: int, *, device_bytes: float | None = None
 ) -> MemoryByCause:
     """Estimate the memory of a training step.
 
@@ -59,7 +59,7 @@ def step_memory(
     The dense attention backend holds its mask [positions, positions], boolean and in the compute type, which is what
     torch makes of it in front of its fused kernels (none of them keeps the scores).
 
-    ``on_gpu``: where it runs, for kernels that are chosen by the device.
+    ``device_bytes``: of the GPU that it runs on, for what is chosen by the device; None: it runs on a CPU.
     """
     model, train = config.model, config.train
     item = 2 if train.precision == "bf16" else 4
@@ -74,22 +74,27 @@ def step_memory(
     per_layer = of_hidden * model.hidden + of_ffn * model.ffn
     in_flight = min(dims.pipeline, train.global_batch // (train.micro_batch * dims.data))
     kept = train.micro_batch * positions_of_layers * in_flight * per_layer / dims.pipeline
+    micro_batch_logits = train.micro_batch * model.length * vocabulary_rows / dims.tensor
     return MemoryByCause(
         weights=share * compute_weight / (dims.data if zero_stage == 3 else 1),
         gradients=share * 4 / (dims.data if zero_stage >= 2 else 1),
         optimizer=share * optimizer / (dims.data if zero_stage >= 1 else 1),
         activations=kept * item / (dims.tensor if dims.sequence else 1),
-        logits=item * _logits_held(config, train.micro_batch * model.length * vocabulary_rows / dims.tensor, on_gpu),
+        logits=item * _logits_held(config, micro_batch_logits, item, device_bytes),
         attention_mask=(1 + item) * positions**2 if model.attention_backend == "dense" else 0.0,
     )
 
 
-def _logits_held(config: Config, elements: float, on_gpu: bool) -> float:
+def _logits_held(config: Config, elements: float, item_bytes: int, device_bytes: float | None) -> float:
     """Return how many numbers the head holds for so many logits: themselves and their gradient, which the fused kernel
     writes over them; of a part of the positions alone where the loss is computed in parts."""
     backend = config.model.loss_backend
-    held = elements if backend == "fused" or (on_gpu and backend != "torch") else 2 * elements
-    return min(held, 2 * PART_ELEMENTS) if backend == "chunked" else held
+    if backend == "chunked" or (
+        backend == "auto" and device_bytes and elements > most_at_once(device_bytes, item_bytes)
+    ):
+        elements = min(elements, PART_ELEMENTS)
+    is_fused = backend == "fused" or (device_bytes is not None and backend != "torch")
+    return elements if is_fused else 2 * elements
 
 
 def checkpoint_bytes(config: Config, vocabulary_rows: int) -> int:

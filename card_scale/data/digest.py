@@ -10,7 +10,7 @@ def batch_digest(tensors: Iterable[torch.Tensor]) -> int:
     """Fingerprint of a batch's shapes, types and bytes.
 
     Args:
-        tensors: CPU tensors in a fixed order; a :class:`card_scale.data.loader.Batch` is one such sequence.
+        tensors: CPU tensors in a fixed order; :meth:`card_scale.data.samples.Samples.tensors` is such a sequence.
 
     Returns:
         An integer that fits int64, so that it can travel in a tensor.

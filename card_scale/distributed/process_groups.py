@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 
 from card_scale.distributed import cpu_backend, cpu_memory
 from card_scale.distributed.parallel_dims import ParallelDims
-from card_scale.errors import CardScaleError, ConfigurationError
+from card_scale.errors import CardScaleError, OwnRankError
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def initialize(dims: ParallelDims, timeout_seconds: int) -> None:
     if torch.cuda.is_available():
         local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local_rank >= gpus:
-            raise ConfigurationError(
+            raise OwnRankError(
                 f"rank {local_rank} of this machine has no GPU of its own ({gpus} here); start at most {gpus} ranks, "
                 'or hide the GPUs with CUDA_VISIBLE_DEVICES="" to run on CPU'
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from card_scale.generation.model import InferenceModel
+from card_scale.generation.sampling import sequence_keys
 from card_scale.objectives.noise import Stream, uniforms
 
 
@@ -47,7 +48,7 @@ def score(
         requests: what to score; contexts that do not fit are cut on the left.
         batch: sequences a pass.
         draws: of a bound's estimate; exact scores need none.
-        seed: of the draws, which depend on the request's place and content alone.
+        seed: of the draws, which depend on the request's content alone.
 
     Raises:
         ValueError: an empty context or continuation, or a continuation that the model's length does not hold.
@@ -134,8 +135,9 @@ def _stretch(
 def _masks(count: int, draws: int, seed: int, tokens: list[int]) -> Tensor:
     """bool [draws, count]: l of the tokens masked, l spread evenly over 1 ... count and all of them once."""
     ids = torch.arange(draws)
-    place = torch.full_like(ids, sum(tokens) % 2**31)
-    order = uniforms(seed, ids, place, count, Stream.EVALUATION).argsort(1).argsort(1)
-    shift = uniforms(seed, ids[:1], place[:1], 1, Stream.EVALUATION_STRATA).double()[0, 0]
+    (key,) = sequence_keys([tokens])
+    content = torch.full_like(ids, key % 2**32)
+    order = uniforms(seed, ids, content, count, Stream.EVALUATION).argsort(1).argsort(1)
+    shift = uniforms(seed, ids[:1], content[:1], 1, Stream.EVALUATION_STRATA).double()[0, 0]
     level = ((ids.double() + shift) / draws * count).floor().long().clamp(max=count - 1) + 1
     return order < level[:, None]

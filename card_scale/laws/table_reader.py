@@ -50,6 +50,8 @@ def read_rows(path: Path, names: Mapping[str, str]) -> list[Row]:
         ConfigurationError: a column of ``names`` that the file lacks, or no pyarrow for a parquet file.
     """
     readers: dict[str, Callable[[Path], list[dict[str, str]]]] = {".csv": read_csv, ".parquet": _read_parquet}
+    if path.suffix not in readers and not path.exists():
+        raise DataError(f"{path}: no such file or directory")
     if path.suffix not in readers:
         raise DataError(f"{path}: a result table ends in .csv or .parquet")
     records = readers[path.suffix](path)

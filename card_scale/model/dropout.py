@@ -4,8 +4,8 @@ A random-number generator would make the dropped units depend on the layout, on 
 recomputation. Here each unit's fate is a hash of where it stands, so no layout and no resume changes it.
 """
 
+import torch
 from torch import Tensor
-from torch import arange as _arange
 
 _MASK_32 = 0xFFFFFFFF
 
@@ -36,8 +36,8 @@ def dropout(
         return hidden_states
     positions, _, hidden = hidden_states.shape
     device = hidden_states.device
-    row = _arange(first_position, first_position + positions, device=device) * hidden
-    unit = (row[:, None, None] + _arange(hidden, device=device)) & _MASK_32
+    row = torch.arange(first_position, first_position + positions, device=device) * hidden
+    unit = (row[:, None, None] + torch.arange(hidden, device=device)) & _MASK_32
     word = _mix(_mix(unit ^ keys[:, 0, None]) + _mix(keys[:, 1, None] + site) & _MASK_32)
     kept = word >= round(probability * 2**32)
     return hidden_states * kept / (1.0 - probability)

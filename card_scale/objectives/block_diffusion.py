@@ -16,7 +16,7 @@ from card_scale.data.samples import Samples
 from card_scale.errors import ConfigurationError
 from card_scale.objectives import masked_diffusion, noise
 from card_scale.objectives.attention import AttentionKind, BlockDiffusion
-from card_scale.objectives.base import Metric, Objective, check_number
+from card_scale.objectives.base import Metric, Objective, check_choice, check_integer, check_number
 from card_scale.objectives.batch import Batch, shared_positions
 from card_scale.objectives.mask_interval import BLOCK_LOSS_VARIANCE, MAX_MASK, MIN_MASK, IntervalSearch
 
@@ -56,9 +56,11 @@ class BlockDiffusionObjective(Objective):
     """Corrupt a sample anew in each epoch; false repeats the corruption of its first."""
 
     def __post_init__(self) -> None:
-        check_number("block", self.block, 1, math.inf)
+        check_integer("block", self.block, 1)
         check_number("min_mask", self.min_mask, 0, 1)
         check_number("max_mask", self.max_mask, self.min_mask, 1)
+        check_choice("search_interval", self.search_interval, (True, False))
+        check_choice("resample", self.resample, (True, False))
         if self.search_interval and self.block == 1:
             raise ConfigurationError(
                 "objective.search_interval is true, but blocks of one token (objective.block 1) are always fully "

@@ -71,10 +71,14 @@ def stream_key(seed: int, stream: int) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
+_KERNELS = f"{__package__}.fused_uniforms"
+"""Named, not imported: a machine without a GPU need not have Triton, and an exported folder has this module alone."""
+
+
 @functools.cache
 def has_triton() -> bool:
     """Return whether kernels can be built."""
-    return importlib.util.find_spec("triton") is not None
+    return all(importlib.util.find_spec(module) is not None for module in ("triton", _KERNELS))
 
 
 def is_fused(tensor: torch.Tensor) -> bool:
@@ -96,10 +100,8 @@ def uniforms(seed: int, sample_ids: torch.Tensor, epochs: torch.Tensor, length: 
         raise ValueError(f"length must not be negative, got {length}")
     key = stream_key(seed, stream)
     if is_fused(sample_ids):
-        # Imported only here: a machine without a GPU need not have Triton.
-        from card_scale.objectives import fused_uniforms
-
-        return fused_uniforms.uniforms(key, sample_ids, epochs, length)
+        fused: torch.Tensor = importlib.import_module(_KERNELS).uniforms(key, sample_ids, epochs, length)
+        return fused
     blocks = -(-length // _WORDS_PER_BLOCK)
     block = torch.arange(blocks, dtype=torch.int64, device=sample_ids.device).unsqueeze(0)
     sample = sample_ids.unsqueeze(1)

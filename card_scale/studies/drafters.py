@@ -11,7 +11,7 @@ import torch
 from card_scale import charts
 from card_scale.checkpoint import directory as directories
 from card_scale.config import Config
-from card_scale.errors import CheckpointError, ConfigurationError
+from card_scale.errors import CheckpointError, ConfigurationError, DataError
 from card_scale.generation.decoder import Choices, SequenceDecoder
 from card_scale.generation.draft_length import DraftLength
 from card_scale.generation.load import load
@@ -68,14 +68,17 @@ class _OnText(SelfVerified):
 def measure(run: Path, texts: list[list[int]], prompt_tokens: int, drafts: int, candidates: int) -> Drafter:
     """Measure the last checkpoint of a run on texts of one length, which begin with the prompts.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError where there is none, DataError without an evaluation.
     """
     latest = directories.find_latest(run / "checkpoints")
     if latest is None:
         raise CheckpointError(f"{run} holds no checkpoint; give run directories")
     model = load(latest[0])
     config = model.config
-    last = evaluations_of(read_metrics(run / "metrics.jsonl"))[-1]
+    evaluations = evaluations_of(read_metrics(run / "metrics.jsonl"))
+    if not evaluations:
+        raise DataError(f"{run / 'metrics.jsonl'} holds no evaluation; give runs with train.eval_every above 0")
+    last = evaluations[-1]
     masked = sorted((int(key.removeprefix(MASKED)), value) for key, value in last.items() if key.startswith(MASKED))
     prompts = [text[:prompt_tokens] for text in texts]
     written = [

@@ -255,7 +255,7 @@ class _Reader:
         return {key: self.overrides(f"{name}.{key}", value) for key, value in named.items()}
 
     def numbers(self, name: str, value: Any, axis: str) -> tuple[float, ...]:
-        """A list of the axis's values. YAML reads 3e-4 as text; whoever writes it means the number."""
+        """A list of the axis's values, or one; numbers in quotes are numbers."""
         values = value if isinstance(value, list) else [value]
         return tuple(self.number(f"{name}[{place}]", item, axis) for place, item in enumerate(values))
 
@@ -343,11 +343,12 @@ class _Reader:
             rate = self.number("hardware.flops_per_second", tree["flops_per_second"], "")
         elif "device" in tree and "mfu" in tree:
             # Only here: the table of peaks stands beside code that reads model shapes.
-            from card_scale.cost.devices import peak_flops
+            from card_scale.cost.devices import devices_with_peaks, peak_flops
 
             peak = peak_flops(str(tree["device"]))
             if peak is None:
-                self.refuse(f"hardware.device {tree['device']!r} is not in the table of peaks; give flops_per_second")
+                known = ", ".join(devices_with_peaks())
+                self.refuse(f"hardware.device {tree['device']!r} is none of {known}; give flops_per_second")
             rate = (peak or 0.0) * mfu
         else:
             self.refuse("hardware is missing: flops_per_second, or device and mfu, which the hours are estimated from")

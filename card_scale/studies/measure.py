@@ -1,6 +1,7 @@
 """Times a few steps of a study's models on this machine, so that its hours rest on a measurement."""
 
 import json
+import shutil
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -24,13 +25,14 @@ WARM_UP = 4
 def measure(specs: Sequence[RunSpec], directory: Path, environment: Mapping[str, str]) -> dict[tuple[str, str], float]:
     """Run a few steps of each arm and size; return model FLOPs a second and device by (arm, size).
 
-    They are kept in ``directory/measured.json``. Raises ConfigurationError, with the run's own words, if one fails.
+    They are kept in ``directory/measured.json``, the runs in ``directory/measure``: the same run is not timed twice.
+    Raises ConfigurationError, with the run's own words, if one fails.
     """
     found: dict[tuple[str, str], float] = {}
     for spec in specs:
         key = (spec.cell.arm, spec.cell.size)
         if key not in found:
-            found[key] = _flops_per_second(spec, directory / "measure" / f"{key[0]}-{key[1]}", environment)
+            found[key] = _flops_per_second(spec, directory / "measure" / spec.id, environment)
     listed = [{"arm": arm, "size": size, "flops_per_second": rate} for (arm, size), rate in found.items()]
     write_atomically(directory / "measured.json", (json.dumps(listed, indent=1) + "\n").encode())
     return found
@@ -57,7 +59,10 @@ def _flops_per_second(spec: RunSpec, directory: Path, environment: Mapping[str, 
     overrides = [o for o in spec.overrides if o.partition("=")[0] not in keys]
     overrides += [f"{key}={value}" for key, value in keys.items()]
     run = RunDirectory(directory)
-    if not run.path.exists():
+    ended = run.read_exit()
+    if ended is None or ended[0]:
+        if directory.exists():
+            shutil.rmtree(directory)  # what was cut short is no measurement
         task = Task(
             id="measure",
             command=(spec.base, *overrides),
@@ -77,7 +82,7 @@ def _flops_per_second(spec: RunSpec, directory: Path, environment: Mapping[str, 
             check=False,
         )
         if done.returncode:
-            ended = RunDirectory(directory).read_exit()
+            ended = run.read_exit()
             raise ConfigurationError(f"timing {spec.id} failed: {ended[1] if ended else done.stderr[-300:]}")
     seconds = [r["step_seconds"] for r in read_metrics(run.metrics) if "loss" in r and r["step"] > WARM_UP]
     tokens = spec.config.train.global_batch * spec.config.model.length

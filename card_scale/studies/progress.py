@@ -82,8 +82,9 @@ def _training_loss(record: Mapping[str, Any]) -> float | None:
     return record.get("loss_interval", record.get("loss"))
 
 
-def summary(found: Sequence[Progress]) -> str:
-    """Return how many tasks have which status, and how long the rest will take."""
+def summary(found: Sequence[Progress], at_once: int) -> str:
+    """Return how many tasks have which status, and how long the rest will take: as many at once as run now, or where
+    none does, as ``at_once``."""
     counts: dict[str, int] = {}
     for one in found:
         counts[one.status] = counts.get(one.status, 0) + 1
@@ -91,6 +92,6 @@ def summary(found: Sequence[Progress]) -> str:
     left = sum(one.seconds_left for one in found)
     if not left:
         return text
-    at_once = max(1, counts.get("running", 0))
+    at_once = counts.get("running") or at_once
     longest = max(one.seconds_left for one in found)
     return f"{text}; about {duration(max(left / at_once, longest))} left, {at_once} at once"

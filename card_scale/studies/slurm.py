@@ -109,14 +109,15 @@ def submit(study: StudyDirectory, tasks: Sequence[Task], slurm: Slurm, cluster: 
             ]
         ids = [str(job.job_id) for job in submitted]
         jobs |= dict(zip((task.id for task in array.tasks), ids, strict=True))
+        # At once: where a later array is refused, this one is in the queue.
+        listed = json.dumps({**_jobs(study), **jobs}, indent=1) + "\n"
+        (study.path / "slurm").mkdir(parents=True, exist_ok=True)
+        write_atomically(study.path / "slurm" / "jobs.json", listed.encode())
         previous.setdefault(array.wave, []).extend(sorted({job.partition("_")[0] for job in ids}))
         if cluster != "slurm":
             # Without a scheduler nothing else would keep the order of waves.
             for job in submitted:
                 job.result()
-    write_atomically(
-        study.path / "slurm" / "jobs.json", (json.dumps({**_jobs(study), **jobs}, indent=1) + "\n").encode()
-    )
     return jobs
 
 
@@ -126,8 +127,10 @@ def queued(study: StudyDirectory) -> set[str]:
     if not jobs:
         return set()
     listed = subprocess.run(
-        ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, check=True
+        ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, check=False
     )
+    if listed.returncode:
+        raise ConfigurationError(f"squeue does not say which jobs wait or run: {listed.stderr.strip()}")
     active = set(listed.stdout.split())
     return {task for task, job in jobs.items() if job in active}
 

@@ -19,7 +19,6 @@ from card_scale.studies.tasks import Task
 from card_scale.training.run_directory import RunDirectory
 
 Status = Literal["done", "failed", "stopped", "running", "pending"]
-STATUSES: tuple[Status, ...] = ("done", "failed", "stopped", "running", "pending")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ is another run's, and for whoever asked for a stop, a launch script keeps a dire
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,8 +21,8 @@ def write(path: Path, code: ExitCode | int, reason: str) -> None:
     if code in (ExitCode.PEER_LOST, ExitCode.HANG) and path.is_file():
         return  # the peer said itself why it left, or the first to see a hang who hangs
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Several ranks may fail at once: each writes its own file before one of them takes the name.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # Several ranks may fail at once, on several machines: each writes its own file before one of them takes the name.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     temporary.write_text(json.dumps({"code": int(code), "reason": reason}, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 

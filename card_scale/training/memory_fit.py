@@ -55,7 +55,7 @@ def memory_of_a_rank(ranks: int, device_gib: float | None) -> Memory:
 def needed(config: Config, ranks: int, vocabulary_rows: int, memory: Memory) -> MemoryByCause:
     """Estimate the memory of a step on one of so many ranks, offloaded states included (:func:`step_memory`)."""
     dims, stage = parallel_dims.plan(config, ranks), engine_kind(config).zero_stage(config)
-    return step_memory(config, dims, stage, vocabulary_rows, on_gpu=not memory.is_host)
+    return step_memory(config, dims, stage, vocabulary_rows, device_bytes=None if memory.is_host else memory.bytes)
 
 
 def needed_bytes(config: Config, ranks: int, vocabulary_rows: int, memory: Memory) -> float:

@@ -13,6 +13,7 @@ from card_scale.benchmark.peak_memory import PeakMemory
 from card_scale.cost.memory import step_memory
 from card_scale.distributed import device, parallel_dims
 from card_scale.errors import ConfigurationError
+from card_scale.training.memory_fit import Memory
 from tests.layouts.trajectory import small_config
 
 ROWS = 256
@@ -23,9 +24,13 @@ def step_bytes(config, layout) -> float:
     return step_memory(config, layout, 0, ROWS).total
 
 
+def in_host(available: float) -> Memory:
+    return Memory(available, "free", is_host=True)
+
+
 def refusal(arm: Arm, config, available: float) -> str:
     with pytest.raises(ConfigurationError) as raised:
-        check_fits(arm, config, parallel_dims.plan(config, 1), ROWS, int(available))
+        check_fits(arm, config, parallel_dims.plan(config, 1), ROWS, in_host(available))
     return str(raised.value)
 
 
@@ -34,7 +39,7 @@ def test_a_refusal_names_what_would_fit_and_it_does(arm):
     config = with_sizes(small_config(parallel=dict(zero=0)), length=64, micro_batch=8, global_batch=8)
     layout = parallel_dims.plan(config, 1)
     needed = step_bytes(config_of(arm, config), layout)
-    check_fits(arm, config, layout, ROWS, int(needed) + 1)
+    check_fits(arm, config, layout, ROWS, in_host(needed))
     states = step_bytes(config_of(arm, with_sizes(config, length=4, micro_batch=1, global_batch=1)), layout)
     for available in (0.9 * needed, 0.5 * needed, states * 1.3):
         message = refusal(arm, config, available)
@@ -43,7 +48,7 @@ def test_a_refusal_names_what_would_fit_and_it_does(arm):
             int, re.search(r"model.length (\d+) with train.micro_batch (\d+) would", message).groups()
         )
         sizes = with_sizes(config, length=length, micro_batch=micro_batch, global_batch=micro_batch)
-        check_fits(arm, sizes, layout, ROWS, int(available))
+        check_fits(arm, sizes, layout, ROWS, in_host(available))
 
 
 def test_where_nothing_fits_it_says_so():
@@ -67,7 +72,7 @@ def settings(**changes) -> latency.Settings:
 
 
 def test_a_sweep_is_refused_before_any_engine_is_built(monkeypatch):
-    monkeypatch.setattr(latency, "available_bytes", lambda: 2**27)
+    monkeypatch.setattr(latency, "free_memory", lambda: in_host(2**27))
     monkeypatch.setattr(latency, "build_engine", lambda *_: pytest.fail("an engine was built"))
     models = [("small", small_config(parallel=dict(zero=0)))]
     assert latency.check(latency.cases(models, [16], None, 1), settings(), 1).world_size == 1

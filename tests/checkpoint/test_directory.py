@@ -1,6 +1,7 @@
 """Which checkpoint is resumed from: the pointer's, else the newest complete one, never a damaged one, never nothing."""
 
 import dataclasses
+import errno
 import json
 
 import pytest
@@ -48,6 +49,21 @@ def test_the_manifest_comes_back_as_it_was(tmp_path):
     written = json.loads(manifest.to_json())
     assert len(written.pop("sha256")) == 64
     assert written == dataclasses.asdict(manifest)
+
+
+def test_what_the_pointer_cannot_name_is_not_published(tmp_path, monkeypatch):
+    write(tmp_path, 10)
+    temporary = write(tmp_path, 20, publish=False)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directories, "write_atomically", full)
+        with pytest.raises(OSError, match="No space"):
+            directories.publish(temporary, 20)
+    assert directories.published_steps(tmp_path) == [10]
+    assert directories.publish(temporary, 20).name == "iter_0000020"
 
 
 def test_the_pointer_decides(tmp_path):

@@ -224,7 +224,7 @@ def test_refusals_name_key_value_and_what_is_valid(file, overrides, words):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", ["holds NoneType", "groups of keys"]),
+        ("", ["is empty"]),
         ("- 1\n- 2\n", ["holds list", "groups of keys"]),
         ("model: [1, 2\n", ["cannot be read"]),
         ("model: 3\n", ["model holds 3", "not keys"]),

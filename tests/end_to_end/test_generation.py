@@ -130,6 +130,13 @@ def test_generate_prints_text_and_says_what_it_cost(checkpoint, tool):
     assert "".join(part.partition("m")[2] for part in ("m" + coloured).split("\x1b[")) == text
 
 
+@pytest.mark.parametrize("option", ["--seed 5", "--top-p 0.5", "--top-k 3"])
+def test_what_says_nothing_without_sampling_is_refused(checkpoint, tool, option):
+    code, _, said = tool("generate", checkpoint, "--prompt", "x", *option.split())
+    assert code == 2
+    assert f"{option.split()[0]} says nothing to --temperature 0" in said
+
+
 def test_generate_writes_one_object_a_prompt(checkpoint, tool, tmp_path):
     (tmp_path / "prompt.txt").write_text("class value:\n")
     options = ["--tokens", 8, "--temperature", 1, "--seed", 3, "--json", "--through-end"]

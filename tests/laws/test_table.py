@@ -181,7 +181,9 @@ def test_broken_files(tmp_path):
         with pytest.raises(DataError, match="no rows"):
             read_rows(path, {})
     with pytest.raises(DataError, match=r"ends in \.csv or \.parquet"):
-        read_rows(tmp_path / "table.xlsx", {})
+        read_rows(path.rename(tmp_path / "table.xlsx"), {})
+    with pytest.raises(DataError, match=r"study: no such file or directory"):
+        read_rows(tmp_path / "study", {})
 
 
 @pytest.mark.parametrize(

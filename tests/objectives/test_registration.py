@@ -82,9 +82,9 @@ def test_it_trains_evaluates_and_resumes_on_another_layout(config_file, tmp_path
 
 def test_it_is_checked_and_counted(config_file):
     shown = tool("-m", "card_scale.train", config_file, *TOY, "--dry-run")
-    # By hand: 4 layers, hidden 32, ffn 48, 448 rows; a window of 5 in 24 positions leaves 110 pairs; 6 steps of 8.
-    matrices = 4 * (4 * 32**2 + 3 * 32 * 48)
-    per_token = 6 * (matrices + 448 * 32) + 12 * 32 * 4 * 110 / 24
+    # By hand: 2 layers, hidden 32, ffn 48, 448 rows; a window of 5 in 24 positions leaves 110 pairs; 6 steps of 8.
+    matrices = 2 * (4 * 32**2 + 3 * 32 * 48)
+    per_token = 6 * (matrices + 448 * 32) + 12 * 32 * 2 * 110 / 24
     assert f"{per_token * 6 * 8 * 24:.3g} model FLOPs" in shown
     assert "rate: 0.25" in tool("-m", "card_scale.train", config_file, *TOY, "--print-config")
     assert "width 50 is above model.length 24" in tool(
@@ -115,7 +115,7 @@ def test_a_study_plans_it(config_file, tmp_path):
     narrow, wide = json.loads((tmp_path / "study/plan.json").read_text())["tasks"]
     pairs = [sum(min(position + 1, width) for position in range(24)) for width in (2, 8)]
     tokens = narrow["tokens"]
-    assert wide["flops"] - narrow["flops"] == pytest.approx(12 * 32 * 4 * tokens * (pairs[1] - pairs[0]) / 24)
+    assert wide["flops"] - narrow["flops"] == pytest.approx(12 * 32 * 2 * tokens * (pairs[1] - pairs[0]) / 24)
 
 
 def test_it_is_timed_beside_card(config_file, tmp_path):

@@ -93,7 +93,7 @@ def test_numbers_may_be_written_like_text(write_grid):
         ({"evaluations": 0}, "at least 1"),
         ({"warmup_share": 1.0}, r"must be in \[0, 1\)"),
         ({"hardware": None}, "hardware is missing"),
-        ({"hardware": {"device": "abacus", "mfu": 0.4}}, "not in the table of peaks"),
+        ({"hardware": {"device": "abacus", "mfu": 0.4}}, "'abacus' is none of H100 PCIe, "),
         ({"hardware": {"device": "NVIDIA H100", "mfu": 0}}, r"hardware.mfu is 0; it must be in \(0, 1\]"),
         ({"hardware": {"device": "NVIDIA H100", "mfu": 40}}, r"hardware.mfu is 40; it must be in \(0, 1\]"),
         ({"hardware": {"flops_per_second": -1}}, "must be positive"),

@@ -46,9 +46,9 @@ def test_the_rest_rests_on_the_speed_that_was_seen(found):
     (pending, *_), costs = found
     assert pending.seconds_left == pytest.approx(2 * costs[pending.task.id].seconds)
     left = pending.seconds_left + 60.0
-    assert summary(found[0]).startswith("1 pending, 1 failed, 1 stopped, 1 done; about ")
-    assert f"{duration(left)} left" in summary(found[0])
-    assert summary([found[0][-1]]) == "1 done"
+    assert summary(found[0], 1).startswith("1 pending, 1 failed, 1 stopped, 1 done; about ")
+    assert f"{duration(left)} left" in summary(found[0], 1)
+    assert summary([found[0][-1]], 1) == "1 done"
 
 
 def test_a_run_whose_loss_is_not_finite_has_failed_for_all_who_ask(write_grid, tmp_path):

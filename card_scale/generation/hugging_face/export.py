@@ -14,7 +14,7 @@ from card_scale.checkpoint.directory import checkpoint_at
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import CheckpointError
-from card_scale.files import write_atomically
+from card_scale.files import removed_on_failure, write_atomically
 from card_scale.generation.hugging_face.bundle import write_bundle
 from card_scale.generation.hugging_face.tokenizer import write_tokenizer
 from card_scale.generation.hugging_face.weights import names, to_llama
@@ -52,14 +52,15 @@ def export(checkpoint: Path, folder: Path, dtype: str = "float32", *, ema: bool 
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
-        temporary.chmod(0o755)
-        _write_weights(_llama_weights(reader, shape, key, TYPES[dtype]), temporary)
-        _write_json(temporary / "config.json", _llama_config(shape, dtype, config.objective.decoders, tokenizer))
-        _write_json(temporary / "generation_config.json", _generation_config(tokenizer))
-        shutil.copyfile(reader.tokenizer_path, temporary / tokenizer.file_name)
-        write_tokenizer(temporary / tokenizer.file_name, temporary, shape.length)
-        write_bundle(temporary)
-        temporary.rename(folder)
+        with removed_on_failure(temporary):
+            temporary.chmod(0o755)
+            shutil.copyfile(reader.tokenizer_path, temporary / tokenizer.file_name)
+            write_tokenizer(temporary / tokenizer.file_name, temporary, shape.length)  # first: it may be refused
+            _write_weights(_llama_weights(reader, shape, key, TYPES[dtype]), temporary)
+            _write_json(temporary / "config.json", _llama_config(shape, dtype, config.objective.decoders, tokenizer))
+            _write_json(temporary / "generation_config.json", _generation_config(tokenizer))
+            write_bundle(temporary)
+            temporary.rename(folder)
     return sorted(path.name for path in folder.iterdir())
 
 

@@ -9,14 +9,11 @@ from torch import Tensor
 
 from card_scale.errors import ConfigurationError
 from card_scale.model.cross_entropy import reference
-from card_scale.model.cross_entropy.parts import PART_ELEMENTS
+from card_scale.model.cross_entropy.parts import PART_ELEMENTS, most_at_once
 from card_scale.objectives import noise
 
 CrossEntropy = Callable[[Tensor, Tensor, int, Tensor, dist.ProcessGroup], Tensor]
 """(logits, targets, shard_start, forbidden, group) to losses; see the reference."""
-
-LARGE_SHARE = 16
-"""Logits above this part of a GPU's memory are not held all at once unasked."""
 
 
 class LossKernel(NamedTuple):
@@ -50,7 +47,7 @@ def loss_kernel(backend: str, device: torch.device, item_bytes: int) -> LossKern
         return LossKernel(kernel, PART_ELEMENTS)
     if backend == "auto" and device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
-        return LossKernel(kernel, max(PART_ELEMENTS, memory // LARGE_SHARE // item_bytes))
+        return LossKernel(kernel, most_at_once(memory, item_bytes))
     return LossKernel(kernel, None)
 
 
