@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from card_scale.argument_types import not_negative_number, positive
+from card_scale.argument_types import figure_file, not_negative_number, output_file, positive
 from card_scale.cli import run_tool
 from card_scale.objectives import registry
 
@@ -39,12 +39,14 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         help="also time each arm's largest micro-batch under this cap; 0: not",
     )
     parser.add_argument("--tolerance", type=float, default=0.05, help="of parts over whole (default: 0.05)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, samples and environment included")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="write everything, samples and environment included"
+    )
     parser.add_argument("--tensorboard", type=Path, metavar="DIRECTORY", help="write scalars over L")
     parser.add_argument(
         "--earlier", nargs="+", type=Path, metavar="JSON", default=[], help="earlier results that the plot shows too"
     )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw BD3-LM over CARD by L and backend")
+    parser.add_argument("--plot", type=figure_file, metavar="PNG", help="draw BD3-LM over CARD by L and backend")
     parser.add_argument(
         "--profile", action="store_true", help="also write torch.profiler's table of each arm by --json"
     )

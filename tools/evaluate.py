@@ -80,9 +80,10 @@ def main() -> None:
             if sys.stderr.isatty():
                 print(f"\r{dataset}: {found.samples} samples", end="", file=sys.stderr, flush=True)
         sign = "<=" if found.is_bound else "="
+        error = f" ± {found.standard_error:.4f}" if found.is_bound and arguments.draws > 1 else ""
         print(
             f"{dataset} ({arguments.split}, {found.samples} samples, {found.tokens} tokens): nats per token {sign} "
-            f"{found.nats_per_token:.4f}, perplexity {sign} {found.perplexity:.2f}, bits per byte {sign} "
+            f"{found.nats_per_token:.4f}{error}, perplexity {sign} {found.perplexity:.2f}, bits per byte {sign} "
             f"{found.bits_per_byte:.4f}; {'an upper bound' if found.is_bound else 'exact'}"
         )
         if model.tokenizer.rewrites:

@@ -25,6 +25,8 @@ class Perplexity(NamedTuple):
     """Of UTF-8 text as the tokenizer gives it back: comparable between tokenizers that rewrite nothing."""
     is_bound: bool
     """Whether the true likelihood may be better."""
+    standard_error: float
+    """Of a bound's nats per token, over other draws; 0 where they are exact."""
 
     @property
     def perplexity(self) -> float:
@@ -51,14 +53,22 @@ def dataset_perplexity(
     stream = open_stream(model, dataset, split)
     sample_ids = order.evaluated_samples(split, samples, stream.sample_count)
     lengths = [len(model.tokenizer.piece_bytes(token)) for token in range(model.shape.vocabulary)]
-    nats = tokens = text_bytes = 0.0
+    nats = tokens = text_bytes = variance = 0.0
     for begin in range(0, len(sample_ids), ROWS):
         rows = stream.samples(sample_ids[begin : begin + ROWS]).tolist()
         # A model that predicts in place reads its length and no token more.
         rows = [row[:-1] for row in rows] if model.shape.in_place else rows
         scores = score(model, [Scored(row[:1], row[1:]) for row in rows], batch=batch, draws=draws)
         nats -= sum(one.log_likelihood for one in scores)
+        variance += sum(one.variance for one in scores)
         tokens += sum(len(row) - 1 for row in rows)
         text_bytes += sum(lengths[token] for row in rows for token in row[1:])
         per_byte = nats / math.log(2) / max(text_bytes, 1)
-        yield Perplexity(min(begin + ROWS, len(sample_ids)), int(tokens), nats / tokens, per_byte, not is_exact(model))
+        yield Perplexity(
+            samples=min(begin + ROWS, len(sample_ids)),
+            tokens=int(tokens),
+            nats_per_token=nats / tokens,
+            bits_per_byte=per_byte,
+            is_bound=not is_exact(model),
+            standard_error=math.sqrt(variance) / tokens,
+        )

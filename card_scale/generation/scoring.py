@@ -30,6 +30,8 @@ class Score(NamedTuple):
     """Nats; a lower bound unless the model is exact."""
     is_greedy: bool
     """Whether each token is the most probable, given those before it (of a bound: all masked at once)."""
+    variance: float = 0.0
+    """Of the log-likelihood over other draws, estimated; 0 where it is exact."""
 
 
 def is_exact(model: InferenceModel) -> bool:
@@ -97,19 +99,20 @@ def _score_in_place(model: InferenceModel, request: Scored, batch: int, draws: i
     """The bound of one continuation: stretch by stretch, each behind clean tokens."""
     tokens = (request.context + request.continuation)[-model.shape.length :]
     first, block = len(tokens) - len(request.continuation), model.shape.block
-    total, is_greedy = 0.0, True
+    total, variance, is_greedy = 0.0, 0.0, True
     for begin in range(first // block * block, len(tokens), block):
         places = range(max(begin, first), min(begin + block, len(tokens)))
         losses, greedy = _stretch(model, tokens, places, batch, 1 if len(places) == 1 else draws, seed)
-        total -= losses
+        total -= losses.mean().item()
+        variance += _variance_of_mean(losses)
         is_greedy &= greedy
-    return Score(total, is_greedy)
+    return Score(total, is_greedy, variance)
 
 
 def _stretch(
     model: InferenceModel, tokens: list[int], places: range, batch: int, draws: int, seed: int
-) -> tuple[float, bool]:
-    """Return (mean over draws of the weighted loss of a stretch, whether it is greedy where all of it is masked)."""
+) -> tuple[Tensor, bool]:
+    """Return (weighted loss of a stretch in each draw [draws], whether it is greedy where all of it is masked)."""
     device = model.embedding.weight.device
     stop = min(-(-places.stop // model.shape.block) * model.shape.block, model.shape.length)
     # A block that the text does not fill is filled with masks, as it is while decoding.
@@ -129,7 +132,15 @@ def _stretch(
         everything = rows.all(1)
         if everything.any():
             greedy = bool((chances[everything][0].argmax(-1) == targets).all())
-    return torch.cat(losses).mean().item(), greedy
+    return torch.cat(losses), greedy
+
+
+def _variance_of_mean(losses: Tensor) -> float:
+    """Variance of the mean of draws whose levels go evenly upwards: from the differences of neighbours, since what the
+    level does to the loss is no error of a mean over all levels. Of one draw it is not known, and said to be 0."""
+    if len(losses) < 2:
+        return 0.0
+    return (losses.diff().square().mean() / 2 / len(losses)).item()
 
 
 def _masks(count: int, draws: int, seed: int, tokens: list[int]) -> Tensor:

@@ -41,7 +41,7 @@ class Table:
             name
             for name in self.objectives()
             if any(
-                row.cells[columns.OBJECTIVE] == name and columns.BOUND in row.cells and _is_true(row) == "true"
+                row.cells[columns.OBJECTIVE] == name and columns.BOUND in row.cells and _is_bound(row)
                 for row in self.rows
             )
         ]
@@ -238,18 +238,21 @@ def _positive(row: Row, name: str) -> float:
     return value
 
 
-def _is_true(row: Row) -> str:
+def _is_bound(row: Row) -> bool:
     cell = row.cells[columns.BOUND].lower()
     if cell not in (*TRUE, *FALSE):
         raise DataError(f"{row.place}: {columns.BOUND} = {row.cells[columns.BOUND]}; it must be true or false")
-    return "true" if cell in TRUE else "false"
+    return cell in TRUE
 
 
 def _refuse_mixed(rows: Sequence[Row], name: str, why: str, advice: Advice) -> None:
     first: dict[str, Row] = {}
     for row in rows:
         if name in row.cells:
-            first.setdefault(_is_true(row) if name == columns.BOUND else row.cells[name], row)
+            value = row.cells[name]
+            if name == columns.BOUND:
+                value = "true" if _is_bound(row) else "false"  # however the table spells it
+            first.setdefault(value, row)
     if len(first) > 1:
         (one, at), (other, beside) = list(first.items())[:2]
         raise DataError(

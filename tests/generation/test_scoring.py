@@ -67,17 +67,21 @@ def test_bounds_are_the_mean_over_masks(block):
     model = make_model(2.0, block=block, in_place=True)
     tokens, first = prompt(11, 5), 6
     request = Scored(tokens[:first], tokens[first:])
-    found = [score(model, [request], draws=100, seed=seed)[0].log_likelihood for seed in range(12)]
+    scores = [score(model, [request], draws=100, seed=seed)[0] for seed in range(12)]
+    found = [one.log_likelihood for one in scores]
     expected = exact_bound(model, tokens, first)
     if block == 1:
         expected = sum(
             log_chances(model, [*tokens[:place], MASK_ID])[place, tokens[place]].item() for place in range(first, 11)
         )
         assert found == pytest.approx([expected] * 12, rel=1e-6)
+        assert {one.variance for one in scores} == {0.0}
     else:
         error = np.std(found) / math.sqrt(len(found))
         assert 0 < error < 0.05 * abs(expected)
         assert abs(np.mean(found) - expected) < 4 * error
+        # Twelve runs know their own spread to about a fifth.
+        assert 0.5 < math.sqrt(np.mean([one.variance for one in scores])) / np.std(found, ddof=1) < 2
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,7 @@ def test_perplexity_of_a_dataset_is_the_mean_over_its_samples(checkpoint, tmp_pa
     logs = [log_chances(model, row[:-1]) for row in samples.tolist()]
     losses = [-log[range(48), row[1:]].mean().item() for log, row in zip(logs, samples.tolist(), strict=True)]
     assert found.nats_per_token == pytest.approx(np.mean(losses), rel=1e-6)
-    assert (found.tokens, found.is_bound) == (48 * len(samples), False)
+    assert (found.tokens, found.is_bound, found.standard_error) == (48 * len(samples), False, 0.0)
     length = sum(len(model.tokenizer.piece_bytes(token)) for row in samples.tolist() for token in row[1:])
     assert found.bits_per_byte == pytest.approx(np.sum(losses) * 48 / math.log(2) / length, rel=1e-6)
     assert found.perplexity == pytest.approx(math.exp(found.nats_per_token))
