@@ -134,9 +134,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
                 print(line)
             print(data.describe_validation(config.data.validation_samples))
             print(data.describe_held_out(), flush=True)
-        if not start.is_new and start.step > steps:
-            raise ConfigurationError(f"train.steps is {steps}, but the run has made {start.step} already")
-        if not start.is_new and start.step == steps:
+        if not start.is_new and start.step >= steps:
             return f"already done: {start.step} of {steps} steps"
         damaged = DamagedSamples(config.data.skip_damaged, loader.problems)
         job = Job(config, dims, directory, data, loader, damaged, engine, evaluate, checkpoints, watchdog, stop, steps)

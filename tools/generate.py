@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights (optimizer.ema)")
     arguments = parser.parse_args()
     if not arguments.temperature:
-        for name in ("top_p", "top_k", "seed"):
+        for name in ("top_p", "top_k"):
             if getattr(arguments, name) is not None:
                 parser.error(
                     f"--{name.replace('_', '-')} says nothing to --temperature 0, which takes the most probable token"

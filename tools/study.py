@@ -118,7 +118,8 @@ def at_once_of(study: Study) -> int:
     from card_scale.studies.runner import at_once_here, this_machine
 
     machine, costs = this_machine(), study.plan.costs
-    here = study.grid.hardware.device is None or machine.gpus >= max(cost.ranks for cost in costs)
+    fits = machine.gpus >= max(cost.ranks for cost in costs)
+    here = fits or (study.grid.hardware.device is None and machine.gpus == 0)
     return at_once_here(machine, costs) if here else 1
 
 

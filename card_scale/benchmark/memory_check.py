@@ -17,8 +17,8 @@ def free_memory() -> Memory:
     if torch.cuda.is_available():
         # Asked before the ranks take their GPUs; a rank without one is refused when they do.
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        free = torch.cuda.mem_get_info(local_rank % torch.cuda.device_count())[0]
-        return Memory(free, "free", is_host=False)
+        free, total = torch.cuda.mem_get_info(local_rank % torch.cuda.device_count())
+        return Memory(free, "free", is_host=False, device_bytes=total)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Memory(psutil.virtual_memory().available / here, "free", is_host=True)
 

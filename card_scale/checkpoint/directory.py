@@ -1,5 +1,6 @@
 """The checkpoints of a run directory: naming, the pointer to the latest, and which one to resume from."""
 
+import contextlib
 import re
 import uuid
 from collections.abc import Mapping
@@ -78,17 +79,22 @@ def publish(temporary: Path, step: int) -> Path:
     """Give a complete checkpoint its name, then point to it. Returns its final path."""
     root = temporary.parent
     final = root / name_of(step)
+    replaced = root / f"{final.name}.replaced-{uuid.uuid4().hex[:8]}"
     if final.exists():
         # One that a resume has refused, or of steps that a run which was set back makes again. It goes as a leftover,
         # once the pointer names its successor.
-        final.rename(root / f"{final.name}.replaced-{uuid.uuid4().hex[:8]}")
+        final.rename(replaced)
     temporary.rename(final)
     try:
         sync_directory(root)
         faults.reach("checkpoint.named", step)
         write_atomically(root / POINTER, f"{step}\n".encode())
     except OSError:
-        final.rename(temporary)  # what the pointer does not name is not published
+        if pointed_step(root) != step or replaced.exists():  # what no pointer names is not published
+            with contextlib.suppress(OSError):
+                final.rename(temporary)
+                if replaced.exists():
+                    replaced.rename(final)
         raise
     return final
 

@@ -119,7 +119,7 @@ def _stretch(
     clean = torch.tensor(tokens[: places.stop] + [model.shape.mask_id] * (stop - places.stop), device=device)
     if model.shape.block >= model.shape.length:
         clean = clean[: places.stop]
-    masked = _masks(len(places), draws, seed, tokens).to(device)
+    masked = _masks(places, draws, seed, tokens).to(device)
     targets = clean[places.start : places.stop]
     losses, greedy = [], True
     for rows in masked.split(batch):
@@ -143,10 +143,13 @@ def _variance_of_mean(losses: Tensor) -> float:
     return (losses.diff().square().mean() / 2 / len(losses)).item()
 
 
-def _masks(count: int, draws: int, seed: int, tokens: list[int]) -> Tensor:
-    """bool [draws, count]: l of the tokens masked, l spread evenly over 1 ... count and all of them once."""
-    ids = torch.arange(draws)
-    (key,) = sequence_keys([tokens])
+def _masks(places: range, draws: int, seed: int, tokens: list[int]) -> Tensor:
+    """bool [draws, count]: l of the count tokens masked, l spread evenly over 1 ... count and all of them once.
+
+    Each stretch of a text has masks of its own, so that their errors are independent and add up as variances do.
+    """
+    ids, count = torch.arange(draws), len(places)
+    (key,) = sequence_keys([[*tokens, places.start]])
     content = torch.full_like(ids, key % 2**32)
     order = uniforms(seed, ids, content, count, Stream.EVALUATION).argsort(1).argsort(1)
     shift = uniforms(seed, ids[:1], content[:1], 1, Stream.EVALUATION_STRATA).double()[0, 0]

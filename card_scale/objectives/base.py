@@ -107,6 +107,12 @@ class Objective(ABC):
         token: exact, or in expectation over the noise an upper bound. A sample's weights sum up to :meth:`scored`, or
         do so in expectation."""
 
+    @property
+    def mean_noise_level(self) -> float | None:
+        """Mean noise level of a scored token over all draws of :meth:`likelihood`; None where it is not known. With it
+        the estimate of a bound is less noisy."""
+        return None
+
     @abstractmethod
     def scored(self, length: int) -> int:
         """Number of tokens of a sample with ``length`` clean tokens that the objective predicts."""

@@ -119,6 +119,11 @@ class BlockDiffusionObjective(Objective):
             return self._fully_masked(samples)
         return self._independent(samples, samples, seed, masked_diffusion.EVALUATION)
 
+    @property
+    def mean_noise_level(self) -> float:
+        """Of an evaluation, which draws from all rates."""
+        return masked_diffusion.EVALUATED_MEAN_RATE
+
     def scored(self, length: int) -> int:
         """All but the first token."""
         return length - 1

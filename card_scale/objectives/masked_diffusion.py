@@ -68,6 +68,10 @@ def independent_masks(rates: torch.Tensor, uniforms: torch.Tensor) -> torch.Tens
     return (blocks < rates.unsqueeze(2)).flatten(1)
 
 
+EVALUATED_MEAN_RATE = (SMALLEST_MASK_RATE + 1) / 2
+"""Mean of the rates of :func:`independent_batch`."""
+
+
 def check_length(length: int) -> None:
     """Raise ConfigurationError where no token is left to mask: the first one never is."""
     if length < 2:

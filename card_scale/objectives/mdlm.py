@@ -45,6 +45,11 @@ class MdlmObjective(Objective):
         """One draw of the NELBO's estimator, from the same distribution as in training."""
         return masked_diffusion.independent_batch(samples, samples, 1, self.mask_id, seed, masked_diffusion.EVALUATION)
 
+    @property
+    def mean_noise_level(self) -> float:
+        """Of an evaluation, which draws from all rates."""
+        return masked_diffusion.EVALUATED_MEAN_RATE
+
     def scored(self, length: int) -> int:
         """All but the first token."""
         return length - 1

@@ -78,7 +78,7 @@ _KERNELS = f"{__package__}.fused_uniforms"
 @functools.cache
 def has_triton() -> bool:
     """Return whether kernels can be built."""
-    return all(importlib.util.find_spec(module) is not None for module in ("triton", _KERNELS))
+    return bool(__package__) and all(importlib.util.find_spec(module) for module in ("triton", _KERNELS))
 
 
 def is_fused(tensor: torch.Tensor) -> bool:

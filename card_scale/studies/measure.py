@@ -1,5 +1,6 @@
 """Times a few steps of a study's models on this machine, so that its hours rest on a measurement."""
 
+import hashlib
 import json
 import shutil
 import statistics
@@ -32,10 +33,16 @@ def measure(specs: Sequence[RunSpec], directory: Path, environment: Mapping[str,
     for spec in specs:
         key = (spec.cell.arm, spec.cell.size)
         if key not in found:
-            found[key] = _flops_per_second(spec, directory / "measure" / spec.id, environment)
+            found[key] = _flops_per_second(spec, directory / "measure" / _name(spec), environment)
     listed = [{"arm": arm, "size": size, "flops_per_second": rate} for (arm, size), rate in found.items()]
     write_atomically(directory / "measured.json", (json.dumps(listed, indent=1) + "\n").encode())
     return found
+
+
+def _name(spec: RunSpec) -> str:
+    """Name a timing by all that decides its speed, which the id of a run leaves out in part."""
+    settings = repr((spec.base, spec.config, spec.ranks)).encode()
+    return f"{spec.cell.arm}-{spec.cell.size}-{hashlib.blake2b(settings, digest_size=5).hexdigest()}"
 
 
 def read(directory: Path) -> dict[tuple[str, str], float]:

@@ -20,6 +20,7 @@ from card_scale.objectives.base import Objective, Observer, Probe
 from card_scale.objectives.batch import Batch
 from card_scale.objectives.evaluation import DRAWS, likelihood_passes
 from card_scale.training.agreement import any_is_asked_to_stop
+from card_scale.training.bound_estimate import SUMS, estimate, sums_of_samples
 from card_scale.training.evaluation_progress import EvaluationProgress
 from card_scale.training.metric_sums import global_sums
 
@@ -81,40 +82,26 @@ class Evaluator:
     def _sampled(
         self, corrupt: Callable[[Samples, int], Batch], objective: Objective, observer: Observer | None = None
     ) -> tuple[float, float, dict[str, float]]:
-        """Return (mean over samples and draws in nats per token, its standard error, what the observer concludes).
-
-        How much the tokens of a sample weigh in all is random too, most of all at low mask rates, and its mean is
-        known: the number of scored tokens. What a draw's sample weighs beyond it is taken off at the mean loss of a
-        weight in the other draws, so that the estimate stays unbiased.
-
-        The standard error is that of the noise: how far other draws over the same samples would lie apart. It is taken
-        from the scatter of each sample's draws, which is unbiased for the variance but for what stratifying the noise
-        levels over the samples gains. With few samples most single values are too small and a few too large.
-        """
+        """Return (mean over samples and draws in nats per token, its standard error, what the observer concludes)."""
         scored = objective.scored(self.config.model.length)
 
         def summarise(token_losses: Tensor, batch: Batch, valid: Tensor) -> dict[str, Tensor]:
-            weights = batch.weights.double()
-            of_sample = torch.stack(((token_losses.double() * weights).sum(1), weights.sum(1))) / scored
-            summary = {"of_sample": of_sample * valid, "valid": valid}
+            summary = {"sums": sums_of_samples(token_losses, batch, scored) * valid, "valid": valid}
             if observer is not None:
                 summary["observed"] = observer.observe(token_losses, batch, valid)
             return summary
 
         draws = [list(self._reports(corrupt, summarise, draw)) for draw in range(DRAWS)]
         # Pipeline stages before the last have no reports: nothing of theirs enters the sums.
-        nothing = torch.zeros((2, 0), dtype=torch.float64, device=self.device)
-        of_sample = torch.stack([torch.cat([nothing, *(r["of_sample"] for r in draw)], dim=1) for draw in draws])
+        nothing = torch.zeros((SUMS, 0), dtype=torch.float64, device=self.device)
+        sums = torch.stack([torch.cat([nothing, *(report["sums"] for report in draw)], dim=1) for draw in draws])
         valid = torch.cat([nothing[0], *(report["valid"] for report in draws[0])])
-        losses, weights = of_sample.unbind(1)
-        per_sample = losses - _of_other_draws(global_sums(of_sample.sum(2)))[:, None] * (weights - valid)
-        local = torch.stack((per_sample.mean(0).sum(), per_sample.var(0).sum() / DRAWS, valid.sum()))
-        total, variance, samples = global_sums(local).tolist()
+        mean, standard_error = estimate(sums, valid, global_sums, objective.mean_noise_level)
         observed: dict[str, float] = {}
         if observer is not None:
             reports = (report for draw in draws for report in draw)
             observed = observer.conclude(self._sum("observed", observer.shape, reports))
-        return total / samples, math.sqrt(variance) / samples, observed
+        return mean, standard_error, observed
 
     def _by_position(self, probe: Probe) -> Tensor:
         """Return the mean cross-entropy of each prediction over the samples, float64 [L] on every rank."""
@@ -153,12 +140,6 @@ class Evaluator:
             yield from schedule.run(self.engine, micro_batches, report, forward_only=True)
             self.on_batch()
         self.engine.train()
-
-
-def _of_other_draws(sums: Tensor) -> Tensor:
-    """Mean loss of a weight in all draws but one, for each: (loss, weight) [draws, 2] → [draws]."""
-    losses, weights = (sums.sum(0) - sums).unbind(1)
-    return torch.where(weights > 0, losses / weights, 0.0)
 
 
 class _GivenUpError(Exception):

@@ -28,6 +28,8 @@ class Memory(NamedTuple):
     """It, in words."""
     is_host: bool
     """Whether it is the host's, which holds what an engine offloads as well."""
+    device_bytes: float | None = None
+    """Of the whole device, where ``bytes`` is what is free of it: kernels are chosen by it."""
 
 
 class Change(NamedTuple):
@@ -55,7 +57,8 @@ def memory_of_a_rank(ranks: int, device_gib: float | None) -> Memory:
 def needed(config: Config, ranks: int, vocabulary_rows: int, memory: Memory) -> MemoryByCause:
     """Estimate the memory of a step on one of so many ranks, offloaded states included (:func:`step_memory`)."""
     dims, stage = parallel_dims.plan(config, ranks), engine_kind(config).zero_stage(config)
-    return step_memory(config, dims, stage, vocabulary_rows, device_bytes=None if memory.is_host else memory.bytes)
+    device_bytes = None if memory.is_host else memory.device_bytes or memory.bytes
+    return step_memory(config, dims, stage, vocabulary_rows, device_bytes=device_bytes)
 
 
 def needed_bytes(config: Config, ranks: int, vocabulary_rows: int, memory: Memory) -> float:

@@ -48,6 +48,8 @@ def test_the_median_step_counts_and_is_kept(timed, tmp_path):
     (changed,) = time_it(0.25, sizes=wider).values()  # another model under the same names
     assert len(runs) == 2
     assert changed > 2 * first
+    time_it(0.25, sizes=wider, overrides={"train.micro_batch": 1})  # another speed, though the same run
+    assert len(runs) == 3
 
 
 def test_a_timing_that_failed_is_made_again(timed):

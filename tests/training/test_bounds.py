@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -25,6 +24,7 @@ from tests.model import reference_gpt
 from tests.training.test_evaluation import SAMPLE_IDS, SAMPLES, FixedStream
 
 DRAWS = 4
+MEAN_RATE = (0.001 + 1) / 2
 ALLOWED = [i for i in range(VOCABULARY.size) if i != VOCABULARY.mask_id]
 OBJECTIVES = {
     "mdlm": {"name": "mdlm"},
@@ -78,6 +78,14 @@ def one_rank() -> dict[str, dict]:
     return dict(zip(OBJECTIVES, run_ranks(evaluate_once, 1, configs, deadline=90)[0], strict=True))
 
 
+class Token(NamedTuple):
+    """What a draw of the noise made of a scored token."""
+
+    weight: float
+    rate: float
+    loss: float
+
+
 class Block(NamedTuple):
     """What a draw of the noise made of a block."""
 
@@ -98,8 +106,8 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(logits[..., ALLOWED], -1) - logits.gather(-1, targets[..., None])[..., 0]
 
 
-def draws_by_hand(config: Config) -> tuple[list[list[tuple[float, float]]], list[Block]]:
-    """Return ((weighted loss, weight) per token of each sample in each draw [draws][samples], every block of all)."""
+def draws_by_hand(config: Config) -> tuple[list[list[list[Token]]], list[Block]]:
+    """Return (the scored tokens of each sample in each draw [draws][samples], every block of all)."""
     length, weights = config.model.length, initial_weights(config)
     tokens = torch.from_numpy(FixedStream(length).tokens)
     ids, places = torch.from_numpy(SAMPLE_IDS), torch.arange(SAMPLES)
@@ -119,30 +127,50 @@ def draws_by_hand(config: Config) -> tuple[list[list[tuple[float, float]]], list
         bounds.append([])
         for row, rates in enumerate(made.rates):
             weighted = [w * loss for w, loss in zip(made.weights[row], losses[row], strict=True)]
-            # The first token is given.
-            bounds[-1].append((math.fsum(weighted) / (length - 1), math.fsum(made.weights[row]) / (length - 1)))
             size = length // len(rates)
+            by_token = zip(made.weights[row], (rate for rate in rates for _ in range(size)), losses[row], strict=True)
+            bounds[-1].append([Token(*values) for values in by_token][1:])  # the first token is given
             for number, rate in enumerate(rates):
                 own = slice(number * size, (number + 1) * size)
                 blocks.append(Block(rate, sum(made.masked[row][own]), math.fsum(weighted[own]) / size))
     return bounds, blocks
 
 
-def without_surplus_weight(draws: list[list[tuple[float, float]]]) -> Iterator[list[float]]:
-    """Yield the losses of each draw's samples, less what weights beyond 1 cost in the mean of the other draws."""
+def line_through(tokens: list[Token]) -> tuple[float, float]:
+    """Return (a, b) of the line a + b * rate through losses, by least squares weighted with the tokens' weights."""
+    total = math.fsum(token.weight for token in tokens)
+    rate = math.fsum(token.weight * token.rate for token in tokens) / total
+    loss = math.fsum(token.weight * token.loss for token in tokens) / total
+    above = math.fsum(token.weight * (token.rate - rate) * (token.loss - loss) for token in tokens)
+    slope = above / math.fsum(token.weight * (token.rate - rate) ** 2 for token in tokens)
+    return loss - slope * rate, slope
+
+
+def bound_by_hand(draws: list[list[list[Token]]]) -> tuple[float, float]:
+    """Return (mean, standard error): the losses of each draw, less what its weights and rates beyond their means cost
+    by the other draws."""
+    values = []
     for number, draw in enumerate(draws):
-        others = [pair for other in (*draws[:number], *draws[number + 1 :]) for pair in other]
-        price = math.fsum(loss for loss, _ in others) / math.fsum(weight for _, weight in others)
-        yield [loss - price * (weight - 1) for loss, weight in draw]
+        others = [token for other in (*draws[:number], *draws[number + 1 :]) for sample in other for token in sample]
+        level, slope = line_through(others)
+        values.append(
+            [
+                statistics.fmean(
+                    token.weight * token.loss - (level + slope * token.rate) * token.weight + level + slope * MEAN_RATE
+                    for token in sample
+                )
+                for sample in draw
+            ]
+        )
+    by_sample = list(zip(*values, strict=True))
+    variance = math.fsum(statistics.variance(each) / len(draws) for each in by_sample)
+    return statistics.fmean(map(statistics.fmean, by_sample)), math.sqrt(variance) / len(by_sample)
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "bd3lm, blocks of one"])
 def test_the_bound_and_its_standard_error_are_the_plain_loops(one_rank, name):
     config = small_config(objective=OBJECTIVES[name])
-    draws, _ = draws_by_hand(config)
-    by_sample = list(zip(*without_surplus_weight(draws), strict=True))
-    mean = statistics.fmean(statistics.fmean(values) for values in by_sample)
-    error = math.sqrt(math.fsum(statistics.variance(values) / DRAWS for values in by_sample)) / SAMPLES
+    mean, error = bound_by_hand(draws_by_hand(config)[0])
     results = one_rank[name]
     assert results["validation_nll"] == pytest.approx(mean, rel=1e-5)
     assert results["validation_nll_standard_error"] == pytest.approx(error, rel=1e-5)
