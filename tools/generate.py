@@ -98,7 +98,7 @@ def _add_decoding(how: argparse._ArgumentGroup) -> None:
     how.add_argument("--top-p", type=positive_share, help="keep tokens up to this probability (default: 1)")
     how.add_argument("--top-k", type=not_negative, help="keep so many tokens; 0 all (default)")
     how.add_argument("--repetition-penalty", type=positive_number, default=1.0, help="above 1 discourages (default: 1)")
-    how.add_argument("--seed", type=int, help="of sampling (default: 0)")
+    how.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
     how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; several times")
     how.add_argument("--through-end", action="store_true", help="go on behind the end of a document")
 
@@ -182,7 +182,7 @@ def _generate(model: Any, prompts: list[str], arguments: argparse.Namespace) -> 
         top_p=1.0 if arguments.top_p is None else arguments.top_p,
         top_k=arguments.top_k or 0,
         repetition_penalty=arguments.repetition_penalty,
-        seed=arguments.seed or 0,
+        seed=arguments.seed,
         stop_tokens=() if arguments.through_end else (model.tokenizer.eos_id,),
         stop_strings=stops,
         listener=(lambda index, new, passes: streams[index].write(new, passes)) if is_streamed else None,

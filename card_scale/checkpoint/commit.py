@@ -7,7 +7,6 @@ rank fails on all of them, and leaves nothing behind.
 import contextlib
 import dataclasses
 import datetime
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from card_scale.checkpoint.retention import Retention, prune
 from card_scale.checkpoint.run_files import RunFiles
 from card_scale.checkpoint.write import RankShare, saving
 from card_scale.distributed import process_groups
-from card_scale.errors import CardScaleError, CheckpointError
-from card_scale.files import write_atomically
+from card_scale.errors import CheckpointError
+from card_scale.files import removed_on_failure, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +80,8 @@ def commit(
 
     def publish() -> Path:
         assert gathered is not None
-        try:
+        with removed_on_failure(temporary):
             return _publish(gathered, temporary, publication)
-        except CardScaleError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
     return process_groups.by_main_rank(publish, group)
 

@@ -104,13 +104,12 @@ class Objective(ABC):
     @abstractmethod
     def likelihood(self, samples: Samples, seed: int) -> Batch:
         """The evaluation batch whose weighted losses, summed per sample and divided by :meth:`scored`, are nats per
-        token: exact, or in expectation over the noise an upper bound. A sample's weights sum up to :meth:`scored`, or
-        do so in expectation."""
+        token: exact, or in expectation over the noise an upper bound."""
 
     @property
     def mean_noise_level(self) -> float | None:
-        """Mean noise level of a scored token over all draws of :meth:`likelihood`; None where it is not known. With it
-        the estimate of a bound is less noisy."""
+        """Mean noise level of a scored token over all draws of :meth:`likelihood`, where each has weight 1 in the mean
+        at its level, so that the estimate of the bound can be less noisy; None where that is not so."""
         return None
 
     @abstractmethod

@@ -42,18 +42,24 @@ def test_a_loss_on_a_line_has_no_noise(level, slope):
     assert found.standard_error < 1e-9
 
 
-@pytest.mark.parametrize("mean_rate", [OBJECTIVE.mean_noise_level, None])
-def test_it_is_unbiased_and_less_noisy_and_says_how_noisy_it_is(mean_rate):
+def test_it_is_unbiased_and_less_noisy_and_says_how_noisy_it_is():
     draws = [drawn(seed, 1.0, 5.0, 1.0) for seed in range(60)]
-    found = [estimated(sums, mean_rate) for sums in draws]
+    found = [estimated(sums) for sums in draws]
     plain = [float(sums[:, LOSS].mean()) for sums in draws]
     spread = statistics.stdev(one.mean for one in found)
-    assert spread < (0.7 if mean_rate else 0.9) * statistics.stdev(plain)
+    assert spread < 0.7 * statistics.stdev(plain)
     difference = [one.mean - other for one, other in zip(found, plain, strict=True)]
     assert abs(statistics.fmean(difference)) < 4 * statistics.stdev(difference) / math.sqrt(len(draws))
     claimed = math.sqrt(statistics.fmean(one.standard_error**2 for one in found))
-    # Without the mean rate the scatter holds what the rates do, which strata take out of the mean.
-    assert 0.75 * spread < claimed < (1.3 if mean_rate else 5) * spread
+    assert 0.75 * spread < claimed < 1.3 * spread
+
+
+def test_without_a_known_mean_it_is_the_mean_of_the_draws():
+    sums = drawn(3, 1.0, 5.0, 1.0)
+    found = estimated(sums, None)
+    assert found.mean == pytest.approx(float(sums[:, LOSS].mean()))
+    variance = sums[:, LOSS].var(0).mean() / DRAWS / SAMPLES
+    assert found.standard_error == pytest.approx(math.sqrt(variance))
 
 
 def test_rows_that_do_not_count_change_nothing():
@@ -64,8 +70,8 @@ def test_rows_that_do_not_count_change_nothing():
 
 
 def test_prices_where_no_line_can_be_told():
-    nothing = torch.zeros(4, 6, dtype=torch.float64)
+    nothing = torch.zeros(4, 5, dtype=torch.float64)
     assert [values.tolist() for values in prices(nothing)] == [[0.0] * 4] * 2
-    # One rate of 1/2 everywhere, weight 2, loss 3: w l, w, w t, w t^2, w t l, t.
-    alike = torch.tensor([6.0, 2.0, 1.0, 0.5, 3.0, 0.5], dtype=torch.float64).expand(4, 6)
+    # One rate of 1/2 everywhere, weight 2, loss 3: w l, w, w t, w t^2, w t l.
+    alike = torch.tensor([6.0, 2.0, 1.0, 0.5, 3.0], dtype=torch.float64).expand(4, 5)
     assert [values.tolist() for values in prices(alike)] == [[3.0] * 4, [0.0] * 4]
