@@ -26,16 +26,23 @@ class Delays(NamedTuple):
 
 
 class Stragglers:
-    """Compares ranks between two log lines. Its calls, but for the clock's, are collective."""
+    """Compares ranks between two log lines. Its calls, but for the clock's, are collective.
+
+    The first update opens files and fills pages, on one rank later than on another: where a line tells of others beside
+    it, it is not counted, and where a line tells of it alone, nobody is warned that a batch was late.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._begin = self._compared = clock()
         self._late = 0.0
         self._updates = 0
+        self._counts_first = True
 
     def begin(self) -> None:
         """All ranks have just agreed to make an update."""
+        if self._counts_first and self._updates == 1:
+            self._restart()
         self._begin = self._clock()
         if self._updates == 0:
             self._compared = self._begin  # what lay before, evaluating and saving, is no update
@@ -52,20 +59,29 @@ class Stragglers:
             return Delays(memory_fields([peak]), [])
         step_seconds = (self._clock() - self._compared) / max(1, self._updates)
         mine = torch.tensor([self._late / max(1, self._updates), _probe_seconds(), peak], dtype=torch.float64)
-        self._late, self._updates = 0.0, 0
+        is_first = self._counts_first
+        self._restart()
         gathered = [torch.empty_like(mine) for _ in range(world_size)]
         dist.all_gather(gathered, mine)
         lates, probes, peaks = torch.stack(gathered).T.tolist()
-        delays = described(lates, probes, step_seconds)
+        delays = described(lates, probes, step_seconds, is_first=is_first)
         return delays._replace(fields=delays.fields | memory_fields(peaks))
 
+    def _restart(self) -> None:
+        self._late, self._updates, self._counts_first = 0.0, 0, False
 
-def described(lates: Sequence[float], probes: Sequence[float], step_seconds: float) -> Delays:
-    """Return what is to be said, given the seconds of each rank and of an update; probes of 0 were not made."""
+
+def described(
+    lates: Sequence[float], probes: Sequence[float], step_seconds: float, *, is_first: bool = False
+) -> Delays:
+    """Return what is to be said, given the seconds of each rank and of an update; probes of 0 were not made.
+
+    The lateness of the first update is recorded without a word.
+    """
     late, slow = _Spread.of(lates), _Spread.of(probes)
     fields = {"stragglers/batch_ms": (late.largest - late.median) * 1000}
     warnings = []
-    if late.largest - late.median > LATE_SHARE * step_seconds:
+    if late.largest - late.median > LATE_SHARE * step_seconds and not is_first:
         warnings.append(
             f"rank {late.rank} has its batch {late.largest:.3g} s into an update, the median rank {late.median:.3g} s"
         )

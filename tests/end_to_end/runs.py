@@ -31,6 +31,11 @@ def train_and_hear(fault: str, arguments: list[str]) -> tuple[int, str]:
         return train_with(fault, arguments), said.getvalue()
 
 
+def train_and_watch(fault: str, arguments: list[str]) -> tuple[int, str]:
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        return train_with(fault, arguments), shown.getvalue()
+
+
 def assert_same_checkpoint(found: Path, expected: Path) -> None:
     """Bit for bit: the same layout made both."""
     with CheckpointReader(found) as mine, CheckpointReader(expected) as theirs:

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from card_scale import config as configs
 from card_scale.data.manifest import Manifest
 from card_scale.errors import ExitCode
+from card_scale.faults import VARIABLE
 from card_scale.training.run_lock import RunLock
 from tests.end_to_end.conftest import write_config
 from tests.end_to_end.runs import train
@@ -242,6 +243,8 @@ def test_tasks_of_srun_are_ranks_of_one_run(tmp_path, config_file):
     # Processes that have imported nothing yet, under what makes libraries warn: their warnings are silenced by name.
     command += ["parallel.engine=fsdp2", "parallel.zero=null", "objective.name=bd3lm", "objective.block=8"]
     command += ["optimizer.warmup_steps=0"]  # more than the one step would be warned of
+    # A process that has read nothing yet is late once, which is not worth a word.
+    step[VARIABLE] = "rank=0,at=step.begin,action=sleep,seconds=0.5,step=1"
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     ranks = [
         subprocess.Popen(

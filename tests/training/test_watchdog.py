@@ -140,6 +140,12 @@ def test_stragglers(lates, probes, batch_ms, ratio, words):
     assert all(warning.startswith(word) for warning, word in zip(warnings, words, strict=True))
 
 
+def test_a_first_update_of_which_a_line_tells_alone_warns_of_no_late_batch():
+    fields, warnings = described([0.1, 0.35], [2.0, 3.0], step_seconds=1.0, is_first=True)
+    assert fields["stragglers/batch_ms"] == pytest.approx(250)
+    assert warnings == ["the device of rank 1 takes 1.50 times as long as the median's"]
+
+
 def test_the_memory_of_the_rank_that_takes_most_is_recorded():
     assert memory_fields([2.0**30, 3 * 2.0**29, 0.0]) == {"memory/peak_gib": 1.5}
     assert memory_fields([0.0, 0.0]) == {}  # CPUs
