@@ -317,7 +317,7 @@ def show(options: argparse.Namespace, overrides: list[str]) -> None:
             options.tokens_per_second,
             options.vocabulary_size,
         )
-        lines = dry_run(config, assumed)
+        lines = [*dry_run(config, assumed), "configuration:", *lines]
     if os.environ.get("RANK", "0") == "0":
         print("\n".join(lines))
 

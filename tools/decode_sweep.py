@@ -45,7 +45,9 @@ def parse() -> argparse.Namespace:
         "--tau", nargs="+", type=not_negative_number, default=[0.5, 0.7, 0.9], help="of card (default: 0.5 0.7 0.9)"
     )
     parser.add_argument("--max-passes", nargs="+", type=not_negative, default=[0], help="T_max; 0 is none (default: 0)")
-    parser.add_argument("--strides", nargs="+", type=positive, default=[1, 2, 4], help="S of armd (default: 1 2 4)")
+    parser.add_argument(
+        "--strides", nargs="+", type=positive, default=[1, 2, 4], help="S of armd_strided (default: 1 2 4)"
+    )
     parser.add_argument("--blocks", action="store_true", help="card also as in the paper, a block at a time")
     parser.add_argument("--batch", nargs="+", type=positive, default=[1], help="sequences at a time (default: 1)")
     parser.add_argument("--prompts", type=positive, default=16, help="number of prompts (default: 16)")
@@ -92,7 +94,7 @@ def main() -> None:
     if judge is not None:
         model.check_tokenizer(judge.tokenizer.sha256, f"--judge {arguments.judge}")
     prompts, new_tokens = _prompts(arguments, model), arguments.tokens or model.shape.length // 2
-    for stride in arguments.strides if "armd" in methods else []:
+    for stride in arguments.strides if "armd_strided" in methods else []:
         if new_tokens % stride:
             raise ConfigurationError(f"--strides {stride} does not divide the {new_tokens} new tokens (--tokens)")
     measured = sweep(

@@ -56,7 +56,8 @@ def _add_decoding(how: argparse._ArgumentGroup) -> None:
         "--method",
         choices=METHODS,
         help="ar: a token a pass; self_verified: the same tokens in fewer passes; card: blocks, not lossless; bd3lm, "
-        "mdlm, armd: samplers of these models (default: the best that the checkpoint's objective knows, losslessly)",
+        "mdlm, armd_strided: samplers of these models (default: the best that the checkpoint's objective knows, "
+        "losslessly)",
     )
     how.add_argument(
         "--tokens", type=positive, help=f"new tokens (default: {DEFAULT_TOKENS}, or what fits the model's length)"
@@ -92,7 +93,7 @@ def _add_decoding(how: argparse._ArgumentGroup) -> None:
         " on the left (default: always take the first masked token and move on)",
     )
     how.add_argument(
-        "--strides", type=positive, help="armd: S stretches of the text at once (default: 1, a token a pass)"
+        "--strides", type=positive, help="armd_strided: S stretches of the text at once (default: 1, a token a pass)"
     )
     how.add_argument("--temperature", type=not_negative_number, default=0.0, help="0: the most probable (default)")
     how.add_argument("--top-p", type=positive_share, help="keep tokens up to this probability (default: 1)")

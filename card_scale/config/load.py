@@ -107,7 +107,8 @@ def _check_key_of_others(key: str, item: _Given, name: str, own: Iterable[str]) 
     if not holders:
         hint = nearest(key, {"name", *own, *(key for keys in others.values() for key in keys)})
         raise ConfigurationError(f"{item.origin}: unknown key objective.{key}{hint}")
-    if all(item.value != field.default for field in holders.values()):
+    value = tuple(item.value) if isinstance(item.value, list) else item.value
+    if all(value != field.default for field in holders.values()):
         listed = " and ".join(holders)
         raise ConfigurationError(
             f"{item.origin}: objective.{key} is {item.value!r}, but it is a key of {listed} and objective.name is "
@@ -134,6 +135,16 @@ def _typed(group: str, key: str, hints: Mapping[str, Any], item: _Given) -> Any:
 _INVALID = object()
 
 
+def _convert_list(kinds: tuple[Any, ...], value: Any) -> tuple[Any, str]:
+    """The same for a list: of two numbers, or of any number of whole ones."""
+    of_any_length = kinds[-1] is ...
+    expected = "a list of whole numbers" if of_any_length else "a list of two numbers"
+    if not isinstance(value, list | tuple) or not (of_any_length or len(value) == len(kinds)):
+        return _INVALID, expected
+    numbers = [_convert(kinds[0], one)[0] for one in value]
+    return (_INVALID if _INVALID in numbers else tuple(numbers)), expected
+
+
 def _convert(hint: Any, value: Any) -> tuple[Any, str]:
     """Return (value as the hinted type or _INVALID, what the type is called)."""
     origin = typing.get_origin(hint)
@@ -147,9 +158,7 @@ def _convert(hint: Any, value: Any) -> tuple[Any, str]:
         choices = typing.get_args(hint)
         return (value if value in choices else _INVALID), " | ".join(map(str, choices))
     if origin is tuple:
-        valid = isinstance(value, list | tuple) and len(value) == 2
-        numbers = [_convert(float, v)[0] for v in value] if valid else [_INVALID]
-        return (_INVALID if _INVALID in numbers else tuple(numbers)), "a list of two numbers"
+        return _convert_list(typing.get_args(hint), value)
     if hint is bool:
         return (value if isinstance(value, bool) else _INVALID), "true or false"
     if hint is int:

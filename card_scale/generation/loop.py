@@ -71,7 +71,7 @@ def generate(
     Args:
         model: from :func:`card_scale.generation.load`.
         prompts: token ids, of any lengths; an empty one begins as a document does, behind an end of document.
-        method: ``ar``, ``self_verified`` (the same tokens in fewer passes), ``card``, ``bd3lm``, ``mdlm`` or ``armd``.
+        method: ``ar``, ``self_verified`` (the same in fewer passes), ``card``, ``bd3lm``, ``mdlm``, ``armd_strided``.
         new_tokens: to generate.
         drafts: K: tokens that ``self_verified`` drafts at most by masks, or positions of ``card``'s window.
         candidates: tokens that it considers at most for each such place; by default one on a CPU, elsewhere two.
@@ -81,7 +81,7 @@ def generate(
         max_passes: T_max, after which ``card`` takes what is left; steps a block (``bd3lm``) or text (``mdlm``), by
             default one a token.
         leftmost: ``card`` always takes the first masked position and moves its window on; false is the paper's.
-        strides: S: stretches of the new text that ``armd`` writes at once; a divisor of ``new_tokens``.
+        strides: S: stretches of the new text that ``armd_strided`` writes at once; a divisor of ``new_tokens``.
         temperature, top_p, top_k, repetition_penalty, seed: see :class:`card_scale.generation.sampling.Sampling`.
         stop_tokens, stop_strings: end a sequence; a string does where the new text contains it.
         input_cost: time of one more input, as a share of a pass's, by which ``self_verified`` decides how many drafts

@@ -84,7 +84,7 @@ def create_decoders(
     """A decoder for each prompt. Raises ConfigurationError for what the model cannot do."""
     check_method(model, options.method)
     check_lengths(model, prompts, new_tokens)
-    if options.method == "armd" and new_tokens % options.strides:
+    if options.method == "armd_strided" and new_tokens % options.strides:
         raise ConfigurationError(f"strides (S) {options.strides} does not divide the {new_tokens} new tokens")
     shape, device = model.shape, model.embedding.weight.device
     create = _creators(options, sampling, device)[options.method]
@@ -121,7 +121,7 @@ def _creators(options: Options, sampling: Sampling, device: torch.device) -> dic
         "mdlm": lambda prompt, limit, shape, key: AncestralSampler(
             prompt, limit, shape, steps=steps, seed=seed, key=key
         ),
-        "armd": lambda prompt, limit, shape, _key: Strided(prompt, limit, shape, strides=options.strides),
+        "armd_strided": lambda prompt, limit, shape, _key: Strided(prompt, limit, shape, strides=options.strides),
     }
 
 

@@ -2,7 +2,7 @@
 
 N new tokens are cut into S stretches of N / S. The heads of the stretches come one by one; then each pass decides the
 next token of every stretch, from all that has been decided so far: S + N / S - 1 passes. That the tokens of a pass do
-not see each other is an approximation, for which a model is trained with ``objective.max_stride``. One stretch is
+not see each other is an approximation, for which a model is trained with ``objective.strides``. One stretch is
 sequential decoding.
 """
 

@@ -36,7 +36,7 @@ class Setting:
     @property
     def is_sequential(self) -> bool:
         """Whether it decides one token a pass, as what the others are measured against does."""
-        if self.method == "armd":
+        if self.method == "armd_strided":
             return self.strides == 1
         return self.method == "ar" or (self.method in ("bd3lm", "mdlm") and self.max_passes is None)
 
@@ -54,7 +54,7 @@ class Setting:
             parts.append(f"leniency {self.leniency:g}")
         if self.method == "card":
             parts.append(f"tau {self.tau:g}" + ("" if self.leftmost else ", blocks"))
-        if self.method == "armd":
+        if self.method == "armd_strided":
             parts.append(f"S {self.strides}")
         if self.max_passes is not None:
             parts.append(f"T {self.max_passes}")

@@ -12,10 +12,10 @@ COLOURS = {
     "card": "#d55e00",
     "bd3lm": "#009e73",
     "mdlm": "#cc79a7",
-    "armd": "#e69f00",
+    "armd_strided": "#e69f00",
 }
 """Okabe and Ito's, which colour-blind readers tell apart."""
-MARKERS = {"ar": "s", "self_verified": "o", "card": "^", "bd3lm": "D", "mdlm": "v", "armd": "P"}
+MARKERS = {"ar": "s", "self_verified": "o", "card": "^", "bd3lm": "D", "mdlm": "v", "armd_strided": "P"}
 
 
 def front(outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -33,7 +33,7 @@ class ArmdObjective(Objective):
 
     name: ClassVar[str] = "armd"
     likelihood_is_exact: ClassVar[bool] = True
-    decoders: ClassVar[tuple[str, ...]] = ("armd",)
+    decoders: ClassVar[tuple[str, ...]] = ("armd_strided",)
 
     block: int = 1
     """Tokens that are predicted at once, none from another of them: consecutive ones of the order; a divisor of
@@ -44,9 +44,9 @@ class ArmdObjective(Objective):
     """Updates left to right, before tokens begin to move."""
     permute_steps: int = 48_000
     """Update from which ``permuted`` tokens move; between the two their number grows linearly."""
-    max_stride: int = 1
-    """A power of two: above 1 each update predicts S tokens at once, from as many equal stretches of the sample, S
-    drawn from 1, 2, 4 ... max_stride; the fine-tuning for strided generation."""
+    strides: tuple[int, ...] = (1,)
+    """Those to draw S from in each update, which predicts S tokens at once, from as many equal stretches of the sample;
+    [1, 2, 4] fine-tunes for strided generation."""
     resample: bool = True
     """Draw a sample's order anew in each epoch; false repeats that of its first."""
 
@@ -55,15 +55,16 @@ class ArmdObjective(Objective):
         check_integer("permuted", self.permuted, 0)
         check_integer("ar_steps", self.ar_steps, 0)
         check_integer("permute_steps", self.permute_steps, self.ar_steps)
-        check_integer("max_stride", self.max_stride, 1)
         check_choice("resample", self.resample, (True, False))
-        if self.max_stride & (self.max_stride - 1):
-            raise ConfigurationError(f"objective.max_stride is {self.max_stride}; valid is a power of two")
-        if self.max_stride > 1:
+        if not self.strides or len(set(self.strides)) != len(self.strides):
+            raise ConfigurationError(f"objective.strides is {list(self.strides)}; valid is a list of different numbers")
+        for stride in self.strides:
+            check_integer("strides", stride, 1)
+        if self._trains_strides:
             for key, value in (("permuted", 0), ("block", 1)):
                 if getattr(self, key) != value:
                     raise ConfigurationError(
-                        f"objective.{key} is {getattr(self, key)}, but with objective.max_stride {self.max_stride} "
+                        f"objective.{key} is {getattr(self, key)}, but with objective.strides {list(self.strides)} "
                         f"the orders are strided alone; set objective.{key}={value}"
                     )
 
@@ -78,15 +79,16 @@ class ArmdObjective(Objective):
             raise ConfigurationError(
                 f"objective.permuted is {self.permuted}; valid is at most model.length, {length} tokens"
             )
-        for key in ("block", "max_stride"):
-            if length % getattr(self, key):
-                raise ConfigurationError(f"objective.{key} {getattr(self, key)} does not divide model.length {length}")
+        for key, sizes in (("block", (self.block,)), ("strides", self.strides)):
+            for size in sizes:
+                if length % size:
+                    raise ConfigurationError(f"objective.{key} {size} does not divide model.length {length}")
 
     def corrupt(self, samples: Samples, seed: int) -> Batch:
         """The training batch: a pure function of tokens, sample ids, epochs, the update's number and the seed."""
         length = samples.tokens.shape[1] - 1
         self.check(length)
-        if self.max_stride > 1:
+        if self._trains_strides:
             return self._strided(samples, self.stride(samples.update, seed))
         count = token_order.moved_tokens(samples.update, self.permuted, self.ar_steps, self.permute_steps)
         if count == 0:
@@ -106,7 +108,7 @@ class ArmdObjective(Objective):
         """S of an update, the same on every rank."""
         number = torch.tensor([update])
         draw = noise.uniforms(seed, number, torch.zeros_like(number), 1, noise.Stream.STRIDE)
-        return 1 << int(draw * self.max_stride.bit_length())
+        return self.strides[int(draw * len(self.strides))]
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -122,8 +124,11 @@ class ArmdObjective(Objective):
 
     def probes(self, length: int) -> tuple[Probe, ...]:  # noqa: ARG002 - the same at any length
         """Where strides are trained, the likelihood under each: what its approximation costs."""
-        strides = [1 << power for power in range(1, self.max_stride.bit_length())]
-        return tuple(self._stride_probe(stride) for stride in strides)
+        return tuple(self._stride_probe(stride) for stride in self.strides if stride > 1)
+
+    @property
+    def _trains_strides(self) -> bool:
+        return self.strides != (1,)
 
     def _stride_probe(self, stride: int) -> Probe:
         return Probe(

@@ -10,7 +10,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "card": ("drafts", "tau", "max_passes", "leftmost"),
         "bd3lm": ("max_passes",),
         "mdlm": ("max_passes",),
-        "armd": ("strides",),
+        "armd_strided": ("strides",),
     }
 )
 """What each method looks at beside sampling; what it does: card_scale/generation/methods.py."""

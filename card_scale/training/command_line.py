@@ -52,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     dry.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything and say whether it fits, how long it takes and what it would do; start nothing",
+        help="check everything and say whether it fits, how long it takes and what it would do, then the resolved "
+        "configuration; start nothing",
     )
     dry.add_argument("--ranks", type=positive, metavar="N", help="of the run (default: the fewest that can be)")
     dry.add_argument(

@@ -69,12 +69,15 @@ def test_its_checkpoint_scores_writes_and_is_no_llama(trained, dataset, tool, tm
     arguments = ["--data", dataset, "--strides", 2, 1, "--tokens", 8, "--prompts", 2, "--repetitions", 1]
     code, text, _ = tool("decode_sweep", checkpoint, *arguments)
     assert code == 0
-    assert [line.split(",")[:2] for line in text.splitlines()[1:3]] == [["armd", " S 1"], ["armd", " S 2"]]
+    assert [line.split(",")[:2] for line in text.splitlines()[1:3]] == [
+        ["armd_strided", " S 1"],
+        ["armd_strided", " S 2"],
+    ]
 
 
 def test_strides_are_fine_tuned_from_its_weights(trained, tmp_path):
     path, run = trained
-    options = ["objective.name=armd", "objective.permuted=0", "objective.max_stride=4", "train.steps=4"]
+    options = ["objective.name=armd", "objective.permuted=0", "objective.strides=[1,2,4]", "train.steps=4"]
     begin = f"run.init_from={run / 'checkpoints/iter_0000006'}"
     assert run_ranks(train, 1, [str(path), f"run.dir={tmp_path / 'run'}", *options, begin], deadline=90) == [0]
     training, evaluations = records(tmp_path / "run")
@@ -83,6 +86,6 @@ def test_strides_are_fine_tuned_from_its_weights(trained, tmp_path):
     assert {"armd/stride_2_nll", "armd/stride_4_nll"} <= set(evaluations[-1])
     assert "armd/permuted_nll" not in evaluations[-1]
     # The strides of the four updates under the run's seed, 1234.
-    strides = [ArmdObjective(permuted=0, max_stride=4).stride(update, 1234) for update in range(4)]
+    strides = [ArmdObjective(permuted=0, strides=(1, 2, 4)).stride(update, 1234) for update in range(4)]
     assert [record["armd/out_of_place"] > 0 for record in training] == [stride > 1 for stride in strides]
     assert len(set(strides)) > 1

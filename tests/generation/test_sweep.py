@@ -36,8 +36,10 @@ def test_a_method_is_varied_only_in_what_it_looks_at():
         "self_verified, K 4, candidates 2, leniency 0.5, batch 1",
         "card, K 4, tau 0.5, batch 1",
     ]
-    strided = grid(["armd"], [2, 4], [0.5, 0.9], [None], [1], [True], strides=[2, 1, 4], baseline="armd")
-    assert [one.label for one in strided] == [f"armd, S {stride}, batch 1" for stride in (1, 2, 4)]
+    strided = grid(
+        ["armd_strided"], [2, 4], [0.5, 0.9], [None], [1], [True], strides=[2, 1, 4], baseline="armd_strided"
+    )
+    assert [one.label for one in strided] == [f"armd_strided, S {stride}, batch 1" for stride in (1, 2, 4)]
     assert [one.is_sequential for one in strided] == [True, False, False]
     in_place = grid(["bd3lm"], [2], [0.5], [3], [1], [True], baseline="bd3lm")
     assert [(one.label, one.is_sequential) for one in in_place] == [
@@ -48,7 +50,7 @@ def test_a_method_is_varied_only_in_what_it_looks_at():
 
 def test_strides_are_measured_against_one_token_a_pass():
     model = make_model(2.0, two_streams=True)
-    settings = grid(["armd"], [2], [0.5], [None], [2], [True], strides=[4], baseline="armd")
+    settings = grid(["armd_strided"], [2], [0.5], [None], [2], [True], strides=[4], baseline="armd_strided")
     options = {"new_tokens": 20, "sampling": Sampling(), "repetitions": 1}
     plain, strided = sweep(model, [prompt(6, seed) for seed in range(2)], settings, **options)
     assert (plain.speedup, plain.tokens_per_pass, plain.agreement) == (1.0, 1.0, 1.0)

@@ -17,7 +17,7 @@ OPTIONS = (
     {"method": "self_verified", "temperature": 1.0},
     {"method": "card", "tau": 0.2},
 )
-OF_TWO_STREAMS = ({"method": "armd"}, {"method": "armd", "strides": 5, "temperature": 1.0})
+OF_TWO_STREAMS = ({"method": "armd_strided"}, {"method": "armd_strided", "strides": 5, "temperature": 1.0})
 
 
 def results(split: bool) -> list:

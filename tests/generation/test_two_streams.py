@@ -77,7 +77,7 @@ def test_every_pass_equals_a_recomputation_without_cache(monkeypatch, strides):
         return logits, counts
 
     monkeypatch.setattr(loop, "run_pass", remembering)
-    found = generate(model, prompts, method="armd", new_tokens=new, strides=strides)
+    found = generate(model, prompts, method="armd_strided", new_tokens=new, strides=strides)
     assert [one.passes for one in found] == [strides + new // strides - 1] * 4
     for row, (given, one) in enumerate(zip(prompts, found, strict=True)):
         text = [*(given or [model.shape.start_id]), *one.tokens]
@@ -91,7 +91,7 @@ def test_every_pass_equals_a_recomputation_without_cache(monkeypatch, strides):
 
 def test_one_stride_is_sequential_decoding():
     model, start = model_of(), prompt(7, 1)
-    (found,) = generate(model, [start], method="armd", new_tokens=30)
+    (found,) = generate(model, [start], method="armd_strided", new_tokens=30)
     text = list(start)
     for _ in range(30):
         text.append(int(model.logits(torch.tensor([text]))[0, -1].argmax()))
@@ -102,21 +102,21 @@ def test_one_stride_is_sequential_decoding():
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_k": 9}, {"repetition_penalty": 1.5}])
 def test_a_text_does_not_depend_on_its_batch(options):
     model, prompts = model_of(), [prompt(3, 1), prompt(20, 2), [], prompt(3, 4)]
-    together = generate(model, prompts, method="armd", new_tokens=24, strides=4, **options)
+    together = generate(model, prompts, method="armd_strided", new_tokens=24, strides=4, **options)
     for start, one in zip(prompts, together, strict=True):
-        (alone,) = generate(model, [start], method="armd", new_tokens=24, strides=4, **options)
+        (alone,) = generate(model, [start], method="armd_strided", new_tokens=24, strides=4, **options)
         assert (one.tokens, one.commit_passes) == (alone.tokens, alone.commit_passes)
 
 
 def test_sequences_end_at_a_stop_while_others_go_on():
     model, prompts = model_of(), [prompt(5, seed) for seed in range(6)]
-    free = generate(model, prompts, method="armd", new_tokens=24, strides=2, temperature=1.0)
+    free = generate(model, prompts, method="armd_strided", new_tokens=24, strides=2, temperature=1.0)
     stop = free[2].tokens[4]
     told = []
     found = generate(
         model,
         prompts,
-        method="armd",
+        method="armd_strided",
         new_tokens=24,
         strides=2,
         temperature=1.0,

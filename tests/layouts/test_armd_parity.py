@@ -14,7 +14,7 @@ VARIANTS = [
     ("auto", MOVING, {}),
     ("dense", {"permuted": 8, "ar_steps": 1, "permute_steps": 4}, {}),
     ("auto", MOVING | {"block": 4}, LLAMA),
-    ("auto", {"permuted": 0, "max_stride": 4}, {}),
+    ("auto", {"permuted": 0, "strides": (1, 2, 4)}, {}),
     ("split", {"permuted": 16, "ar_steps": 0, "permute_steps": 0, "block": 2}, {}),
     ("auto", MOVING, LLAMA),
 ]

@@ -53,7 +53,7 @@ CONFIGS = {
     "armd, tokens begin to move": small_config(objective=MOVING | {"ar_steps": 0, "permute_steps": 2}),
     "armd dense": small_config(objective=MOVING, model={"attention_backend": "dense", "length": 20, "layers": 5}),
     "armd in blocks": small_config(objective=MOVING | {"block": 4}),
-    "armd in strides": small_config(objective={"name": "armd", "permuted": 0, "max_stride": 4}),
+    "armd in strides": small_config(objective={"name": "armd", "permuted": 0, "strides": (1, 2, 4)}),
 }
 
 
@@ -112,7 +112,7 @@ def in_an_order(config: Config, batch: Samples) -> Prediction:
     """The plain trainer's view of ARMD: orders made token by token."""
     length, objective, tokens = config.model.length, config.objective, batch.tokens.tolist()
     block, is_strided, orders = objective.block, False, [list(range(length))] * len(tokens)
-    if objective.max_stride > 1:
+    if objective.strides != (1,):
         update = torch.tensor([batch.update])
         draw = float(uniforms(config.run.seed, update, torch.zeros_like(update), 1, Stream.STRIDE))
         block = [1, 2, 4][int(draw * 3)]

@@ -110,7 +110,7 @@ def test_left_to_right_shares_one_row_of_positions():
 
 
 def test_strides_are_drawn_for_each_update():
-    objective = ArmdObjective(permuted=0, max_stride=4)
+    objective = ArmdObjective(permuted=0, strides=(1, 2, 4))
     strides = [objective.stride(update, 3) for update in range(3000)]
     assert {stride: round(strides.count(stride) / 3000, 1) for stride in (1, 2, 4)} == dict.fromkeys((1, 2, 4), 0.3)
     assert strides[:50] != [objective.stride(update, 4) for update in range(50)]
@@ -145,20 +145,22 @@ def test_what_it_is():
     [
         ({"permuted": 17}, 16, r"objective\.permuted is 17; valid is at most model\.length, 16 tokens"),
         ({"permuted": 0, "block": 3}, 16, r"objective\.block 3 does not divide model\.length 16"),
-        ({"permuted": 0, "max_stride": 4}, 18, r"objective\.max_stride 4 does not divide model\.length 18"),
+        ({"permuted": 0, "strides": (1, 4)}, 18, r"objective\.strides 4 does not divide model\.length 18"),
         (
             {"permute_steps": 10, "ar_steps": 20},
             64,
             r"objective\.permute_steps is 10; valid is an integer .* 20",
         ),
         ({"permuted": -1}, 64, r"objective\.permuted is -1; valid is an integer of at least 0"),
-        ({"permuted": 0, "max_stride": 3}, 64, r"objective\.max_stride is 3; valid is a power of two"),
+        ({"permuted": 0, "strides": (2, 2)}, 64, r"objective\.strides is \[2, 2\]; valid is a list of different"),
+        ({"permuted": 0, "strides": ()}, 64, r"objective\.strides is \[\]; valid is a list of different numbers"),
+        ({"permuted": 0, "strides": (1, 0)}, 64, r"objective\.strides is 0; valid is an integer of at least 1"),
         (
-            {"max_stride": 2},
+            {"strides": (1, 2)},
             64,
-            r"objective\.permuted is 32, but with .*max_stride 2 .* set objective\.permuted=0",
+            r"objective\.permuted is 32, but with .*strides \[1, 2\] .* set objective\.permuted=0",
         ),
-        ({"permuted": 0, "block": 2, "max_stride": 2}, 64, r"objective\.block is 2, but .* set objective\.block=1"),
+        ({"permuted": 0, "block": 2, "strides": (2,)}, 64, r"objective\.block is 2, but .* set objective\.block=1"),
         ({"resample": 1}, 64, r"objective\.resample is 1"),
     ],
 )

@@ -73,7 +73,10 @@ def dry_run(config_file: Path, capsys, *overrides: str, code: int = ExitCode.DON
 
 
 def test_a_dry_run_says_where_the_run_would_begin(config_file, dataset, run, capsys):
-    assert f"would start a new run in {run.path}" in dry_run(config_file, capsys)
+    begins = dry_run(config_file, capsys)
+    assert f"would start a new run in {run.path}" in begins
+    resolved = begins[begins.index("\nconfiguration:\n") :].partition(":\n")[2]
+    assert resolved == configs.load(config_file, []).to_yaml()
     path = publish(run, dataset)
     assert f"would resume from {path} (by hand, none)" in dry_run(config_file, capsys)
     (path / MANIFEST_NAME).unlink()
