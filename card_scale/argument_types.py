@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import math
+import os
 from pathlib import Path
 
 FIGURE_ENDINGS = (".pdf", ".png", ".svg")
@@ -57,12 +58,18 @@ def not_negative_number(value: str) -> float:
 
 
 def output_file(value: str) -> Path:
-    """Type of a file to write, in a directory that exists."""
-    path = Path(value)
+    """Type of a file to write, in a directory that exists; what a link points to, so that the link stays."""
+    path = Path(value).resolve() if os.path.islink(value) else Path(value)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{value} is a directory, not a file")
+    if path.exists() and not path.is_file():
+        raise argparse.ArgumentTypeError(
+            f"{value} is a device or a pipe; valid is a file, which is replaced when whole"
+        )
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{value}: there is no directory {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{value}: the directory {path.parent} must not be written in")
     return path
 
 

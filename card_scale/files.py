@@ -87,3 +87,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         commit(path)
         sync_directory(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON values as :func:`write_atomically` does. Raises ValueError for numbers that are not finite."""
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

@@ -17,6 +17,14 @@ def test_the_old_content_or_all_of_the_new(tmp_path, write):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_json_has_no_numbers_that_are_none(tmp_path):
+    path = tmp_path / "small.json"
+    files.write_json(path, {"loss": 1.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(path, {"loss": float("nan")})
+    assert files.read_json(path) == {"loss": 1.5}
+
+
 def test_a_full_disk_is_of_a_file(tmp_path, monkeypatch):
     def refuse(_descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

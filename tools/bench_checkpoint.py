@@ -3,13 +3,12 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-from card_scale.argument_types import positive
+from card_scale.argument_types import output_file, positive
 from card_scale.cli import run_tool
 
 
@@ -27,7 +26,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--vocabulary", type=positive, metavar="N", default=8192, help="pieces (default: 8192)")
     parser.add_argument("--steps", type=positive, metavar="N", default=5, help="updates timed at a time (default: 5)")
     parser.add_argument("--rounds", type=positive, metavar="N", default=5, help="default: 5")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, environment included")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write everything, environment included")
     return parser.parse_known_args()
 
 
@@ -45,7 +44,7 @@ def main() -> None:
     from card_scale.distributed import parallel_dims, process_groups
     from card_scale.engine.build import build_engine
     from card_scale.environment import environment
-    from card_scale.files import write_atomically
+    from card_scale.files import write_json
     from card_scale.model.vocabulary import Vocabulary
     from card_scale.training.train_step import TrainStep
 
@@ -74,7 +73,7 @@ def main() -> None:
                 "ratios": found,
                 "rounds": [dataclasses.asdict(each) for each in rounds],
             }
-            write_atomically(arguments.json, json.dumps(record, indent=1).encode())
+            write_json(arguments.json, record)
     process_groups.destroy()
 
 

@@ -2,13 +2,13 @@
 """Measure the data layer: build throughput against bare sentencepiece, loader throughput against a model's."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from card_scale.argument_types import positive, positive_number
+from card_scale.argument_types import output_file, positive, positive_number
 from card_scale.cli import run_tool
 from card_scale.corpus.arguments import add_input_arguments, available_cores
+from card_scale.files import write_json
 
 
 def parse() -> argparse.Namespace:
@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     loader.add_argument("--consumption", type=positive_number, help="tokens per second of the model to compare with")
     for command in (build, loader):
         command.add_argument(
-            "--json", type=Path, metavar="FILE", help="also write the result, with hardware and versions"
+            "--json", type=output_file, metavar="FILE", help="also write the result, with hardware and versions"
         )
     return parser.parse_args()
 
@@ -56,7 +56,7 @@ def main() -> None:
         )
     print(benchmark.table(build, loader))
     if arguments.json:
-        arguments.json.write_text(json.dumps(benchmark.as_json(build, loader), indent=1) + "\n")
+        write_json(arguments.json, benchmark.as_json(build, loader))
 
 
 if __name__ == "__main__":

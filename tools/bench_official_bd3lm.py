@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from card_scale.argument_types import positive
+from card_scale.argument_types import output_file, positive
 from card_scale.cli import run_tool
 
 
@@ -25,7 +25,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--vocabulary", type=positive, metavar="N", default=50_368, help="pieces (default: 50368)")
     parser.add_argument("--attention", choices=("flex", "sdpa"), help="theirs (default: flex on a GPU, sdpa on a CPU)")
     parser.add_argument("--steps", type=positive, metavar="N", default=20, help="timed steps of each (default: 20)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write samples and environment")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write samples and environment")
     overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     arguments, others = parser.parse_known_args([word for word in sys.argv[1:] if word not in overrides])
     return arguments, overrides + others

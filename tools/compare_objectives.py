@@ -5,7 +5,6 @@ Each arm is an ordinary run in its own directory; an interrupted comparison goes
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from card_scale import config as configs
 from card_scale.argument_types import positive
 from card_scale.cli import run_tool
 from card_scale.errors import CommandLineError, ExitCode, StopRequested
+from card_scale.files import write_json
 from card_scale.objectives import registry
 
 
@@ -104,7 +104,7 @@ def main() -> None:
         "configs": {one.directory.name: (one.directory / "config.yaml").read_text(encoding="utf-8") for one in runs},
         "environment": environment(),
     }
-    options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(options.output.with_suffix(".json"), result)
     comparison.plot(curves, options.title, options.output.with_suffix(".png"))
     print(f"written: {options.output.with_suffix('.json')}, {options.output.with_suffix('.png')}")
 

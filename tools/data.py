@@ -5,13 +5,13 @@ Tell whether a run trained on each of its samples once an epoch.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from card_scale.argument_types import fraction, not_negative, positive, positive_share
+from card_scale.argument_types import fraction, not_negative, output_file, positive, positive_share
 from card_scale.cli import run_tool
 from card_scale.corpus.arguments import add_input_arguments, add_workers
+from card_scale.files import write_json
 
 TOKENIZER = "model file of tools/tokenizer.py, any sentencepiece model, or a Hugging Face tokenizer.json"
 
@@ -137,7 +137,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
         "--sample", type=positive, default=20_000, help="documents of a split asked about, at most (default: 20000)"
     )
     add_workers(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the numbers here")
 
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:
@@ -242,7 +242,7 @@ def report(arguments: argparse.Namespace) -> None:
     found = dataset_report.report(dataset, against, arguments.sample, arguments.workers, progress=True)
     print(found.text())
     if arguments.json:
-        arguments.json.write_text(json.dumps(found.as_json(), indent=1) + "\n")
+        write_json(arguments.json, found.as_json())
 
 
 def inspect(arguments: argparse.Namespace) -> None:

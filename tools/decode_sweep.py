@@ -2,7 +2,6 @@
 """Measures ways to decode a checkpoint: speed in turns with decoding one token a pass, and what they write."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -167,7 +166,7 @@ def _printed(measured: Iterable[Any]) -> Iterator[Any]:
 def _write(arguments: argparse.Namespace, outcomes: list[Any]) -> None:
     """Write the measurements so far, with what they were made by."""
     from card_scale.environment import environment
-    from card_scale.files import write_atomically
+    from card_scale.files import write_json
     from card_scale.generation.sweep import safe_zone
 
     safe = safe_zone(outcomes, arguments.tolerance)
@@ -177,7 +176,7 @@ def _write(arguments: argparse.Namespace, outcomes: list[Any]) -> None:
         "environment": environment(),
         "outcomes": records,
     }
-    write_atomically(arguments.output, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(arguments.output, content)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 """Compares finished runs as drafters of their own text: clean likelihood against tokens a pass."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from card_scale.argument_types import figure_file, output_file, positive
 from card_scale.cli import run_tool
+from card_scale.files import write_json
 
 
 def parse() -> argparse.Namespace:
@@ -55,7 +55,7 @@ def main() -> None:
     if arguments.output:
         settings = {"drafts": arguments.drafts, "candidates": arguments.candidates, "prompts": arguments.prompts}
         content = {"environment": environment(), **settings, "runs": table(drafters)}
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.output, content)
     if arguments.figure:
         draw(drafters, arguments.figure)
 

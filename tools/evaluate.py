@@ -10,6 +10,7 @@ from typing import Any
 
 from card_scale.argument_types import not_negative, output_file, positive
 from card_scale.cli import run_tool
+from card_scale.files import write_atomically
 from card_scale.objectives.decoders import METHODS
 
 
@@ -95,7 +96,7 @@ def main() -> None:
     if arguments.tasks:
         results["tasks"] = _tasks(model, arguments)
     if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=1, default=str) + "\n", encoding="utf-8")
+        write_atomically(arguments.output, (json.dumps(results, indent=1, default=str) + "\n").encode())
 
 
 def _tasks(model: Any, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 """Fit a scaling law to a table of runs and say which of its constants these runs identify."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from card_scale.argument_types import figure_file, not_negative, output_file, positive
 from card_scale.cli import run_tool
 from card_scale.errors import ConfigurationError, DataError
+from card_scale.files import write_json
 from card_scale.laws import fit_report as report
 from card_scale.laws.analysis import Settings, analyse
 from card_scale.laws.best_epochs import optima, optimal_epochs_law
@@ -132,7 +132,7 @@ def main() -> None:
             CROSSOVER: run_crossover,
         }[options.form](options, table)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(options.json, result)
         print(f"written: {options.json}")
 
 

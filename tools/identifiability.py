@@ -2,12 +2,12 @@
 """Simulate grids of runs and say whether they identify R_D: coverage and verdicts of the intervals."""
 
 import argparse
-import json
 import sys
 
 from card_scale.argument_types import not_negative, not_negative_number, output_file, positive, positive_number
 from card_scale.cli import run_tool
 from card_scale.environment import environment
+from card_scale.files import write_json
 from card_scale.laws.coverage import Grid, coverage
 from card_scale.laws.fit_report import number
 from card_scale.laws.forms import DATA_CONSTRAINED
@@ -55,7 +55,7 @@ def main() -> None:
             )
     if options.json:
         result = {"results": results, "environment": environment()}
-        options.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(options.json, result)
         print(f"written: {options.json}")
 
 

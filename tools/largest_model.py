@@ -42,7 +42,7 @@ def main() -> None:
     from card_scale import known_warnings
     from card_scale.benchmark import largest_model
     from card_scale.environment import environment
-    from card_scale.files import write_atomically
+    from card_scale.files import write_json
     from card_scale.model.vocabulary import Vocabulary
     from card_scale.training.memory_fit import memory_of_a_rank
 
@@ -75,7 +75,7 @@ def main() -> None:
         if peak is not None:
             record["most"] = max(record["most"], layers)
         if options.json:  # after each trial, since there are minutes between them
-            write_atomically(options.json, (json.dumps(record, indent=2) + "\n").encode())
+            write_json(options.json, record)
         return peak is not None
 
     print(f"{memory.what}, {memory.bytes / 2**30:.1f} GiB; {estimated} layers by the estimate", flush=True)

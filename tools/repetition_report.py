@@ -7,6 +7,7 @@ from pathlib import Path
 
 from card_scale.argument_types import not_negative, positive
 from card_scale.cli import run_tool
+from card_scale.files import write_atomically
 
 FORMS = ("data-constrained", "practical", "none")
 
@@ -73,7 +74,7 @@ def main() -> None:
         charts.save(figure, output / "figures" / f"law_{arm}.png")
     against = page.Compared(bases, [one for found in crossed.values() for one in found])
     text = page.page(options.title, study, shown, fitted, against, str(table))
-    (output / "index.html").write_text(text, encoding="utf-8")
+    write_atomically(output / "index.html", text.encode())
     write_scalars(study, output / "tensorboard")
     for line in caveats.caveats(study, fitted):
         print(f"- {line}")

@@ -3,12 +3,11 @@
 
 import argparse
 import collections
-import json
 import sys
 import time
 from pathlib import Path
 
-from card_scale.argument_types import positive, positive_number
+from card_scale.argument_types import output_file, positive, positive_number
 from card_scale.cli import run_tool
 
 
@@ -25,7 +24,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--steps", type=positive, default=400, help="of each run (default: 400)")
     parser.add_argument("--seed", type=int, default=0, help="of what happens when (default: 0)")
     parser.add_argument("--directory", type=Path, required=True, help="for the runs; must be new")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, environment included")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write everything, environment included")
     return parser.parse_known_args()
 
 
@@ -34,7 +33,7 @@ def main() -> None:
     arguments, overrides = parse()
     from card_scale.environment import environment
     from card_scale.errors import CheckpointError, ConfigurationError, DataError
-    from card_scale.files import write_atomically
+    from card_scale.files import write_json
     from card_scale.rehearsal import soak
     from card_scale.rehearsal.soak import Layout, Soak
 
@@ -83,7 +82,7 @@ def main() -> None:
     noise = {state: max(differences[state] for differences in record["noise"].values()) for state in states}
     print(f"calm runs on different layouts differ by up to {shown(noise)}")
     if arguments.json:
-        write_atomically(arguments.json, json.dumps(record, indent=1).encode())
+        write_json(arguments.json, record)
     same, changed = (record["runs"][name]["differences"] for name in ("one-layout", "changing-layouts"))
     judge(same, changed, noise)
 

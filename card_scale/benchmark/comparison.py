@@ -103,7 +103,8 @@ def table(curves: Sequence[Curve]) -> str:
         lines.append(f"{name:{width}}  {cells[0]:>28}  {cells[1]:>28}")
     if any(bounds.values()):
         lines.append(
-            "<= is an upper bound: below an exact loss it says that its model is better, above one it says nothing."
+            "<= is an upper bound: below an exact loss, by more than its error, it says that its model is better; "
+            "above one it says nothing."
         )
     lines += _other_likelihoods(curves, width)
     return "\n".join(lines)

@@ -1,7 +1,6 @@
 """Times a few steps of a study's models on this machine, so that its hours rest on a measurement."""
 
 import hashlib
-import json
 import shutil
 import statistics
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from card_scale.cost.flops import flops_per_token
 from card_scale.errors import ConfigurationError
-from card_scale.files import read_json, write_atomically
+from card_scale.files import read_json, write_json
 from card_scale.model.vocabulary import padded_vocabulary
 from card_scale.studies.spec import RunSpec
 from card_scale.studies.task_process import command_line
@@ -35,7 +34,7 @@ def measure(specs: Sequence[RunSpec], directory: Path, environment: Mapping[str,
         if key not in found:
             found[key] = _flops_per_second(spec, directory / "measure" / _name(spec), environment)
     listed = [{"arm": arm, "size": size, "flops_per_second": rate} for (arm, size), rate in found.items()]
-    write_atomically(directory / "measured.json", (json.dumps(listed, indent=1) + "\n").encode())
+    write_json(directory / "measured.json", listed)
     return found
 
 

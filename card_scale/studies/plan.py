@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from card_scale.data.tokenizer import MASK_ID
 from card_scale.distributed import parallel_dims
 from card_scale.engine.selection import engine_kind
 from card_scale.errors import ConfigurationError
-from card_scale.files import write_atomically
+from card_scale.files import write_atomically, write_json
 from card_scale.model.vocabulary import Vocabulary, padded_vocabulary
 from card_scale.objectives.evaluation import DRAWS, likelihood_passes
 from card_scale.studies.grid import Grid, Hardware
@@ -224,7 +223,7 @@ def write(plan: Plan, directory: Path) -> None:
     """Write ``plan.json`` and ``plan.csv``."""
     rows = [asdict(cost) for cost in plan.costs]
     total = {"device_hours": plan.device_hours, "flops": plan.flops, "basis": plan.basis}
-    write_atomically(directory / "plan.json", (json.dumps({"total": total, "tasks": rows}, indent=1) + "\n").encode())
+    write_json(directory / "plan.json", {"total": total, "tasks": rows})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

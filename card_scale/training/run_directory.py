@@ -9,7 +9,7 @@ from card_scale import config as configs
 from card_scale.config import Config
 from card_scale.environment import environment
 from card_scale.errors import CheckpointError, ConfigurationError, ExitCode, ForeignRunError
-from card_scale.files import read_json, write_atomically
+from card_scale.files import read_json, write_atomically, write_json
 from card_scale.training import exit_record
 
 MAY_CHANGE = {
@@ -125,7 +125,7 @@ class RunDirectory:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         # Atomically: a resume that is killed here must find its configuration again.
         write_atomically(self.config, config.to_yaml().encode())
-        (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+        write_json(self.path / "environment.json", environment())
 
     def note_saved(self, step: int) -> None:
         """Note outside of the checkpoints that there are some: without them a run is not begun anew unasked."""

@@ -1,6 +1,5 @@
 """A checkpoint as a folder that transformers loads as ``LlamaForCausalLM``, without code of this project."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from card_scale.checkpoint.directory import checkpoint_at
 from card_scale.checkpoint.reader import CheckpointReader
 from card_scale.data.tokenizer import Tokenizer
 from card_scale.errors import CheckpointError
-from card_scale.files import removed_on_failure, write_atomically
+from card_scale.files import removed_on_failure, write_json
 from card_scale.generation.hugging_face.bundle import write_bundle
 from card_scale.generation.hugging_face.tokenizer import write_tokenizer
 from card_scale.generation.hugging_face.weights import names, to_llama
@@ -57,8 +56,8 @@ def export(checkpoint: Path, folder: Path, dtype: str = "float32", *, ema: bool 
             shutil.copyfile(reader.tokenizer_path, temporary / tokenizer.file_name)
             write_tokenizer(temporary / tokenizer.file_name, temporary, shape.length)  # first: it may be refused
             _write_weights(_llama_weights(reader, shape, key, TYPES[dtype]), temporary)
-            _write_json(temporary / "config.json", _llama_config(shape, dtype, config.objective.decoders, tokenizer))
-            _write_json(temporary / "generation_config.json", _generation_config(tokenizer))
+            write_json(temporary / "config.json", _llama_config(shape, dtype, config.objective.decoders, tokenizer))
+            write_json(temporary / "generation_config.json", _generation_config(tokenizer))
             write_bundle(temporary)
             temporary.rename(folder)
     return sorted(path.name for path in folder.iterdir())
@@ -101,7 +100,7 @@ def _write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path) -> None:
         final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         path.rename(folder / final)
         index |= dict.fromkeys(held_names, final)
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index})
 
 
 def _llama_config(shape: DecoderShape, dtype: str, decoders: tuple[str, ...], tokenizer: Tokenizer) -> dict:
@@ -139,7 +138,3 @@ def _generation_config(tokenizer: Tokenizer) -> dict:
     eos, pad = tokenizer.eos_id, tokenizer.pad_id
     # Training forbids [MASK] as a prediction, so its logit says nothing.
     return {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": pad, "suppress_tokens": [tokenizer.mask_id]}
-
-
-def _write_json(path: Path, content: dict) -> None:
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
