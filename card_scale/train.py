@@ -9,6 +9,7 @@ torch, DeepSpeed and Megatron are imported inside, so that ``--help`` and config
 import argparse
 import contextlib
 import os
+import platform
 import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +18,7 @@ from card_scale import config as configs
 from card_scale import faults
 from card_scale.cli import run_tool
 from card_scale.config import Config
-from card_scale.distributed.launched_as import is_restart, job_of, rank_variables
+from card_scale.distributed.launched_as import is_first_of_node, is_restart, job_of, rank_variables
 from card_scale.errors import (
     CardScaleError,
     ConfigurationError,
@@ -362,17 +363,22 @@ def end_hanging(config: Config, reason: str) -> None:
 
 
 def finish(config: Config | None, code: ExitCode | int, reason: str, *, of_all_ranks: bool) -> int:
-    """Say and record how the command ended, once where every rank ends so; return the exit code."""
+    """Say and record how the command ended; return the exit code.
+
+    Where every rank ends so, one says it; of an error, one of each machine, which may lack what the others have.
+    """
     from card_scale.training.run_directory import RunDirectory
 
     named = os.environ.get("RANK", "0")
     rank = int(named) if named.isdecimal() else 0
-    if rank == 0 or not of_all_ranks:
-        prefix = "" if code in (ExitCode.DONE, ExitCode.STOPPED) else "error: "
-        print(f"{prefix}{reason}", file=sys.stdout if code == ExitCode.DONE else sys.stderr, flush=True)
+    is_error = code not in (ExitCode.DONE, ExitCode.STOPPED)
+    if rank == 0 or not of_all_ranks or (is_error and is_first_of_node(os.environ)):
+        place = f"rank {rank} on {platform.node()}: " if of_all_ranks and rank > 0 else ""
+        prefix = "error: " if is_error else ""
+        print(f"{prefix}{place}{reason}", file=sys.stdout if code == ExitCode.DONE else sys.stderr, flush=True)
     with contextlib.suppress(OSError):  # the launcher's directory is gone, or full: it then knows less
         note_for_launcher(os.environ, code, reason)
-    if config is not None and (rank == 0 or code not in (ExitCode.DONE, ExitCode.STOPPED)):
+    if config is not None and (rank == 0 or is_error):
         try:
             RunDirectory(config.run.dir).write_exit(code, reason)
         except OSError as error:

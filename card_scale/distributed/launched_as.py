@@ -37,6 +37,13 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {}
 
 
+def is_first_of_node(environment: Mapping[str, str]) -> bool:
+    """Whether no other rank of this machine has a lower number: it speaks for what all of the machine's meet."""
+    local_rank = environment.get("LOCAL_RANK", environment.get("RANK", "0"))
+    # A task of srun that sees a device of its own has the local rank 0, like the others of its machine.
+    return local_rank == "0" and environment.get("SLURM_LOCALID", "0") == "0"
+
+
 def _check(environment: Mapping[str, str], needed: tuple[str, ...]) -> None:
     missing = [name for name in needed if name not in environment]
     if missing:

@@ -56,7 +56,9 @@ def test_an_override_of_no_arm_is_refused(tmp_path):
 def test_bounds_stand_below_exact_losses_and_say_what_they_are():
     lines = comparison.table([DEAR, CHEAP]).splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["ar", "bd3lm"]
-    assert lines[3].startswith("<= is an upper bound: below an exact loss, by more than its error, it says that its model is better")
+    assert lines[3].startswith(
+        "<= is an upper bound: below an exact loss, by more than its error, it says that its model is better"
+    )
     assert "upper bound" not in comparison.table([CHEAP])
 
 

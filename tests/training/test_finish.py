@@ -1,5 +1,7 @@
 """Which rank says how a command ended."""
 
+import platform
+
 import pytest
 
 from card_scale.errors import CheckpointError, ConfigurationError, ExitCode, OutOfMemory, OwnRankError
@@ -11,6 +13,18 @@ def test_once_where_every_rank_ends_so(monkeypatch, capsys, rank, of_all_ranks, 
     monkeypatch.setenv("RANK", rank)
     assert finish(None, ExitCode.CONFIGURATION, "no such key", of_all_ranks=of_all_ranks) == 3
     assert capsys.readouterr().err == ("error: no such key\n" if says else "")
+
+
+def test_an_error_of_all_ranks_is_said_once_a_machine(monkeypatch, capsys):
+    """Which may be the only one that lacks a file."""
+    for rank, local_rank, local_task, says in ((8, 0, 0, True), (9, 1, 0, False), (9, 0, 1, False)):
+        for name, value in (("RANK", rank), ("LOCAL_RANK", local_rank), ("SLURM_LOCALID", local_task)):
+            monkeypatch.setenv(name, str(value))
+        finish(None, ExitCode.CONFIGURATION, "no such file", of_all_ranks=True)
+        said = f"error: rank {rank} on {platform.node()}: no such file\n"
+        assert capsys.readouterr().err == (said if says else "")
+        finish(None, ExitCode.STOPPED, "asked to", of_all_ranks=True)
+        assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
