@@ -136,7 +136,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
             print(data.describe_validation(config.data.validation_samples))
             print(data.describe_held_out(), flush=True)
         if not start.is_new and start.step >= steps:
-            return f"already done: {start.step} of {steps} steps"
+            return f"already done: {start.step} steps are made, {steps} are asked for"
         damaged = DamagedSamples(config.data.skip_damaged, loader.problems)
         job = Job(config, dims, directory, data, loader, damaged, engine, evaluate, checkpoints, watchdog, stop, steps)
         rollbacks = 0
