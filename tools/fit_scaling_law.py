@@ -7,17 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from card_scale.argument_types import figure_file, not_negative, output_file, positive
+from card_scale.argument_types import figure_file, not_negative, output_file, positive, positive_number
 from card_scale.cli import run_tool
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.files import write_json
 from card_scale.laws import fit_report as report
+from card_scale.laws.allocation import ALLOCATES, best_use
 from card_scale.laws.analysis import Settings, analyse
 from card_scale.laws.best_epochs import optima, optimal_epochs_law
 from card_scale.laws.columns import DONE, OBJECTIVE, REQUIRED, SETTINGS, STATUS
 from card_scale.laws.crossover import critical_compute_law, crossover
 from card_scale.laws.envelope import envelope
-from card_scale.laws.forms import FORMS
+from card_scale.laws.forms import DATA_CONSTRAINED, FORMS
 from card_scale.laws.isoflop import isoflops
 from card_scale.laws.power_law import PowerLaw
 from card_scale.laws.published import CONSTANTS
@@ -47,11 +48,7 @@ def parse() -> argparse.Namespace:
         epilog="docs/scaling_laws.md explains the forms and the verdicts. "
         "Exit codes: 0 done, 2 command line, 3 configuration, 4 a table that must not be fitted.",
     )
-    parser.add_argument(
-        "table",
-        type=Path,
-        help=TABLE_HELP,
-    )
+    parser.add_argument("table", type=Path, help=TABLE_HELP)
     choices = [*FORMS, ENVELOPE, ISOFLOP, EPOCHS, CROSSOVER]
     parser.add_argument("--form", choices=choices, default="data-constrained", help="law (default: %(default)s)")
     parser.add_argument(
@@ -76,6 +73,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--hold-out", type=not_negative, default=0, metavar="K", help="predict the K runs of the most compute"
     )
+    parser.add_argument(
+        "--budget",
+        type=positive_number,
+        nargs="+",
+        default=[],
+        metavar="FLOPS",
+        help=f"say how to spend it (6 N D) under the law; forms {', '.join(ALLOCATES)}",
+    )
+    parser.add_argument(
+        "--unique", type=positive_number, metavar="TOKENS", help="that --budget may repeat; --form data-constrained"
+    )
     parser.add_argument("--profile", action="store_true", help="list the points of the profile likelihoods")
     parser.add_argument("--level", type=float, default=0.95, help="coverage of intervals (default: %(default)s)")
     parser.add_argument("--seed", type=not_negative, default=0, help="of starts and resamples (default: %(default)s)")
@@ -87,13 +95,24 @@ def parse() -> argparse.Namespace:
         help="draw profiles and predicted against measured loss: .pdf, .png or .svg",
     )
     options = parser.parse_args()
-    if not 0.0 < options.level < 1.0:
-        parser.error("--level is between 0 and 1")
-    if options.form not in FORMS and (options.plot or options.profile or options.hold_out or options.fix):
-        parser.error(f"--plot, --profile, --hold-out and --fix go with the laws {', '.join(FORMS)}")
-    if options.form == CROSSOVER and len(options.objective) != 2:
-        parser.error("--form crossover needs --objective BASE CHALLENGER")
+    if contradiction := contradiction_of(options):
+        parser.error(contradiction)
     return options
+
+
+def contradiction_of(options: argparse.Namespace) -> str | None:
+    """Return what is wrong with options that do not go together, None where nothing is."""
+    if not 0.0 < options.level < 1.0:
+        return "--level is between 0 and 1"
+    if options.form not in FORMS and (options.plot or options.profile or options.hold_out or options.fix):
+        return f"--plot, --profile, --hold-out and --fix go with the laws {', '.join(FORMS)}"
+    if options.budget and options.form not in ALLOCATES:
+        return f"--budget goes with the laws {', '.join(ALLOCATES)}"
+    if (options.unique is not None) != (bool(options.budget) and options.form == DATA_CONSTRAINED.name):
+        return f"--unique goes with --budget and --form {DATA_CONSTRAINED.name}, which needs it"
+    if options.form == CROSSOVER and len(options.objective) != 2:
+        return "--form crossover needs --objective BASE CHALLENGER"
+    return None
 
 
 def main() -> None:
@@ -174,6 +193,10 @@ def fit_law(options: argparse.Namespace, table: Table) -> dict[str, Any]:
         values = variable_projection(table.runs)
         print(report.projection_text(analysis, values))
         result["variable_projection"] = report.projection_plain(analysis, values)
+    if options.budget:
+        uses = [best_use(analysis, budget, options.unique) for budget in sorted(set(options.budget))]
+        print(report.budgets_text(uses, analysis.unidentified(), options.level))
+        result["budgets"] = report.budgets_plain(uses)
     if options.plot:
         from card_scale.laws import fit_figures as figures
 

@@ -9,6 +9,7 @@ from card_scale.laws.bootstrap import bootstrap, percentile_interval
 from card_scale.laws.dependence import Dependence, dependence, ladders
 from card_scale.laws.fit import Fit, fit, fit_from
 from card_scale.laws.forms import Form
+from card_scale.laws.formulas import Array
 from card_scale.laws.holdout import HoldOut, hold_out
 from card_scale.laws.huber import residuals
 from card_scale.laws.profile import Profile, profile
@@ -48,6 +49,8 @@ class Analysis:
     """Whether the bootstrap drew whole ladders, because the errors of neighbours are not independent."""
     extrapolation: HoldOut | None
     settings: Settings
+    resamples: Array | None
+    """What :func:`card_scale.laws.bootstrap.bootstrap` returned; None without one."""
 
     def unidentified(self) -> list[str]:
         """Return the names of the constants that these runs do not identify."""
@@ -87,7 +90,7 @@ def analyse(form: Form, runs: Runs, fixed: Mapping[str, float], settings: Settin
         judgements.append(
             judge(one.name, form.kinds[one.name], values[one.name], (one.low, one.high), resampled, pattern)
         )
-    return Analysis(found, pattern, profiles, judgements, pattern.found, extrapolation, settings)
+    return Analysis(found, pattern, profiles, judgements, pattern.found, extrapolation, settings, samples)
 
 
 def _profiles(found: Fit, settings: Settings, say: Say) -> list[Profile]:

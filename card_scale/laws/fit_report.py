@@ -1,11 +1,12 @@
 """An analysis as text for the terminal and as plain values for JSON."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from card_scale.laws.allocation import BudgetUse
 from card_scale.laws.analysis import Analysis
 from card_scale.laws.best_epochs import Optimum
 from card_scale.laws.crossover import Crossover
@@ -175,6 +176,40 @@ def projection_plain(analysis: Analysis, values: Mapping[str, float]) -> dict[st
         }
         for one in analysis.judgements
     }
+
+
+def budgets_text(uses: Sequence[BudgetUse], unidentified: Sequence[str], level: float) -> str:
+    """Return the best use of each budget; ``unidentified``: constants that the runs do not identify."""
+    spread = "" if uses[0].intervals is None else f" [central {100.0 * level:g} % of the resamples]"
+    rows = [["FLOPs", "parameters", "tokens", "epochs", "loss of the law", "budget over the runs' most"]]
+    for one in uses:
+        cells = [f"{value:.4g}" for value in one.best]
+        if one.intervals is not None:
+            cells = [f"{cell} [{low:.4g}, {high:.4g}]" for cell, (low, high) in zip(cells, one.intervals, strict=True)]
+        size, tokens, loss = cells
+        epochs = "-" if one.unique is None else f"{one.epochs:.3g} of {one.unique:.3g}"
+        rows.append([f"{one.budget:.3g}", size, tokens, epochs, loss, f"{one.beyond:.3g}"])
+    lines = ["", f"the best use of a budget C = 6 N D under this law{spread}:", *_columns(rows)]
+    if unidentified:
+        lines.append(
+            f"It rests on constants that these runs do not identify ({', '.join(unidentified)}): no more than a guess."
+        )
+    return "\n".join(lines)
+
+
+def budgets_plain(uses: Sequence[BudgetUse]) -> list[dict[str, Any]]:
+    """Return the same for JSON."""
+    found = []
+    for one in uses:
+        values = {name: number(value) for name, value in one.best._asdict().items()}
+        intervals = one.intervals or (None, None, None)
+        ends = {
+            f"{name}_interval": None if interval is None else [number(end) for end in interval]
+            for name, interval in zip(values, intervals, strict=True)
+        }
+        about = {"budget": one.budget, "unique": one.unique, "epochs": number(one.epochs), "beyond": one.beyond}
+        found.append(about | values | ends)
+    return found
 
 
 def power_law_text(name: str, law: PowerLaw) -> str:
