@@ -74,7 +74,7 @@ def main() -> None:
     from card_scale.benchmark import arms, latency
     from card_scale.benchmark.curves import write_curves
     from card_scale.benchmark.decomposition import check_adds_up
-    from card_scale.benchmark.plot import draw, read_results
+    from card_scale.benchmark.ratio_figure import draw, read_results
     from card_scale.benchmark.report import parts_over_whole, tables, to_json
     from card_scale.cost.flops import FORMULA
     from card_scale.distributed import process_groups

@@ -33,7 +33,7 @@ def main() -> None:
         parser.error("--results are drawn: give --plot too")
     from card_scale import config as configs
     from card_scale.benchmark import claim
-    from card_scale.benchmark.plot import read_results
+    from card_scale.benchmark.ratio_figure import read_results
 
     models = {Path(path).stem: configs.load(path, []).model for path in options.config}
     results = [result for path in options.results for result in read_results(path)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from card_scale import charts
-from card_scale.benchmark.plot import Point, measured
+from card_scale.benchmark.ratio_figure import Point, measured
 from card_scale.config import ModelConfig
 from card_scale.cost.flops import training_work
 from card_scale.errors import DataError

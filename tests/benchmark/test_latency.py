@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from card_scale.benchmark import arms, latency, plot
+from card_scale.benchmark import arms, latency, ratio_figure
 from card_scale.benchmark.instruments import PARTS
 from card_scale.benchmark.report import parts_over_whole, tables, to_json
 from card_scale.distributed import process_groups
@@ -95,14 +95,14 @@ def test_a_figure_and_profiles_are_written(written):
 def test_the_figure_has_a_line_per_backend_with_its_reference(written):
     directory, _ = written
     results = json.loads((directory / "out.json").read_text())["results"]
-    (panel,) = plot.lines(results).values()
+    (panel,) = ratio_figure.lines(results).values()
     assert {backend: [point.length for point in points] for backend, points in panel.items()} == {
         "split": [16, 32],
         "dense": [16, 32],
     }
     assert panel["split"][0].by_flops == panel["dense"][0].by_flops
     with pytest.raises(ConfigurationError, match="--arms card bd3lm"):
-        plot.draw([{**results[0], "comparisons": []}], directory / "none.png", "")
+        ratio_figure.draw([{**results[0], "comparisons": []}], directory / "none.png", "")
 
 
 def test_sums_of_arms_and_ratios_are_checked(written):

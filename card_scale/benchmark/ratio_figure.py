@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from card_scale import charts
 from card_scale.errors import ConfigurationError, DataError
 from card_scale.files import read_json
 
@@ -73,32 +74,25 @@ def draw(results: Sequence[dict[str, Any]], path: Path, device: str) -> None:
 
     ``device`` is named in the title. Raises ConfigurationError if no result compares bd3lm with CARD.
     """
-    # Imported only here: it takes a second, and no other part of a measurement needs it.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels = lines(results)
     if not panels:
         raise ConfigurationError("no figure to draw: the results hold no bd3lm arm beside card; give --arms card bd3lm")
     blocks = sorted({block for _, block in panels})
     models = list(dict.fromkeys(model for model, _ in panels))
     backends = list(dict.fromkeys(backend for panel in panels.values() for backend in panel))
-    size = (max(6.0, 1.0 + 3.2 * len(blocks)), 1.4 + 3.0 * len(models))
-    figure, axes = pyplot.subplots(len(models), len(blocks), figsize=size, sharex=True, sharey=True, squeeze=False)
-    for row, model in enumerate(models):
-        for column, block in enumerate(blocks):
-            _panel(axes[row][column], panels.get((model, block), {}), backends)
-            axes[row][column].set_title(f"{model}, block {block}", fontsize=9)
-        axes[row][0].set_ylabel("BD3-LM step / CARD step")
-    for axis in axes[-1]:
+    highest = max(point.high for panel in panels.values() for points in panel.values() for point in points)
+    figure, axes = charts.new_axes(len(models) * len(blocks), columns=len(blocks), panel=(3.6, 3.2))
+    for number, axis in enumerate(axes):
+        model, block = models[number // len(blocks)], blocks[number % len(blocks)]
+        _panel(axis, panels.get((model, block), {}), backends)
+        axis.set_title(f"{model}, block {block}", fontsize=9, color=charts.INK)
+        axis.set_ylim(0, 1.1 * highest)  # one scale: panels are read beside one another
         axis.set_xlabel("L, clean tokens a sequence")
-    axes[0][0].legend(fontsize=8)
-    figure.suptitle(f"{device}\nmedians of paired rounds, 95 % bootstrap intervals", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    for axis in axes[:: len(blocks)]:
+        axis.set_ylabel("BD3-LM step / CARD step")
+    charts.legend(axes[0])
+    figure.suptitle(f"{device}\nmedians of paired rounds, 95 % bootstrap intervals", fontsize=9, color=charts.INK)
+    charts.save(figure, path)
 
 
 def _panel(axis: Any, panel: dict[str, list[Point]], backends: list[str]) -> None:
@@ -106,12 +100,10 @@ def _panel(axis: Any, panel: dict[str, list[Point]], backends: list[str]) -> Non
         points = panel.get(backend, [])
         if points:
             bars = [[p.median - p.low for p in points], [p.high - p.median for p in points]]
-            style = {"color": f"C{number}", "marker": "o", "markersize": 4, "capsize": 3, "label": backend}
-            axis.errorbar([p.length for p in points], [p.median for p in points], yerr=bars, **style)
+            style = {"color": charts.colour(number), "marker": charts.marker(number), "markersize": 4, "capsize": 3}
+            axis.errorbar([p.length for p in points], [p.median for p in points], yerr=bars, label=backend, **style)
     reference = next(iter(panel.values()), [])
     lengths = [p.length for p in reference]
-    axis.plot(lengths, [p.by_flops for p in reference], color="grey", linestyle="--", label="ratio of FLOPs")
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(lengths, [str(length) for length in lengths])
-    axis.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
+    axis.plot(lengths, [p.by_flops for p in reference], color=charts.MUTED, linestyle="--", label="ratio of FLOPs")
+    if lengths:
+        charts.value_ticks(axis.xaxis, lengths)
