@@ -141,13 +141,12 @@ def _settings(arguments: argparse.Namespace, methods: Sequence[str], baseline: s
 
 
 def _prompts(arguments: argparse.Namespace, model: Any) -> list[list[int]]:
-    """The beginnings of validation samples."""
-    import numpy as np
-
+    """The beginnings of validation samples from all over the split."""
+    from card_scale.data.order import evaluated_samples
     from card_scale.generation.perplexity import open_stream
 
     stream, length = open_stream(model, arguments.data, "validation"), model.shape.length
-    rows = stream.samples(np.arange(min(arguments.prompts, stream.sample_count)))
+    rows = stream.samples(evaluated_samples("validation", arguments.prompts, stream.sample_count))
     return rows[:, : arguments.prompt_tokens or max(1, length // 4)].tolist()
 
 

@@ -29,9 +29,9 @@ def main() -> None:
     """Run the command."""
     arguments = parse()
     # torch only now: --help must answer at once.
-    import numpy as np
 
     from card_scale import config as configs
+    from card_scale.data.order import evaluated_samples
     from card_scale.data.stream import PackedStream
     from card_scale.environment import environment
     from card_scale.studies.drafters import draw, measure, table
@@ -41,7 +41,7 @@ def main() -> None:
         config = configs.read(run / "config.yaml", [])
         length = config.model.length
         stream = PackedStream(config.data.validation or config.data.path, "validation", config.run.seed, length)
-        rows = stream.samples(np.arange(min(arguments.prompts, stream.sample_count)))
+        rows = stream.samples(evaluated_samples("validation", arguments.prompts, stream.sample_count))
         drafters.append(
             measure(run, rows[:, : length * 3 // 4].tolist(), length // 4, arguments.drafts, arguments.candidates)
         )

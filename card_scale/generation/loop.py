@@ -45,11 +45,11 @@ def generate(
     *,
     method: str,
     new_tokens: int,
-    drafts: int = 4,
+    drafts: int = Options.drafts,
     candidates: int | None = None,
-    copies: int = 24,
+    copies: int = Options.copies,
     leniency: float = 0.0,
-    tau: float = 0.9,
+    tau: float = Options.tau,
     max_passes: int | None = None,
     leftmost: bool = True,
     strides: int = 1,
@@ -94,7 +94,7 @@ def generate(
             that with the new tokens is longer than the model's length.
     """
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty, seed)
-    options = Options(method, drafts, tau, max_passes, leftmost, input_cost, copies, strides, leniency, candidates)
+    options = Options(method, drafts, candidates, copies, leniency, tau, max_passes, leftmost, strides, input_cost)
     stopping = Stopping(stop_tokens, stop_strings, model)
     prompts = as_prompts(prompts)
     decoders = create_decoders(model, prompts, new_tokens, options, sampling)

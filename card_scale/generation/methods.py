@@ -46,15 +46,15 @@ class Options:
     """Options of the methods; see :func:`card_scale.generation.generate`. ConfigurationError outside their ranges."""
 
     method: str
-    drafts: int
-    tau: float
-    max_passes: int | None
-    leftmost: bool
-    input_cost: float | None
-    copies: int = 24
-    strides: int = 1
-    leniency: float = 0.0
+    drafts: int = 4
     candidates: int | None = None
+    copies: int = 24
+    leniency: float = 0.0
+    tau: float = 0.9
+    max_passes: int | None = None
+    leftmost: bool = True
+    strides: int = 1
+    input_cost: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

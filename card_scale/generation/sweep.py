@@ -12,6 +12,7 @@ import torch
 
 from card_scale.generation import text_metrics
 from card_scale.generation.loop import Generation, generate
+from card_scale.generation.methods import Options
 from card_scale.generation.model import InferenceModel
 from card_scale.generation.sampling import Sampling
 from card_scale.generation.scoring import Scored, score
@@ -19,19 +20,10 @@ from card_scale.objectives.decoders import OPTIONS
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A way to decode."""
+class Setting(Options):
+    """A way to decode so many prompts at a time."""
 
-    method: str
-    drafts: int = 4
-    tau: float = 0.9
-    max_passes: int | None = None
-    leftmost: bool = True
     batch: int = 1
-    copies: int = 24
-    strides: int = 1
-    leniency: float = 0.0
-    candidates: int | None = None
 
     @property
     def is_sequential(self) -> bool:
@@ -93,7 +85,7 @@ def grid(
     max_passes: Sequence[int | None],
     batches: Sequence[int],
     leftmost: Sequence[bool],
-    copies: int = 24,
+    copies: int = Options.copies,
     strides: Sequence[int] = (1,),
     leniencies: Sequence[float] = (0.0,),
     candidates: Sequence[int | None] = (None,),
@@ -105,7 +97,7 @@ def grid(
     """
     found: dict[str, Setting] = {}
     for batch in batches:
-        one_a_pass = Setting(baseline, drafts[0], taus[0], batch=batch, copies=copies)
+        one_a_pass = Setting(baseline, batch=batch)
         found.setdefault(one_a_pass.label, one_a_pass)
         for method in methods:
             options: dict[str, Sequence[Any]] = {
