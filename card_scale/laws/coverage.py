@@ -82,12 +82,13 @@ def coverage(
     runs = grid.runs()
     clean = laws.data_constrained(truth, runs.N, runs.D, runs.U)
     draws = np.random.default_rng(seed)
-    found = []
+    found, patterns = [], []
     for repetition in range(repetitions):
         noisy = runs._replace(loss=clean * np.exp(noise * draws.standard_normal(len(clean))))
         one = fit(DATA_CONSTRAINED, noisy, given, STARTS, repetition)
         curve = profile(one, "R_D", level)
         pattern = dependence(noisy, residuals(DATA_CONSTRAINED, one.best.logs, noisy))
+        patterns.append(pattern.found)
         kind, estimate = DATA_CONSTRAINED.kinds["R_D"], one.constants()["R_D"]
         found.append(judge("R_D", kind, estimate, (curve.low, curve.high), None, pattern))
     lows, highs = np.array([one.low for one in found]), np.array([one.high for one in found])
@@ -103,6 +104,6 @@ def coverage(
         too_high=float(np.mean(lows > true_value)),
         unbounded=float(np.mean(np.isinf(highs))),
         verdicts={str(kind): float(np.mean([one.verdict is kind for one in found])) for kind in Verdict},
-        patterns=float(np.mean(["pattern" in one.reason for one in found])),
+        patterns=float(np.mean(patterns)),
         estimates=(float(ordered[tenth]), float(ordered[repetitions // 2]), float(ordered[-1 - tenth])),
     )
