@@ -68,19 +68,30 @@ def commit(path: Path) -> None:
     os.replace(partial_path(path), path)
 
 
+@contextlib.contextmanager
+def _partial_removed_on_failure(path: Path) -> Iterator[None]:
+    """Leave no half of a small file where the disk is full."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial_path(path).unlink(missing_ok=True)
+        raise
+
+
 def replace(path: Path, content: bytes) -> None:
     """Write a small file so that readers see the old content or all of the new.
 
     After a power cut it may be missing or empty: for files that are checked when they are read and can be made again.
     """
-    with naming(path):
+    with naming(path), _partial_removed_on_failure(path):
         partial_path(path).write_bytes(content)
         commit(path)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a small file durably; readers see the old content or all of the new."""
-    with naming(path):
+    with naming(path), _partial_removed_on_failure(path):
         with partial_path(path).open("wb") as file:
             file.write(content)
             file.flush()

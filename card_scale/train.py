@@ -9,27 +9,21 @@ torch, DeepSpeed and Megatron are imported inside, so that ``--help`` and config
 import argparse
 import contextlib
 import os
-import platform
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from card_scale import config as configs
 from card_scale import faults
 from card_scale.cli import run_tool
 from card_scale.config import Config
-from card_scale.distributed.launched_as import is_first_of_node, is_restart, job_of, rank_variables
-from card_scale.errors import (
-    CardScaleError,
-    ConfigurationError,
-    ExitCode,
-    ForeignRunError,
-    NumericError,
-    OwnRankError,
-    StopRequested,
-)
+from card_scale.distributed.launched_as import is_restart, job_of, rank_variables
+from card_scale.errors import ConfigurationError, ExitCode, ForeignRunError, NumericError, OwnRankError, StopRequested
+from card_scale.training import exit_record
 from card_scale.training.command_line import parse
-from card_scale.training.exit_record import cause_of_stop, note_for_launcher
+from card_scale.training.ending import DEFECT, end_hanging, ending, finish, what_is_saved
+from card_scale.training.exit_record import cause_of_stop
 from card_scale.training.stop import StopRequest, time_limit
 
 if TYPE_CHECKING:
@@ -43,9 +37,6 @@ if TYPE_CHECKING:
     from card_scale.training.run_directory import RunDirectory
     from card_scale.training.train_step import StepReport
     from card_scale.training.watchdog import Watchdog
-
-DEFECT = 1
-"""Exit code of an error that nobody meant, which keeps its traceback; Python's own."""
 
 
 def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from_scratch: bool = False) -> str:
@@ -66,7 +57,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
     from card_scale.distributed import process_groups
     from card_scale.engine.build import build_engine, compute_dtype
     from card_scale.training import memory_fit, preflight, run_data
-    from card_scale.training.agreement import agree_on_lock, all_peers, begin_anew
+    from card_scale.training.agreement import agree_on_evaluated, agree_on_lock, all_peers, begin_anew
     from card_scale.training.damaged_samples import DamagedSamples
     from card_scale.training.evaluator import RunEvaluator
     from card_scale.training.guard import RollBack
@@ -135,7 +126,7 @@ def train(config: Config, stop: StopRequest, held: contextlib.ExitStack, *, from
                 print(line)
             print(data.describe_validation(config.data.validation_samples))
             print(data.describe_held_out(), flush=True)
-        if not start.is_new and start.step >= steps:
+        if not start.is_new and (start.step > steps or (start.step == steps and agree_on_evaluated(directory, steps))):
             return f"already done: {start.step} steps are made, {steps} are asked for"
         damaged = DamagedSamples(config.data.skip_damaged, loader.problems)
         job = Job(config, dims, directory, data, loader, damaged, engine, evaluate, checkpoints, watchdog, stop, steps)
@@ -216,6 +207,8 @@ def go_on(job: Job, start: "Start") -> str:
     with contextlib.closing(recorder), contextlib.closing(ledger):
         if start.is_new and not agree_to_stop(job.stop.poll()):
             evaluate_and_record(0)
+        elif start.step == steps:  # it was stopped where it is now to end, without its last evaluation
+            evaluate_and_record(steps)
         recorder.restart_clock(start.step)
         for step in range(start.step + 1, steps + 1):
             if reason := agree_to_stop(job.stop.poll()):
@@ -275,9 +268,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.print_config or options.dry_run:
         return run_tool(lambda: show(options, overrides))
     config: Config | None = None
+    earlier: bytes | None = None
     with StopRequest(lambda: cause_of_stop(os.environ)) as stop, contextlib.ExitStack() as held:
         try:
             config = configs.load(options.config, overrides)
+            earlier = exit_record.content(Path(config.run.dir, exit_record.NAME))
             os.environ.update(rank_variables(os.environ))
             if os.environ.get("RANK", "0") == "0":
                 print("loading the libraries", flush=True)  # some ten seconds
@@ -295,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
             of_all_ranks = code == ExitCode.STOPPED or (
                 isinstance(error, ConfigurationError) and not isinstance(error, OwnRankError)
             )
-            finish(recorded, code, reason + what_is_saved(config, error), of_all_ranks=of_all_ranks)
+            finish(recorded, code, reason + what_is_saved(config, error), of_all_ranks=of_all_ranks, earlier=earlier)
             if code == DEFECT:
                 raise
             return code
@@ -321,69 +316,6 @@ def show(options: argparse.Namespace, overrides: list[str]) -> None:
         lines = [*dry_run(config, assumed), "configuration:", *lines]
     if os.environ.get("RANK", "0") == "0":
         print("\n".join(lines))
-
-
-def ending(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the reason that an error ends the command with; DEFECT for one nobody meant."""
-    if isinstance(error, CardScaleError):
-        return error.exit_code, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return ExitCode.STOPPED, "interrupted"
-    code = lost_peer_or_hang(error) if isinstance(error, RuntimeError) else None
-    return (DEFECT, f"{type(error).__name__}: {error}") if code is None else (code, str(error))
-
-
-def what_is_saved(config: Config | None, error: BaseException) -> str:
-    """Return what to add to the reason of an end in the midst of training: what a next start goes on from."""
-    if config is None or not isinstance(error, (NumericError, KeyboardInterrupt)):
-        return ""
-    from card_scale.checkpoint.directory import pointed_step
-    from card_scale.training.run_directory import RunDirectory
-
-    step = pointed_step(RunDirectory(config.run.dir).checkpoints)
-    return "; nothing has been saved" if step is None else f"; the checkpoint after {step} steps is intact"
-
-
-def lost_peer_or_hang(error: RuntimeError) -> ExitCode | None:
-    """Return the exit code for an error of a collective: gloo and NCCL raise RuntimeError with these words."""
-    text = str(error)
-    if "timed out" in text.lower() or "timeout" in text.lower():
-        return ExitCode.HANG
-    if any(words in text for words in ("Connection closed by peer", "Connection reset by peer", "Broken pipe")):
-        return ExitCode.PEER_LOST
-    return None
-
-
-def end_hanging(config: Config, reason: str) -> None:
-    """End the process, whatever its other threads do, with the code of a hang."""
-    try:
-        finish(config, ExitCode.HANG, reason, of_all_ranks=False)
-    finally:
-        os._exit(ExitCode.HANG)
-
-
-def finish(config: Config | None, code: ExitCode | int, reason: str, *, of_all_ranks: bool) -> int:
-    """Say and record how the command ended; return the exit code.
-
-    Where every rank ends so, one says it; of an error, one of each machine, which may lack what the others have.
-    """
-    from card_scale.training.run_directory import RunDirectory
-
-    named = os.environ.get("RANK", "0")
-    rank = int(named) if named.isdecimal() else 0
-    is_error = code not in (ExitCode.DONE, ExitCode.STOPPED)
-    if rank == 0 or not of_all_ranks or (is_error and is_first_of_node(os.environ)):
-        place = f"rank {rank} on {platform.node()}: " if of_all_ranks and rank > 0 else ""
-        prefix = "error: " if is_error else ""
-        print(f"{prefix}{place}{reason}", file=sys.stdout if code == ExitCode.DONE else sys.stderr, flush=True)
-    with contextlib.suppress(OSError):  # the launcher's directory is gone, or full: it then knows less
-        note_for_launcher(os.environ, code, reason)
-    if config is not None and (rank == 0 or is_error):
-        try:
-            RunDirectory(config.run.dir).write_exit(code, reason)
-        except OSError as error:
-            print(f"warning: exit.json cannot be written: {error}", file=sys.stderr, flush=True)
-    return int(code)
 
 
 if __name__ == "__main__":

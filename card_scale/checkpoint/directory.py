@@ -75,6 +75,11 @@ def leftovers(root: Path, step: int) -> list[Path]:
     return found
 
 
+def unfinished(root: Path) -> list[Path]:
+    """Return the directories of writes that were never published: what killed processes left, or one that goes on."""
+    return [path for path in sorted(root.glob("iter_*")) if _TEMPORARY_NAME.fullmatch(path.name)]
+
+
 def publish(temporary: Path, step: int) -> Path:
     """Give a complete checkpoint its name, then point to it. Returns its final path."""
     root = temporary.parent

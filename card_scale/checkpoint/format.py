@@ -102,10 +102,13 @@ class CheckpointManifest:
             path = directory / name
             if not path.is_file():
                 raise CheckpointError(f"checkpoint {directory}: file {name} is missing")
-            if path.stat().st_size != stored.bytes:
+            try:
+                found = path.stat().st_size
+            except OSError as error:
+                raise CheckpointError(f"checkpoint {directory}: file {name} cannot be looked at: {error}") from None
+            if found != stored.bytes:
                 raise CheckpointError(
-                    f"checkpoint {directory}: file {name} has {path.stat().st_size} bytes, the manifest says "
-                    f"{stored.bytes}"
+                    f"checkpoint {directory}: file {name} has {found} bytes, the manifest says {stored.bytes}"
                 )
         for name, tensor in self.tensors.items():
             if not tensor.covered():
@@ -128,6 +131,8 @@ def read_manifest(directory: Path) -> CheckpointManifest:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"checkpoint {directory}: {MANIFEST_NAME} is damaged: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {directory}: {MANIFEST_NAME} cannot be read: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else content
         raise CheckpointError(

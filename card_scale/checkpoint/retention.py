@@ -57,6 +57,13 @@ def prune(root: Path, retention: Retention) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def remove_unfinished(root: Path) -> None:
+    """Delete what killed processes left of checkpoints that were never published: on a disk that they have filled no
+    save would succeed, and none be left to prune. For who holds the run directory, while it saves nothing."""
+    for leftover in directories.unfinished(root):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def steps_to_prune(root: Path, retention: Retention) -> list[int]:
     """Return the steps of the checkpoints that :func:`prune` would delete, oldest first."""
     pointer = directories.pointed_step(root)

@@ -100,7 +100,7 @@ class DataConfig:
     """Training length in epochs, instead of train.steps."""
     skip_damaged: int = 0
     """Samples that one start of the command may leave out because a document in them is damaged or cannot be read; one
-    more ends the run. 0: the first one does."""
+    more ends the run. 0: the first one does. Evaluations need all of theirs."""
     reshuffle: bool = True
     """Permute the samples anew in each epoch."""
 

@@ -196,7 +196,11 @@ class EvaluationBatches:
             places = np.where(valid, places, first)
             sample_ids = self._sample_ids[places]
             ids = torch.from_numpy(sample_ids)
-            tokens = torch.from_numpy(self._stream.samples(sample_ids))
+            try:
+                tokens = torch.from_numpy(self._stream.samples(sample_ids))
+            except DataError as error:
+                # Not left out, as in training: a loss of other samples could be compared with no other.
+                raise DataError(f"{error}; an evaluation needs all of its samples, data.skip_damaged or not") from None
             yield Samples(
                 tokens, ids, torch.zeros_like(ids), torch.from_numpy(places), self.sample_count, torch.from_numpy(valid)
             )

@@ -32,7 +32,7 @@ class ShardFile:
         self._sleep = sleep
         self._descriptor: int | None = None
         self._given_up = False
-        """Whether all attempts have failed: from then on there is one."""
+        """Whether all attempts have failed: until one succeeds there is one at a time."""
         # Batches are read in a thread of their own, while evaluations read here too.
         self._lock = threading.Lock()
 
@@ -53,7 +53,7 @@ class ShardFile:
         for delay in (None,) if self._given_up else (*DELAYS, None):
             try:
                 faults.reach("data.read")
-                return self._read(offset, size)
+                found = self._read(offset, size)
             except OSError as error:
                 self._close()
                 if error.errno not in PASSING or delay is None:
@@ -62,6 +62,9 @@ class ShardFile:
             except DataError:
                 self._close()
                 raise
+            else:
+                self._given_up = False
+                return found
             self._sleep(delay)
         raise AssertionError("the last attempt returns or raises")
 

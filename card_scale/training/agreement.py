@@ -128,6 +128,11 @@ def agree_on_resume_point(checkpoints: Path) -> ResumePoint | None:
     return point
 
 
+def agree_on_evaluated(directory: RunDirectory, step: int) -> bool:
+    """Return whether an evaluation after ``step`` updates is recorded, by what rank 0 sees. Collective."""
+    return process_groups.by_main_rank(lambda: directory.is_evaluated(step))
+
+
 def agree_on_damage(checkpoint: Path, manifest: CheckpointManifest) -> list[str]:
     """Return what is wrong with the files of a checkpoint by their hashes, the same on every rank; each looks at some
     of them. Collective."""

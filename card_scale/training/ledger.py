@@ -10,7 +10,7 @@ from card_scale.config import Config
 from card_scale.data.ledger import Header, file_name
 from card_scale.data.samples import Samples
 from card_scale.distributed import process_groups
-from card_scale.files import naming
+from card_scale.errors import DataError
 from card_scale.training.agreement import agree_on_attempt
 from card_scale.training.run_checkpoints import Start
 from card_scale.training.run_data import RunData
@@ -47,7 +47,8 @@ class WritingLedger(Ledger):
     def __init__(self, attempt: Path, header: Header):
         """Begin this rank's file in the directory of an attempt."""
         self._path = attempt / file_name(header.data_parallel_rank)
-        self._file = self._path.open("x", encoding="utf-8")
+        # Unbuffered: what the disk has refused must not be tried again, and refused anew, when the file is closed.
+        self._file = self._path.open("xb", buffering=0)
         self._write(header.to_line())
 
     def trained(self, step: int, samples: Samples) -> None:
@@ -71,9 +72,14 @@ class WritingLedger(Ledger):
         self._write(json.dumps(content, separators=(",", ":")))
 
     def _write(self, line: str) -> None:
-        with naming(self._path):
-            self._file.write(line + "\n")
-            self._file.flush()
+        rest = memoryview(f"{line}\n".encode())
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError as error:
+            raise DataError(
+                f"{self._path}: {error.strerror}; run.ledger=true makes no update that is not recorded"
+            ) from error
 
 
 def open_ledger(config: Config, directory: RunDirectory, data: RunData, start: Start) -> Ledger:

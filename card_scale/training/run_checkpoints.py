@@ -9,7 +9,7 @@ from card_scale.checkpoint.commit import Publication, form_commit_group
 from card_scale.checkpoint.format import CheckpointManifest
 from card_scale.checkpoint.load import load, load_weights
 from card_scale.checkpoint.reader import CheckpointReader
-from card_scale.checkpoint.retention import Retention
+from card_scale.checkpoint.retention import Retention, remove_unfinished
 from card_scale.checkpoint.run_files import RunFiles
 from card_scale.config import Config
 from card_scale.distributed import process_groups
@@ -80,6 +80,8 @@ class RunCheckpoints:
     def resume(self) -> Start:
         """Load the run's latest complete checkpoint; of a new run the weights that it starts from, if any."""
         objective = self.config.objective
+        if process_groups.is_main_rank():
+            remove_unfinished(self.directory.checkpoints)
         point = agree_on_resume_point(self.directory.checkpoints)
         if point is None:
             process_groups.by_main_rank(self.directory.check_nothing_saved)
@@ -132,7 +134,29 @@ class RunCheckpoints:
             CheckpointError: on all ranks: it must be saved and cannot, or too many in a row could not.
             ForeignRunError: on all ranks: another job has taken the run directory over.
         """
-        self.wait()
+        try:
+            self.wait()
+        except CheckpointError as error:
+            if not must:
+                raise
+            self._warn(f"{error}; this one is tried all the same")
+        publication = self._publication(step, objective, found, passed_over)
+        try:
+            published = self.checkpointer.save(
+                self.engine, publication, beside_training=self.config.train.async_save and not must
+            )
+        except CheckpointError as error:
+            if must:
+                raise
+            self._bear(error)
+            return
+        if published is None:
+            self._step_in_flight = step
+        else:
+            self._note_saved(step)
+
+    def _publication(self, step: int, objective: Objective, found: Mapping[str, Any], passed_over: int) -> Publication:
+        """Return what a save publishes beside the tensors."""
         config = self.config
         description = CheckpointManifest(
             step=step,
@@ -158,25 +182,12 @@ class RunCheckpoints:
             **found,
             **objective.state(),
         }
-        publication = Publication(
+        return Publication(
             description,
             RunFiles(state, config.to_yaml(), self.data.train.tokenizer_path),
             Retention(config.train.keep_last, config.train.keep_every),
             (lambda: None) if self.lock is None else self.lock.check_held,
         )
-        try:
-            published = self.checkpointer.save(
-                self.engine, publication, beside_training=config.train.async_save and not must
-            )
-        except CheckpointError as error:
-            if must:
-                raise
-            self._bear(error)
-            return
-        if published is None:
-            self._step_in_flight = step
-        else:
-            self._note_saved(step)
 
     def wait(self) -> None:
         """Wait for a save in flight. Raises as :meth:`save` does."""
@@ -203,5 +214,8 @@ class RunCheckpoints:
         self._refused_saves += 1
         if self._refused_saves > self.config.train.failed_saves:
             raise error
+        self._warn(f"{error}; training goes on, the next save is tried")
+
+    def _warn(self, text: str) -> None:
         if process_groups.is_main_rank():
-            print(f"warning: {error}; training goes on, the next save is tried", file=sys.stderr, flush=True)
+            print(f"warning: {text}", file=sys.stderr, flush=True)

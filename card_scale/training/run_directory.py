@@ -11,6 +11,7 @@ from card_scale.environment import environment
 from card_scale.errors import CheckpointError, ConfigurationError, ExitCode, ForeignRunError
 from card_scale.files import read_json, write_atomically, write_json
 from card_scale.training import exit_record
+from card_scale.training.records import evaluations_of, read_metrics
 
 MAY_CHANGE = {
     "run.dir",
@@ -76,7 +77,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.ledger = self.path / "ledger"
         self.config = self.path / "config.yaml"
-        self.exit = self.path / "exit.json"
+        self.exit = self.path / exit_record.NAME
         self.stop = self.path / "STOP"
         self.saved = self.path / "saved.json"
         self.silent = self.path / "silent"
@@ -169,6 +170,10 @@ class RunDirectory:
         others = (self.path / name for name in ("environment.json", "ledger", "wandb", self.wandb_id.name))
         return (self.checkpoints, self.metrics, self.tensorboard, self.exit, self.saved, *others, self.config)
 
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation after ``step`` updates is recorded."""
+        return any(record["step"] == step for record in evaluations_of(read_metrics(self.metrics)))
+
     def read_exit(self) -> tuple[int, str] | None:
         """Return code and reason of ``exit.json``, None where there is none."""
         if not self.exit.is_file():
@@ -176,9 +181,9 @@ class RunDirectory:
         record = read_json(self.exit)
         return record["code"], record["reason"]
 
-    def write_exit(self, code: ExitCode | int, reason: str) -> None:
-        """Record how the command ended. Any rank may call it; the first failure of a job is the one that counts."""
-        exit_record.write(self.exit, code, reason)
+    def write_exit(self, code: ExitCode | int, reason: str, earlier: bytes | None = None) -> None:
+        """Record how the command ended, see :func:`card_scale.training.exit_record.write`."""
+        exit_record.write(self.exit, code, reason, earlier)
 
 
 def _differences(before: Config, after: Config) -> dict[str, tuple[object, object]]:

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,6 +119,14 @@ def test_what_is_damaged_is_said_by_file(tmp_path):
     (checkpoint / "state.json").unlink()
     assert len(verify.damaged_files(checkpoint, files)) == 2
     assert "state.json cannot be read: No such file" in " ".join(verify.damaged_files(checkpoint, files))
+
+
+def test_a_manifest_that_cannot_be_read_is_that_of_a_damaged_checkpoint(tmp_path):
+    manifest = save(tmp_path, 10) / "manifest.json"
+    manifest.unlink()
+    manifest.mkdir()
+    with pytest.raises(CheckpointError, match=r"manifest\.json cannot be read: .*Is a directory"):
+        read_manifest(manifest.parent)
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 99)), st.integers(1, 5))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from card_scale.checkpoint import directory as directories
 from card_scale.checkpoint.format import StoredPiece
-from card_scale.checkpoint.retention import Retention, prune, to_prune
+from card_scale.checkpoint.retention import Retention, prune, remove_unfinished, to_prune
 from tests.checkpoint.handmade import publish
 
 STEPS = st.sets(st.integers(0, 60), max_size=20)
@@ -48,6 +48,17 @@ def save(root, *steps: int) -> None:
 
 def names(root) -> list[str]:
     return sorted(path.name for path in root.glob("iter_*"))
+
+
+def test_what_was_never_published_goes_whatever_its_step(tmp_path):
+    save(tmp_path, 10)
+    for step in (5, 10, 20):
+        (tmp_path / directories.temporary_name(step)).mkdir()
+    kept = tmp_path / directories.pruned_name(10)  # a deletion that goes on where the next save prunes
+    kept.mkdir()
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == ["iter_0000010", kept.name]
+    remove_unfinished(tmp_path / "nowhere")
 
 
 def test_everything_is_kept_by_default(tmp_path):

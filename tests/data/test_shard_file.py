@@ -49,6 +49,26 @@ def test_what_passes_is_waited_for(tmp_path, record, monkeypatch, failures):
     assert slept == list(DELAYS[:failures])
 
 
+def test_a_shard_that_is_back_is_waited_for_again(tmp_path, record, monkeypatch):
+    errors, slept = [OSError(errno.EIO, "away")] * (len(DELAYS) + 2), []
+
+    def doubtful(*arguments):
+        if errors:
+            raise errors.pop()
+        return os.pread(*arguments)
+
+    with_pread(monkeypatch, doubtful)
+    file = ShardFile(tmp_path, record, sleep=slept.append)
+    for _ in range(2):
+        with pytest.raises(DataError):  # the second time at once: it may be gone for good
+            file.document(ROW, 2)
+    assert slept == list(DELAYS)
+    file.document(ROW, 2)
+    errors.append(OSError(errno.EIO, "away"))
+    file.document(ROW, 2)
+    assert slept == [*DELAYS, DELAYS[0]]
+
+
 @pytest.mark.parametrize(
     "number, attempts", [(errno.EIO, len(DELAYS) + 1), (errno.ESTALE, len(DELAYS) + 1), (errno.EACCES, 1)]
 )

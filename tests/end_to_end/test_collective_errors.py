@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from card_scale.errors import CheckpointError, ExitCode
-from card_scale.train import DEFECT, ending, lost_peer_or_hang
+from card_scale.training.ending import DEFECT, ending, lost_peer_or_hang
 from tests.layouts.processes import run_ranks
 
 

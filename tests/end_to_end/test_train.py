@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,9 +99,29 @@ def test_a_run_leaves_what_the_contract_says(whole_run, dataset):
 def test_running_it_again_says_that_it_is_done(whole_run):
     path, run = whole_run
     before = (run / "metrics.jsonl").read_bytes()
+    left_by_a_kill = run / "checkpoints/iter_0000009.tmp-01234567"
+    left_by_a_kill.mkdir()
     assert run_ranks(train, 4, [str(path), *FOUR_RANKS], deadline=60) == [0] * 4
     assert "already done" in json.loads((run / "exit.json").read_text())["reason"]
     assert (run / "metrics.jsonl").read_bytes() == before
+    assert not left_by_a_kill.exists()
+
+
+def test_a_run_that_ends_where_it_was_stopped_is_evaluated(whole_run, tmp_path):
+    """Its last evaluation is missing: a stop is saved without one."""
+    path, whole = whole_run
+    run = shutil.copytree(whole, tmp_path / "run")
+    *kept, last = (run / "metrics.jsonl").read_text().splitlines()
+    assert "validation_nll" in json.loads(last)
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    assert run_ranks(train, 4, [str(path), *FOUR_RANKS, f"run.dir={run}"], deadline=60) == [0] * 4
+    assert "done: 6 steps" in json.loads((run / "exit.json").read_text())["reason"]
+    *again, anew = (run / "metrics.jsonl").read_text().splitlines()
+    assert again == kept
+    expected = json.loads(last)
+    assert json.loads(anew) == {
+        key: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value for key, value in expected.items()
+    }
 
 
 GOES_ON_IN = dict(zip((signal.SIGTERM, signal.SIGINT), reversed(OTHER_LAYOUTS), strict=True))

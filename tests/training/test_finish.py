@@ -5,7 +5,8 @@ import platform
 import pytest
 
 from card_scale.errors import CheckpointError, ConfigurationError, ExitCode, OutOfMemory, OwnRankError
-from card_scale.train import finish, main
+from card_scale.train import main
+from card_scale.training.ending import finish
 
 
 @pytest.mark.parametrize("rank, of_all_ranks, says", [("0", True, True), ("3", True, False), ("3", False, True)])

@@ -18,6 +18,7 @@ from card_scale.data.ledger import Header, attempt_name, file_name, read_ledger
 from card_scale.data.ledger_check import LedgerReport, check_ledger
 from card_scale.data.loader import GlobalBatchLoader
 from card_scale.data.samples import Samples
+from card_scale.errors import DataError
 from card_scale.training.ledger import Ledger, WritingLedger
 
 SIZES = (1, 2, 4)
@@ -209,6 +210,15 @@ def test_each_line_is_with_the_operating_system_before_the_next(tmp_path):
         expected.append(line)
         assert path.read_text() == "".join(f"{line}\n" for line in expected)
     ledger.close()
+
+
+def test_a_full_disk_is_named_and_said_once(tmp_path):
+    ledger = WritingLedger(tmp_path, header())
+    with ledger._file, open("/dev/full", "wb", buffering=0) as full:
+        ledger._file = full
+        with pytest.raises(DataError, match=r"dp0003\.jsonl: No space left on device; run\.ledger=true"):
+            ledger.skipped(4)
+        ledger.close()
 
 
 def test_what_another_attempt_wrote_is_not_touched(tmp_path):

@@ -1,11 +1,14 @@
 """The run directory's small files, and which changes of configuration a run survives."""
 
 import dataclasses
+import errno
 import json
+import os
 
 import pytest
 
 from card_scale.errors import ConfigurationError, ExitCode
+from card_scale.training import exit_record
 from card_scale.training.run_directory import RunDirectory
 from tests.layouts.trajectory import small_config
 
@@ -90,3 +93,23 @@ def test_the_first_reason_to_fail_stays(directory):
     directory.take()
     directory.write_exit(ExitCode.PEER_LOST, "Connection closed by peer")
     assert json.loads(directory.exit.read_text())["code"] == 8
+
+
+def test_what_another_command_left_is_no_reason(directory):
+    """Where a rank hangs before the run directory is this job's."""
+    directory.write_exit(ExitCode.DONE, "done: 6 steps")
+    earlier = exit_record.content(directory.exit)
+    directory.write_exit(ExitCode.HANG, "timed out", earlier)
+    assert json.loads(directory.exit.read_text()) == {"code": 7, "reason": "timed out"}
+    directory.write_exit(ExitCode.PEER_LOST, "Connection closed by peer", earlier)
+    assert json.loads(directory.exit.read_text())["code"] == 7
+
+
+def test_a_record_that_the_disk_refuses_leaves_nothing(directory, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="No space"):
+        directory.write_exit(ExitCode.DATA, "a shard is gone")
+    assert not list(directory.path.glob("exit.json*"))

@@ -114,6 +114,7 @@ def test_progress_keeps_it_quiet_and_a_half_limit_leaves_a_file(tmp_path):
         assert any("test_progress_keeps_it_quiet" in frame for frame in told["stack"])
         while list(tmp_path.iterdir()):
             assert time.monotonic() < end
+            watchdog.beat()
             time.sleep(0.02)
     assert ended == []
 
