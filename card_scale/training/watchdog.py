@@ -1,9 +1,9 @@
 """The watchdog: a rank that makes no progress for too long is named, every rank's stacks are shown, the job ends.
 
 Nothing is exchanged while all is well. A rank that has been silent for half of the shortest limit leaves a file in
-the run directory that says where it is; one that reaches its limit reads them all. Whoever has left none cannot even run this
-thread: its process is stopped or holds the interpreter. Otherwise the others wait for the rank that has come least far,
-or of those that have come as far for the one that is not itself waiting in a collective.
+the run directory that says where it is; one that reaches its limit reads them all. Whoever has left none cannot even
+run this thread: its process is stopped or holds the interpreter. Otherwise the others wait for the rank that has come
+least far, or of those that have come as far for the one that is not itself waiting in a collective.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ class Watchdog:
         self._last = self.clock()
 
     def _watch(self) -> None:
-        # Early enough for any rank's limit: one that ends the job early, in another phase, must find what all have told.
+        # Early enough for any rank's limit: the one that ends the job, in another phase, must find what all have told.
         tells_after = min(self.limits.values()) / 2
         interval = min(self.limits.values()) / _LOOKS_PER_LIMIT
         told = False
