@@ -291,6 +291,8 @@ def main(argv: list[str] | None = None) -> int:
                 isinstance(error, ConfigurationError) and not isinstance(error, OwnRankError)
             )
             finish(recorded, code, reason + what_is_saved(config, error), of_all_ranks=of_all_ranks, earlier=earlier)
+            if config is None and (stated := configs.stated_run_dir(options.config, overrides)):
+                exit_record.supersede(Path(stated, exit_record.NAME), code, reason)
             if code == DEFECT:
                 raise
             return code

@@ -126,8 +126,9 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    from card_scale.checkpoint.directory import check_step
     from card_scale.checkpoint.format import MANIFEST_NAME, read_manifest
-    from card_scale.checkpoint.inspection import checkpoints, root_of
+    from card_scale.checkpoint.inspection import checkpoints, pointer_problem, root_of
     from card_scale.checkpoint.verify import damaged_files
 
     path = arguments.path
@@ -136,13 +137,17 @@ def _verify(arguments: argparse.Namespace) -> None:
     damaged = 0
     for one in paths:
         try:
-            problems = damaged_files(one, read_manifest(one).files)
+            manifest = read_manifest(one)
+            check_step(one, manifest)
+            problems = damaged_files(one, manifest.files)
         except CheckpointError as error:
             problems = [str(error)]
         print("\n".join(problems) if problems else f"{one}: every file is what was written", flush=True)
         damaged += bool(problems)
     if damaged:
         raise CheckpointError(f"{damaged} of {len(paths)} checkpoints are damaged")
+    if not is_one and (problem := pointer_problem(root_of(path))):
+        raise CheckpointError(problem)
 
 
 def _show(arguments: argparse.Namespace) -> None:

@@ -31,7 +31,9 @@ def parse() -> argparse.Namespace:
     where.add_argument("--interactive", action="store_true", help="read prompts line by line until end of input")
     _add_decoding(parser.add_argument_group("decoding"))
     show = parser.add_argument_group("output")
-    show.add_argument("--json", action="store_true", help="one object a prompt: prompt, text, tokens, passes, seconds")
+    show.add_argument(
+        "--json", action="store_true", help="one object a prompt: prompt, text, tokens, passes, seconds (of all)"
+    )
     show.add_argument("--colour", action="store_true", help="show which tokens were decided together, by pass")
     parser.add_argument(
         "--compile", action="store_true", help="compile passes, on a GPU as CUDA graphs: pays for long runs"

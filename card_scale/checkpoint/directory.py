@@ -108,9 +108,14 @@ def complete_manifest(root: Path, step: int) -> CheckpointManifest:
     """Return the manifest of a published checkpoint; CheckpointError where it is not complete or of another step."""
     path = root / name_of(step)
     manifest = checkpoint_format.read_manifest(path)
-    if manifest.step != step:
-        raise CheckpointError(f"checkpoint {path}: its manifest is of step {manifest.step}")
+    check_step(path, manifest)
     return manifest
+
+
+def check_step(path: Path, manifest: CheckpointManifest) -> None:
+    """Raise CheckpointError for a directory that has the name of another step's."""
+    if _NAME.fullmatch(path.name) and path.name != name_of(manifest.step):
+        raise CheckpointError(f"checkpoint {path}: its manifest is of step {manifest.step}")
 
 
 def find_latest(

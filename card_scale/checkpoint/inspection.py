@@ -60,6 +60,18 @@ def checkpoints(root: Path) -> list[Listed]:
     return found
 
 
+def pointer_problem(root: Path) -> str:
+    """Return what is wrong with the pointer to a run's latest checkpoint; empty where nothing is."""
+    step = directories.pointed_step(root)
+    if step is None:
+        return (
+            f"{root / directories.POINTER} is missing or names no step; a resume takes the newest complete checkpoint"
+        )
+    if step not in directories.published_steps(root):
+        return f"{root / directories.POINTER} names step {step}, whose checkpoint is gone; a resume would pass it over"
+    return ""
+
+
 class TensorDifference(NamedTuple):
     """Where a state of a parameter differs between two checkpoints."""
 

@@ -1,6 +1,6 @@
 """The run configuration: its schema, how it is read, and what it must satisfy."""
 
-from card_scale.config.load import load, read
+from card_scale.config.load import load, read, stated_run_dir
 from card_scale.config.overrides import MEGATRON_ALIASES, nearest, parse_overrides
 from card_scale.config.schema import (
     SCHEDULES,
@@ -31,4 +31,5 @@ __all__ = [
     "nearest",
     "parse_overrides",
     "read",
+    "stated_run_dir",
 ]

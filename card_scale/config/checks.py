@@ -28,7 +28,7 @@ def _check_ranges(config: "Config") -> None:
     for group, names in {
         "model": ("layers", "hidden", "heads", "ffn", "length"),
         "parallel": ("tensor", "pipeline", "virtual_pipeline"),
-        "train": ("global_batch", "micro_batch", "log_every"),
+        "train": ("global_batch", "micro_batch"),
         "run": ("timeout_seconds",),
     }.items():
         for name in names:
@@ -59,8 +59,8 @@ def _check_ranges(config: "Config") -> None:
     require("optimizer.clip", config.optimizer.clip >= 0, "0 (no clipping) or more")
     require("optimizer.ema", 0 <= config.optimizer.ema < 1, "in [0, 1)")
     require("train.steps", config.train.steps is None or config.train.steps >= 1, "at least 1")
-    require("train.eval_every", config.train.eval_every >= 0, "0 or more")
-    require("train.save_every", config.train.save_every >= 0, "0 or more")
+    for name in ("log_every", "eval_every", "save_every"):
+        require(f"train.{name}", getattr(config.train, name) >= 0, "0 (only at the end) or more")
     require(
         "train.keep_last",
         config.train.keep_last == 0 or config.train.keep_last >= 2,

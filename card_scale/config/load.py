@@ -17,7 +17,7 @@ import yaml
 from card_scale.config import strict_yaml
 from card_scale.config.overrides import nearest, parse_overrides
 from card_scale.config.schema import Config, FilePath
-from card_scale.errors import ConfigurationError
+from card_scale.errors import CommandLineError, ConfigurationError
 from card_scale.objectives import registry
 
 if TYPE_CHECKING:
@@ -61,6 +61,18 @@ def read(path: str | Path, overrides: list[str]) -> Config:
     objective = tree.pop("objective", {})
     groups = {group: _group(group, keys) for group, keys in tree.items()}
     return Config(**groups, objective=_objective(objective))
+
+
+def stated_run_dir(path: str | Path, overrides: list[str]) -> str | None:
+    """Return ``run.dir`` of a configuration that is refused for something else; None where that cannot be told."""
+    try:
+        content = strict_yaml.load(Path(path).read_text(encoding="utf-8"))
+        stated = dict(parse_overrides(overrides))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, ConfigurationError, CommandLineError):
+        return None
+    run = content.get("run") if isinstance(content, dict) else None
+    found = stated.get("run.dir", run.get("dir") if isinstance(run, dict) else None)
+    return os.path.expanduser(found) if isinstance(found, str) and found else None
 
 
 class _Given(NamedTuple):

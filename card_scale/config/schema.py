@@ -157,7 +157,7 @@ class TrainConfig:
     micro_batch: int = 1
     """Sequences per data-parallel rank and forward pass."""
     log_every: int = 10
-    """Steps between log lines."""
+    """Steps between log lines; 0 writes one after the last step."""
     eval_every: int = 0
     """Steps between evaluations; 0 evaluates before the first and after the last step."""
     save_every: int = 0

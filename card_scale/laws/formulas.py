@@ -1,6 +1,7 @@
 """Scaling laws as pure float64 functions: the predicted loss of a run, in nats per token.
 
-Arguments are arrays that broadcast: ``N`` parameters, ``D`` tokens processed, ``U`` unique tokens among them. Constants
+Arguments are arrays that broadcast: ``N`` parameters, ``D`` tokens processed, ``U`` unique tokens that there are, of
+which a run of fewer tokens than that sees ``D``. Constants
 come as a mapping from name to number (or to an array that broadcasts too), all positive. In :func:`data_constrained`
 ``R_D`` and ``R_N`` may also be 0 (a repeated token, or a parameter beyond the optimum, is worth nothing) and infinite
 (it is worth as much as a new one).
@@ -73,6 +74,11 @@ def excess(params: Params, N: npt.ArrayLike, U: npt.ArrayLike) -> tuple[Array, A
     return filled, size / filled
 
 
+def seen(D: npt.ArrayLike, U: npt.ArrayLike) -> Array:  # noqa: N803
+    """Return min(U, D), the different tokens that a run sees."""
+    return np.minimum(np.asarray(U, np.float64), np.asarray(D, np.float64))
+
+
 def uses(D: npt.ArrayLike, U: npt.ArrayLike) -> Array:  # noqa: N803
     """Return the epochs D / U, at least 1."""
     return np.maximum(np.asarray(D, np.float64) / np.asarray(U, np.float64), 1.0)
@@ -83,8 +89,9 @@ def saturating_effective(params: Params, N: npt.ArrayLike, D: npt.ArrayLike, U: 
 
     D' = U + U R_D (1 - exp(-(D/U - 1) / R_D)), N' = U_N + U_N R_N (1 - exp(-(N/U_N - 1) / R_N)).
     """
-    filled, ratio = excess(params, N, U)
-    data = np.asarray(U, np.float64) * (1.0 + saturating(uses(D, U) - 1.0, params["R_D"]))
+    unique = seen(D, U)
+    filled, ratio = excess(params, N, unique)
+    data = unique * (1.0 + saturating(uses(D, unique) - 1.0, params["R_D"]))
     return filled * (1.0 + saturating(ratio - 1.0, params["R_N"])), data
 
 
@@ -103,8 +110,9 @@ def data_constrained(params: Params, N: npt.ArrayLike, D: npt.ArrayLike, U: npt.
 
 def geometric_effective(params: Params, N: npt.ArrayLike, D: npt.ArrayLike, U: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
     """Return N' and D' when the k-th use is worth (1 - delta)^(k-1) of the first, see :func:`geometric_sum`."""
-    filled, ratio = excess(params, N, U)
-    data = np.asarray(U, np.float64) * geometric_sum(uses(D, U), params["delta_D"])
+    unique = seen(D, U)
+    filled, ratio = excess(params, N, unique)
+    data = unique * geometric_sum(uses(D, unique), params["delta_D"])
     return filled * geometric_sum(ratio, params["delta_N"]), data
 
 
@@ -119,7 +127,7 @@ def geometric_decay(params: Params, N: npt.ArrayLike, D: npt.ArrayLike, U: npt.A
 
 def decayed_exponents(params: Params, N: npt.ArrayLike, D: npt.ArrayLike, U: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
     """Return alpha max(0, 1 - (N/U_N - 1) / R_N) and beta max(0, 1 - (D/U - 1) / R_D)."""
-    _, ratio = excess(params, N, U)
+    _, ratio = excess(params, N, seen(D, U))
     alpha = params["alpha"] * np.maximum(1.0 - (ratio - 1.0) / params["R_N"], 0.0)
     return alpha, params["beta"] * np.maximum(1.0 - (uses(D, U) - 1.0) / params["R_D"], 0.0)
 
@@ -151,7 +159,7 @@ def practical(params: Params, N: npt.ArrayLike, D: npt.ArrayLike, U: npt.ArrayLi
 
 def handicap(params: Params, N: npt.ArrayLike, D: npt.ArrayLike, U: npt.ArrayLike) -> Array:  # noqa: N803
     """Return h of :func:`practical`: the sum of what too few parameters, steps and unique tokens cost."""
-    size, tokens, unique = (np.log(np.asarray(values, np.float64)) for values in (N, D, U))
+    size, tokens, unique = (np.log(np.asarray(values, np.float64)) for values in (N, D, seen(D, U)))
     too_small = params["a"] * np.exp(-params["alpha"] * size)
     too_short = params["b"] * np.exp(-params["beta"] * tokens)
     return too_small + too_short + params["c"] * np.exp(params["gamma"] * size - params["delta"] * unique)

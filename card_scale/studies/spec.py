@@ -182,7 +182,7 @@ def _log_every(grid: Grid, config: Config, samples_per_epoch: int) -> int:
     """Return the updates between log lines: no pass over the data is without one."""
     per_epoch = max(1, samples_per_epoch // config.train.global_batch)
     if grid.logs_per_epoch is None:
-        return min(config.train.log_every, per_epoch)
+        return min(config.train.log_every or per_epoch, per_epoch)
     return max(1, per_epoch // grid.logs_per_epoch)
 
 

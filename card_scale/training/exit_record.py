@@ -4,6 +4,7 @@ torchrun returns 1 for any rank's code, so the code stands in ``exit.json`` in t
 is another run's, and for whoever asked for a stop, a launch script keeps a directory of notes as long as its job runs.
 """
 
+import contextlib
 import json
 import os
 import uuid
@@ -34,6 +35,16 @@ def write(path: Path, code: ExitCode | int, reason: str, earlier: bytes | None =
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def supersede(path: Path, code: ExitCode | int, reason: str) -> None:
+    """Record how a command ended whose configuration was refused, where an earlier one's record would pass for it.
+
+    Where there is none nothing is written: the directory may be that of a run that goes on.
+    """
+    with contextlib.suppress(OSError):  # of a directory that is not known to be this command's
+        if path.is_file():
+            write(path, code, reason)
 
 
 def content(path: Path) -> bytes | None:

@@ -1,5 +1,6 @@
 """tools/checkpoint.py on checkpoints made by hand: what is listed, verified, shown, compared and pruned."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,24 @@ def test_verify(tool, run_directory):
     code, text, _ = tool("verify", run_directory / "checkpoints/iter_0000040")
     assert code == 5
     assert "manifest.json is missing" in text
+
+
+def test_verify_looks_at_what_a_resume_looks_at(tool, run_directory):
+    root = run_directory / "checkpoints"
+    for step in (20, 30):  # which are damaged
+        shutil.rmtree(root / f"iter_00000{step}")
+    assert tool("verify", run_directory)[0] == 0
+    pointer = root / "latest_checkpointed_iteration.txt"
+    for content, message in (("60", "names step 60, whose checkpoint is gone"), ("here", "names no step")):
+        pointer.write_text(content)
+        code, _, words = tool("verify", run_directory)
+        assert (code, message in words) == (5, True)
+    pointer.write_text("50")
+    (root / "iter_0000010").rename(root / "iter_0000045")
+    code, text, _ = tool("verify", run_directory)
+    assert code == 5
+    assert "iter_0000045: its manifest is of step 10" in text
+    assert tool("verify", root / "iter_0000045")[0] == 5
 
 
 def test_show(tool, run_directory):

@@ -173,6 +173,23 @@ def test_a_vocabulary_that_the_ranks_cannot_share(config_file, tmp_path, monkeyp
     assert (tmp_path / "run/exit.json").is_file() == (not option)  # a dry run leaves nothing
 
 
+@pytest.mark.parametrize("mistake", ["model.layer=3", "model.heads=3", "model.layers=none"])
+def test_a_refused_configuration_is_no_success_of_an_earlier_command(config_file, tmp_path, mistake):
+    """torchrun returns 1 for any code, so a script reads the record."""
+    record = tmp_path / "run/exit.json"
+    assert main([str(config_file), mistake]) == ExitCode.CONFIGURATION
+    assert not record.exists()  # the directory may be that of a run that goes on
+    record.parent.mkdir()
+    record.write_text('{"code": 0, "reason": "done: 6 steps"}')
+    elsewhere = f"run.dir={tmp_path / 'elsewhere'}"
+    assert main([str(config_file), mistake, elsewhere]) == ExitCode.CONFIGURATION
+    assert json.loads(record.read_text())["code"] == 0
+    assert main([str(config_file), mistake]) == ExitCode.CONFIGURATION
+    refused = json.loads(record.read_text())
+    assert refused["code"] == ExitCode.CONFIGURATION
+    assert mistake.partition("=")[0] in refused["reason"]
+
+
 @pytest.mark.parametrize(
     "content, words",
     [("model: [1, 2", "cannot be read"), ("- a\n- b", "not groups of keys"), ("model: 3", "model holds 3")],

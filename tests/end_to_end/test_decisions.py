@@ -228,7 +228,7 @@ def stop_after_four_steps(arguments: list[str]) -> int:
 
 
 def test_a_stop_records_what_was_refused_since_the_last_log_line(tmp_path, dataset):
-    keys = ["guard.policy=skip", "run.ledger=true", "train.log_every=6", "train.eval_every=6", "train.save_every=6"]
+    keys = ["guard.policy=skip", "run.ledger=true", "train.log_every=0", "train.eval_every=6", "train.save_every=6"]
     config = [str(write_config(tmp_path, dataset)), *keys]
     assert run_ranks(stop_after_four_steps, 1, config, deadline=60) == [ExitCode.STOPPED]
     assert run_ranks(train, 2, config, deadline=60) == [0, 0]

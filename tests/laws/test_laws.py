@@ -105,6 +105,24 @@ def test_optimum_on_plenty_of_data_is_chinchillas():
     assert limited.loss == pytest.approx(free.loss, rel=1e-10)
 
 
+@pytest.mark.parametrize(
+    "law, constants",
+    [
+        (laws.data_constrained, PUBLISHED),
+        (laws.geometric_decay, BASE | {"delta_D": 0.1, "delta_N": 0.2}),
+        (laws.decaying_exponents, PUBLISHED),
+        (laws.practical, dict(E=1.5, a=2.0, alpha=0.5, b=3.0, beta=0.25, c=4.0, gamma=0.5, delta=0.5, L0=10.0)),
+    ],
+)
+def test_of_more_tokens_than_are_processed_a_run_sees_as_many_as_it_processes(law, constants):
+    tokens = np.array([1e8, 1e9, 1e10])
+    np.testing.assert_allclose(law(constants, 3e8, tokens, 1e12), law(constants, 3e8, tokens, tokens), rtol=1e-14)
+    if law is laws.data_constrained:
+        # Not more parameters than these tokens fill: once through, Chinchilla's law.
+        few = laws.optimal_parameters(BASE, tokens) / 2
+        np.testing.assert_allclose(law(constants, few, tokens, 1e12), laws.chinchilla(BASE, few, tokens), rtol=1e-12)
+
+
 def test_practical_law_by_hand():
     params = dict(E=1.5, a=2.0, alpha=0.5, b=3.0, beta=0.25, c=4.0, gamma=0.5, delta=0.5, L0=10.0)
     h = 2.0 / 10.0 + 3.0 / 10.0 + 4.0 * 10.0 / 50.0

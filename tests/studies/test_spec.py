@@ -185,5 +185,7 @@ def test_no_pass_is_without_a_log_line(write_grid, tmp_path):
     """A pass is five updates: of lines every 100 updates most passes would have none."""
     wide = {"train.log_every": 100}
     assert {spec.config.train.log_every for spec in specs(load(write_grid(overrides=wide)), tmp_path)} == {5}
+    at_the_end = {"train.log_every": 0}
+    assert {spec.config.train.log_every for spec in specs(load(write_grid(overrides=at_the_end)), tmp_path)} == {5}
     fine = {"train.log_every": 2}
     assert {spec.config.train.log_every for spec in specs(load(write_grid(overrides=fine)), tmp_path)} == {2}
