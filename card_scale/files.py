@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ def partial_path(path: Path) -> Path:
 def commit(path: Path) -> None:
     """Give a finished partial file, already synchronised to disk, its final name."""
     os.replace(partial_path(path), path)
+
+
+def write_whole(file: RawIOBase, content: bytes | memoryview) -> None:
+    """Write to a file that is not buffered, of which one call may write a part. An OSError leaves a part written."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 @contextlib.contextmanager

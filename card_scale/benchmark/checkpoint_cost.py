@@ -20,6 +20,7 @@ from card_scale.checkpoint.run_files import RunFiles
 from card_scale.data.samples import Samples
 from card_scale.distributed import process_groups
 from card_scale.engine.base import ShardingEngine
+from card_scale.files import write_whole
 from card_scale.training.agreement import agree_on_damage
 from card_scale.training.train_step import TrainStep
 
@@ -142,9 +143,7 @@ def _write(path: Path, size: int) -> None:
     chunk = memoryview(secrets.token_bytes(_CHUNK))
     with path.open("wb", buffering=0) as file:
         for begin in range(0, size, _CHUNK):
-            rest = chunk[: size - begin]
-            while rest:
-                rest = rest[file.write(rest) :]
+            write_whole(file, chunk[: size - begin])
         os.fsync(file.fileno())
 
 

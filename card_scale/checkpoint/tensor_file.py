@@ -62,10 +62,8 @@ class TensorFileWriter:
         # Neither holds the interpreter: hashing costs nothing beside writing.
         hashed = self._hashing.submit(self._hash.update, data)
         self._bytes += len(data)
-        rest = memoryview(data)
         try:
-            while rest:  # unbuffered, one call may write a part
-                rest = rest[self._file.write(rest) :]
+            files.write_whole(self._file, data)
         finally:
             hashed.result()
 

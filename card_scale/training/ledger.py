@@ -11,6 +11,7 @@ from card_scale.data.ledger import Header, file_name
 from card_scale.data.samples import Samples
 from card_scale.distributed import process_groups
 from card_scale.errors import DataError
+from card_scale.files import write_whole
 from card_scale.training.agreement import agree_on_attempt
 from card_scale.training.run_checkpoints import Start
 from card_scale.training.run_data import RunData
@@ -72,10 +73,8 @@ class WritingLedger(Ledger):
         self._write(json.dumps(content, separators=(",", ":")))
 
     def _write(self, line: str) -> None:
-        rest = memoryview(f"{line}\n".encode())
         try:
-            while rest:
-                rest = rest[self._file.write(rest) or 0 :]
+            write_whole(self._file, f"{line}\n".encode())
         except OSError as error:
             raise DataError(
                 f"{self._path}: {error.strerror}; run.ledger=true makes no update that is not recorded"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from card_scale import faults
 from card_scale.errors import DataError
-from card_scale.files import write_atomically
+from card_scale.files import write_atomically, write_whole
 
 Record = TypeVar("Record", bound=Mapping[str, Any])
 
@@ -52,9 +52,7 @@ class MetricsFile:
     def _append(self) -> None:
         """Write what waits as a whole: of a part the disk has taken, nothing stays."""
         try:
-            rest = memoryview(self._waiting)
-            while rest:
-                rest = rest[self._file.write(rest) or 0 :]
+            write_whole(self._file, self._waiting)
         except OSError:
             self._file.truncate(self._whole)
             raise
